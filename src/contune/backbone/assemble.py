@@ -1,0 +1,247 @@
+"""Putting a backbone together: load, look inside with one forward pass, choose the feature, make the reader."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from contune.backbone import source
+from contune.backbone.base import base_tensors
+from contune.backbone.config import Feature, ModelConfig
+from contune.backbone.images import ImageReader, Preprocessing, read_preprocessing
+from contune.backbone.inputs import Reader
+from contune.backbone.layers import Anatomy, find_layers
+from contune.backbone.load import (
+    load_config,
+    load_image_settings,
+    load_model,
+    load_tokenizer,
+    model_class,
+    position_limit,
+    quiet,
+)
+from contune.backbone.seam import Kernel, watch
+from contune.backbone.text import TextReader, choose_max_length
+from contune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Models whose output is not yet normed: they norm the class token alone, so contune applies that norm to all positions.
+_NORM_AFTER: dict[str, str] = {"clip_vision_model": "post_layernorm"}
+# What the first position's learned vector is called in stock image models.
+_CLASS_TOKENS = frozenset({"cls_token", "class_embedding", "class_token"})
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Assembly:
+    """Everything that is known about a loaded model; `Backbone` is its face.
+
+    `forward` runs the model on named inputs and gives the states (B, L, width) after the final norm. `leading`
+    positions of an image are no patches. `blank` (1, 3, height, width) stands for pixels that are not needed.
+    """
+
+    model: "PreTrainedModel"
+    modality: Literal["text", "image"]
+    feature: Feature
+    width: int
+    prompt_width: int
+    leading: int
+    anatomy: Anatomy
+    reader: Reader
+    forward: Callable[..., Tensor]
+    tensors: dict[str, Tensor]
+    position_limit: int | None
+    blank: Tensor | None
+    device: torch.device
+
+
+def assemble(config: ModelConfig, device: torch.device | str, kernel: Kernel | None = None) -> Assembly:
+    """Load the model of `config` and find out how to read it; `kernel` is the attention the seam calls."""
+    where, local = source.locate(config.path)
+    with quiet():
+        stock_config = load_config(where, local)
+        modality = _modality(stock_config)
+        _refuse_unused(config, modality)
+        settings = load_image_settings(where, local) if modality == "image" else None
+        tokenizer = load_tokenizer(where, local) if modality == "text" else None
+        model = load_model(where, local, stock_config, device, kernel)
+    if settings is not None:
+        return _assemble_image(config, model, read_preprocessing(settings, config.image_size, config.path))
+    return _assemble_text(config, model, tokenizer, where, local)
+
+
+def _assemble_text(config: ModelConfig, model: Any, tokenizer: Any, where: str, local: bool) -> Assembly:
+    limit = position_limit(model, model.config)
+    # Tokenizers without a limit of their own say 10^30.
+    own = int(tokenizer.model_max_length) if tokenizer.model_max_length < 10**9 else None
+    length = choose_max_length(config.max_length, source.sentence_length(where, local), [own, limit])
+    ids = torch.arange(2, device=model.device).unsqueeze(0)
+    forward = _forward_function(model, {})
+    states, anatomy, prompt_width = _probe(model, forward, input_ids=ids, attention_mask=torch.ones_like(ids))
+    causal = any(getattr(module, "is_causal", False) for module in anatomy.attention)
+    feature: Feature
+    if config.feature != "auto":
+        feature = config.feature
+    else:
+        feature = source.sentence_pooling(where, local) or ("last-token" if causal else "mean")
+    return Assembly(
+        model=model,
+        modality="text",
+        feature=feature,
+        width=states.shape[2],
+        prompt_width=prompt_width,
+        leading=0,
+        anatomy=anatomy,
+        reader=TextReader(tokenizer, length, _padding(tokenizer, model.config), model.device),
+        forward=forward,
+        tensors=base_tensors(model),
+        position_limit=limit,
+        blank=None,
+        device=model.device,
+    )
+
+
+def _assemble_image(config: ModelConfig, model: Any, how: Preprocessing) -> Assembly:
+    _check_patches(model.config, how.size, config.path)
+    options: dict[str, Any] = {}
+    if _pair(model.config.image_size) != how.size and "interpolate_pos_encoding" in _parameters(model.forward):
+        options["interpolate_pos_encoding"] = True
+    forward = _forward_function(model, options)
+    blank = torch.zeros(1, 3, *how.size, device=model.device)
+    try:
+        states, anatomy, prompt_width = _probe(model, forward, pixel_values=blank)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"{config.path} does not take images of {how.size[0]} x {how.size[1]} pixels ({error}); "
+            f"its own size is {model.config.image_size}, leave model.image_size out"
+        ) from error
+    positions = states.shape[1]
+    has_class_token = any(name.rpartition(".")[2] in _CLASS_TOKENS for name, _ in model.named_parameters())
+    return Assembly(
+        model=model,
+        modality="image",
+        feature=_image_feature(config, has_class_token),
+        width=states.shape[2],
+        prompt_width=prompt_width,
+        leading=max(0, positions - _patches(model.config, how.size)),
+        anatomy=anatomy,
+        reader=ImageReader(how, positions, model.device),
+        forward=forward,
+        tensors=base_tensors(model),
+        position_limit=None,
+        blank=blank,
+        device=model.device,
+    )
+
+
+def _forward_function(model: Any, options: dict[str, Any]) -> Callable[..., Tensor]:
+    norm_name = _NORM_AFTER.get(model.config.model_type)
+
+    def forward(**inputs: Tensor) -> Tensor:
+        states: Tensor = model(**inputs, **options).last_hidden_state
+        if norm_name is not None:
+            states = model.get_submodule(norm_name)(states)
+        return states
+
+    return forward
+
+
+def _probe(model: Any, forward: Callable[..., Tensor], **inputs: Tensor) -> tuple[Tensor, Anatomy, int]:
+    """One forward pass, watched: the states, what the model is made of, and the width of a layer's input."""
+    count = getattr(model.config, "num_hidden_layers", None)
+    if not count:
+        raise ConfigError(f"{type(model).__name__} does not say how many equal layers it has; it cannot be used")
+    layers = find_layers(model, count, type(model).__name__)
+    seen: list[tuple[int, bool]] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        states = args[0] if args else kwargs["hidden_states"]
+        seen.append((states.shape[-1], isinstance(output, tuple) and any(isinstance(x, Tensor) for x in output[1:])))
+
+    handle = layers[0].register_forward_hook(note, with_kwargs=True)
+    try:
+        with torch.no_grad(), watch() as calls:
+            states = forward(**inputs)
+    finally:
+        handle.remove()
+    if not seen:
+        raise ConfigError(f"the layers of {type(model).__name__} were not used in a forward pass; it cannot be used")
+    width, side_outputs = seen[0]
+    found = []
+    for layer in layers:
+        inside = set(layer.modules())
+        found.append(next((call for call in calls if call.module in inside), None))
+    complete = [call for call in found if call is not None]
+    if len(complete) < len(found):
+        complete = []
+    anatomy = Anatomy(
+        layers=layers,
+        attention=tuple(call.module for call in complete),
+        key_widths=tuple(call.key_width for call in complete),
+        value_widths=tuple(call.value_width for call in complete),
+        side_outputs=side_outputs,
+    )
+    return states, anatomy, width
+
+
+def _modality(stock_config: Any) -> Literal["text", "image"]:
+    main = model_class(stock_config).main_input_name
+    if main == "input_ids":
+        return "text"
+    if main == "pixel_values":
+        return "image"
+    raise ConfigError(
+        f"a {stock_config.model_type} model reads {main}; contune works with text and image models, choose one of those"
+    )
+
+
+def _refuse_unused(config: ModelConfig, modality: str) -> None:
+    if modality == "text" and config.image_size is not None:
+        raise ConfigError(f"model.image_size is {config.image_size} but {config.path} reads text; leave it out")
+    if modality == "image" and config.max_length is not None:
+        raise ConfigError(f"model.max_length is {config.max_length} but {config.path} reads images; leave it out")
+
+
+def _image_feature(config: ModelConfig, has_class_token: bool) -> Feature:
+    if config.feature == "last-token":
+        raise ConfigError("model.feature is 'last-token' but images have no last token; use 'class-token' or 'mean'")
+    if config.feature == "class-token" and not has_class_token:
+        raise ConfigError(f"model.feature is 'class-token' but {config.path} has none; use 'mean'")
+    if config.feature == "auto":
+        return "class-token" if has_class_token else "mean"
+    return config.feature
+
+
+def _padding(tokenizer: Any, stock_config: Any) -> int:
+    # Padding is masked out, so any id does; only the model's own keeps RoBERTa's positions right.
+    for candidate in (tokenizer.pad_token_id, getattr(stock_config, "pad_token_id", None), tokenizer.eos_token_id):
+        if isinstance(candidate, int) and candidate >= 0:
+            return candidate
+    return 0
+
+
+def _check_patches(stock_config: Any, size: tuple[int, int], name: str) -> None:
+    patch = _pair(stock_config.patch_size)
+    if size[0] % patch[0] or size[1] % patch[1]:
+        raise ConfigError(
+            f"images of {size[0]} x {size[1]} pixels do not divide into the {patch[0]} x {patch[1]} patches of {name}; "
+            f"set model.image_size to a multiple, such as {max(1, round(size[0] / patch[0])) * patch[0]}"
+        )
+
+
+def _patches(stock_config: Any, size: tuple[int, int]) -> int:
+    patch = _pair(stock_config.patch_size)
+    return (size[0] // patch[0]) * (size[1] // patch[1])
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value[0]), int(value[1])) if isinstance(value, list | tuple) else (int(value), int(value))
+
+
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)

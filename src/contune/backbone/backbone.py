@@ -1,0 +1,254 @@
+"""The backbone: a frozen stock model, read as features, with the places where methods attach.
+
+    prepare -> collate -> encode -> pool
+                            ^
+             prompts (input tokens), prefixes (keys and values), resume (cached states of a lower layer)
+
+Shapes: B rows, L positions, d width, n prompt or prefix length, kv joint width of a layer's key (or value) heads.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from contune.backbone import pooling, seam
+from contune.backbone.assemble import Assembly, assemble
+from contune.backbone.base import tensors_hash
+from contune.backbone.config import Feature, ModelConfig
+from contune.backbone.inputs import Encoded, ModelInputs, Prepared, Rows
+from contune.backbone.layers import changed_input, input_of, started_at
+from contune.errors import CombinationError, ConfigError
+from contune.stream.task import Image
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Backbone:
+    """A frozen model and how to read it. Get one with `Backbone.load`; see `ModelConfig` for the choices.
+
+    `feature` is the recorded choice of pooling (never `auto`), `feature_size` its width, `depth` the number of layers.
+    """
+
+    config: ModelConfig
+    parts: Assembly
+
+    @classmethod
+    def load(cls, config: ModelConfig, *, device: torch.device | str = "cpu") -> "Backbone":
+        """The model of `config`: float32, evaluation mode, nothing trainable, nothing missing.
+
+        Reads safetensors only and never runs code from a model's folder. Raises `ConfigError` where the model cannot be
+        used, and says why.
+        """
+        return cls(config, assemble(config, device))
+
+    @property
+    def model(self) -> "PreTrainedModel":
+        """The stock model; adapters are injected into it."""
+        return self.parts.model
+
+    @property
+    def modality(self) -> Literal["text", "image"]:
+        """What the model reads."""
+        return self.parts.modality
+
+    @property
+    def feature(self) -> Feature:
+        """How the states become one vector."""
+        return self.parts.feature
+
+    @property
+    def feature_size(self) -> int:
+        """Width of that vector."""
+        return self.parts.width
+
+    @property
+    def depth(self) -> int:
+        """Number of transformer layers."""
+        return len(self.parts.anatomy.layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are and batches go."""
+        return self.parts.device
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The transformer layers in order."""
+        return list(self.parts.anatomy.layers)
+
+    @property
+    def attention(self) -> list[nn.Module]:
+        """For every layer, the module whose keys and values a prefix joins; see `kv_width` for their width."""
+        self._require_seam()
+        return list(self.parts.anatomy.attention)
+
+    def kv_width(self, layer: int) -> int:
+        """Joint width of the key heads (and of the value heads) of a layer: fewer than d under grouped queries."""
+        self._require_seam()
+        self._require_layer(layer)
+        anatomy = self.parts.anatomy
+        keys, values = anatomy.key_widths[layer], anatomy.value_widths[layer]
+        if keys != values:
+            raise CombinationError(
+                f"layer {layer} of {self.config.path} has keys of width {keys} and values of width {values}; "
+                "prefixes need both equal, use prompts or LoRA on this model"
+            )
+        return keys
+
+    def prepare(self, inputs: Sequence[str] | Sequence[Image]) -> Prepared:
+        """Tokenise texts, or check images; once per example. Raises `DataError` naming the first row that is wrong."""
+        return self.parts.reader.prepare(inputs)
+
+    def collate(
+        self,
+        parts: Sequence[tuple[Prepared, Rows]],
+        *,
+        augment: torch.Generator | None = None,
+        pixels: bool = True,
+    ) -> ModelInputs:
+        """A batch: the named rows of every part in order, texts padded to the longest, images in the model's view.
+
+        `augment` draws a random resized crop and a flip for each image from that (CPU) generator. `pixels=False` leaves
+        the images out, for batches that resume from cached states.
+        """
+        return self.parts.reader.collate(parts, augment=augment, pixels=pixels)
+
+    def encode(
+        self, inputs: ModelInputs, *, prompts: Tensor | None = None, resume: tuple[int, Tensor] | None = None
+    ) -> Encoded:
+        """The states of all positions after the final norm.
+
+        `prompts` (B, n, d) or (n, d) come first at the input: before the word embeddings of a text (prompt tuning,
+        arXiv 2104.08691), before the class token of an image and without position embedding (arXiv 2112.08654).
+        `resume` = (layer, states (B, L, d)) skips the layers below `layer`, which receives those states.
+        """
+        mask = inputs.mask
+        with ExitStack() as stack:
+            if prompts is not None:
+                prompts = self._batch_of_prompts(prompts, inputs, resume)
+                if mask is not None:
+                    mask = torch.cat([mask.new_ones(prompts.shape[:2]), mask], dim=1)
+            if resume is not None:
+                self._check_resume(resume, inputs)
+                stack.enter_context(started_at(self.parts.anatomy, *resume))
+            if prompts is not None and self.modality == "image":
+                tokens = prompts
+                stack.enter_context(changed_input(self.layers[0], lambda states: torch.cat([tokens, states], dim=1)))
+            states = self._forward(inputs, mask, prompts, pixels_needed=resume is None)
+        return Encoded(states, mask, 0 if prompts is None else prompts.shape[1])
+
+    def pool(self, encoded: Encoded) -> Tensor:
+        """One feature (B, feature_size) per row; prompts and padding never count."""
+        return pooling.pool(
+            encoded.states,
+            encoded.mask,
+            prompts=encoded.prompts,
+            feature=self.feature,
+            leading=self.parts.leading,
+        )
+
+    def features(
+        self, inputs: ModelInputs, *, prompts: Tensor | None = None, resume: tuple[int, Tensor] | None = None
+    ) -> Tensor:
+        """`pool(encode(...))`: (B, feature_size)."""
+        return self.pool(self.encode(inputs, prompts=prompts, resume=resume))
+
+    def hidden(self, inputs: ModelInputs, layer: int) -> Tensor:
+        """The states (B, L, d) that `layer` receives; that layer and those above it are not computed."""
+        self._require_layer(layer)
+        return input_of(self.layers[layer], lambda: self._forward(inputs, inputs.mask, None, pixels_needed=True))
+
+    @contextmanager
+    def prefixes(self, prefixes: Mapping[int, tuple[Tensor, Tensor]]) -> Iterator[None]:
+        """While the block runs, layer i attends to prefixes[i] = (keys, values) as well.
+
+        Both have shape (n, kv_width(i)), one for all rows, or (B, n, kv_width(i)), one for each row.
+        """
+        for layer, (keys, values) in prefixes.items():
+            self._check_prefix(layer, keys, values)
+        modules = {self.attention[layer]: pair for layer, pair in prefixes.items()}
+        with seam.attach(modules):
+            yield
+
+    def base_hash(self) -> str:
+        """Hex sha256 of the base weights as they are now: equal before and after training, whatever was injected."""
+        return tensors_hash(self.parts.tensors)
+
+    def base_parameters(self) -> dict[str, nn.Parameter]:
+        """The base parameters by the names they had when loaded, also after adapters were injected around them."""
+        return {name: value for name, value in self.parts.tensors.items() if isinstance(value, nn.Parameter)}
+
+    def _forward(self, inputs: ModelInputs, mask: Tensor | None, prompts: Tensor | None, pixels_needed: bool) -> Tensor:
+        if self.modality == "image":
+            if inputs.pixels is None and pixels_needed:
+                raise CombinationError("the batch was made with pixels=False; give resume=(layer, states) with it")
+            return self.parts.forward(pixel_values=self.parts.blank if inputs.pixels is None else inputs.pixels)
+        if inputs.ids is None or mask is None:
+            raise CombinationError("the batch holds no tokens but this model reads text; make it with this backbone")
+        if prompts is None:
+            return self.parts.forward(input_ids=inputs.ids, attention_mask=mask)
+        words: Tensor = self.model.get_input_embeddings()(inputs.ids)
+        return self.parts.forward(inputs_embeds=torch.cat([prompts, words], dim=1), attention_mask=mask)
+
+    def _batch_of_prompts(self, prompts: Tensor, inputs: ModelInputs, resume: Any) -> Tensor:
+        if resume is not None:
+            raise CombinationError(
+                "prompts enter below the first layer, so states cached without them cannot be resumed; "
+                "give either prompts or resume"
+            )
+        batch = prompts.unsqueeze(0).expand(len(inputs), -1, -1) if prompts.dim() == 2 else prompts
+        if batch.dim() != 3 or batch.shape[0] != len(inputs) or batch.shape[2] != self.parts.prompt_width:
+            raise CombinationError(
+                f"prompts have shape {tuple(prompts.shape)}; give (n, {self.parts.prompt_width}) or "
+                f"({len(inputs)}, n, {self.parts.prompt_width})"
+            )
+        limit, tokens = self.parts.position_limit, 0 if inputs.ids is None else inputs.ids.shape[1]
+        if limit is not None and tokens + batch.shape[1] > limit:
+            raise CombinationError(
+                f"{batch.shape[1]} prompts and {tokens} tokens do not fit in the model's {limit} positions; "
+                f"set model.max_length to at most {limit - batch.shape[1]}"
+            )
+        return batch
+
+    def _check_resume(self, resume: tuple[int, Tensor], inputs: ModelInputs) -> None:
+        layer, states = resume
+        self._require_layer(layer)
+        length = None if inputs.mask is None else inputs.mask.shape[1]
+        if states.dim() != 3 or states.shape[0] != len(inputs) or (length is not None and states.shape[1] != length):
+            raise CombinationError(
+                f"cached states have shape {tuple(states.shape)} for a batch of {len(inputs)} rows"
+                + ("" if length is None else f" and {length} positions")
+                + "; pad them as the batch is padded"
+            )
+        lost = [i for i, module in enumerate(self.parts.anatomy.attention[:layer]) if module in seam.attached()]
+        if lost:
+            raise CombinationError(
+                f"layer {lost[0]} has a prefix but the forward pass resumes at layer {layer}, above it; "
+                f"resume at layer {lost[0]} or below"
+            )
+
+    def _check_prefix(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        width = self.kv_width(layer)
+        if keys.shape != values.shape or keys.dim() not in (2, 3) or keys.shape[-1] != width:
+            raise CombinationError(
+                f"the prefix of layer {layer} has keys {tuple(keys.shape)} and values {tuple(values.shape)}; "
+                f"give both as (n, {width}), or (rows, n, {width})"
+            )
+
+    def _require_seam(self) -> None:
+        if not self.parts.anatomy.attention:
+            raise CombinationError(
+                f"{type(self.model).__name__} does not call its attention through transformers' AttentionInterface, so "
+                "prefixes cannot attach; use prompts at the input, LoRA or another adapter"
+            )
+
+    def _require_layer(self, layer: int) -> None:
+        if not 0 <= layer < self.depth:
+            raise ConfigError(f"layer {layer} was asked for but the model has layers 0 to {self.depth - 1}")

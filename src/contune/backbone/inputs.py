@@ -1,0 +1,171 @@
+"""What goes into a backbone and what comes out: prepared inputs, batches, encoded states.
+
+Shapes: B rows of a batch, L positions, d width of the model, n prompt tokens.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self, TypeVar, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contune.errors import DataError
+from contune.stream.task import Image
+
+Rows = NDArray[np.int64]
+OneKind = TypeVar("OneKind", bound="Prepared")
+
+
+class Prepared(ABC):
+    """Inputs after the work that is done once per example, before any batch is made."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many examples."""
+
+    @property
+    @abstractmethod
+    def lengths(self) -> Rows:
+        """Positions that each example takes in the model, prompts not counted; (n,)."""
+
+    @property
+    @abstractmethod
+    def truncated(self) -> int:
+        """How many examples were longer than the model's limit and lost their end."""
+
+    @abstractmethod
+    def take(self, rows: Rows | Sequence[int]) -> Self:
+        """The examples at `rows`, in that order."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PreparedText(Prepared):
+    """Token ids of all texts in one flat array: text i is `flat[offsets[i]:offsets[i + 1]]`.
+
+    >>> texts = PreparedText(np.array([7, 8, 9], np.int32), np.array([0, 2, 3]), np.array([False, True]))
+    >>> texts.lengths.tolist(), texts.truncated, texts.take([1, 0]).flat.tolist()
+    ([2, 1], 1, [9, 7, 8])
+    """
+
+    flat: NDArray[np.int32]
+    offsets: Rows
+    cut: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Rows:
+        return np.diff(self.offsets)
+
+    @property
+    def truncated(self) -> int:
+        return int(self.cut.sum())
+
+    def take(self, rows: Rows | Sequence[int]) -> "PreparedText":
+        chosen = np.asarray(rows, dtype=np.int64)
+        return from_token_lists([self.tokens(int(row)) for row in chosen], self.cut[chosen])
+
+    def tokens(self, row: int) -> NDArray[np.int32]:
+        """The token ids of one text."""
+        return self.flat[self.offsets[row] : self.offsets[row + 1]]
+
+
+def from_token_lists(lists: Sequence[NDArray[np.int32]], cut: NDArray[np.bool_]) -> PreparedText:
+    """Lay out token ids flat; `cut` says for each text whether it lost its end."""
+    offsets = np.zeros(len(lists) + 1, dtype=np.int64)
+    np.cumsum([len(tokens) for tokens in lists], out=offsets[1:])
+    flat = np.concatenate(lists) if lists else np.zeros(0, np.int32)
+    return PreparedText(flat.astype(np.int32, copy=False), offsets, cut)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PreparedImages(Prepared):
+    """References to RGB images (height, width, 3) in uint8; the pixels are not copied.
+
+    `positions` is how many positions every image takes in the model.
+    """
+
+    images: tuple[Image, ...]
+    positions: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def lengths(self) -> Rows:
+        return np.full(len(self.images), self.positions, dtype=np.int64)
+
+    @property
+    def truncated(self) -> int:
+        return 0
+
+    def take(self, rows: Rows | Sequence[int]) -> "PreparedImages":
+        return replace(self, images=tuple(self.images[int(row)] for row in rows))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ModelInputs:
+    """One batch on the backbone's device.
+
+    Text: `ids` (B, L) padded on the right and `mask` (B, L), true where there is a token. Images: `pixels`
+    (B, 3, height, width), or nothing when the batch will resume from cached states. `size` is B.
+    """
+
+    size: int
+    ids: Tensor | None = None
+    mask: Tensor | None = None
+    pixels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.size
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What the model made of a batch: `states` (B, L, d) after the final norm.
+
+    The first `prompts` positions belong to the prompts. `mask` (B, L) is true where a position holds a prompt or a
+    token and not padding; images have none.
+    """
+
+    states: Tensor
+    mask: Tensor | None
+    prompts: int
+
+
+class Reader(ABC):
+    """Turns raw inputs of one modality into batches."""
+
+    @abstractmethod
+    def prepare(self, inputs: Sequence[str] | Sequence[Image]) -> Prepared:
+        """Do once per example what can be done once; raises `DataError` naming the first example that does not fit."""
+
+    @abstractmethod
+    def collate(
+        self, parts: Sequence[tuple[Prepared, Rows]], *, augment: torch.Generator | None, pixels: bool
+    ) -> ModelInputs:
+        """The named rows of every part, in order, as one batch on the CPU or the reader's device."""
+
+
+def gather(parts: Sequence[tuple[Prepared, Rows]], kind: type[OneKind]) -> list[tuple[OneKind, int]]:
+    """Every (part, row) of a batch in order; refuses an empty batch and parts of another modality."""
+    pairs: list[tuple[OneKind, int]] = []
+    for prepared, rows in parts:
+        if not isinstance(prepared, kind):
+            raise DataError(
+                f"the batch holds {type(prepared).__name__} but this model reads {kind.__name__}; "
+                "prepare the inputs with the same backbone"
+            )
+        pairs.extend((prepared, int(row)) for row in rows)
+    if not pairs:
+        raise DataError("the batch is empty; give at least one row")
+    return pairs

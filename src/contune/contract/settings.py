@@ -1,0 +1,44 @@
+"""How training runs: the settings of the gradient loop and of the cache."""
+
+from typing import Any, Literal, final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+@final
+class TrainSettings(BaseModel):
+    """The gradient loop. A recipe brings its own recommended values; what the user sets wins."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: int = Field(5, ge=0, description="passes over each task's data")
+    batch_size: int = Field(32, ge=1, description="examples of the task in one step, over all processes together")
+    lr: float = Field(1e-3, gt=0, description="learning rate")
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of each task's steps with a linearly rising learning rate")
+    clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null for none")
+    augment: bool = Field(False, description="images: random resized crop and flip; turns caches off in training")
+    group_by_length: bool = Field(True, description="texts: batches of similar length, in an order that stays random")
+    seed: int = 0
+    checkpoint_seconds: float = Field(60.0, ge=0, description="longest time inside a task without a checkpoint")
+    checkpoint_steps: int | None = Field(None, ge=1, description="also checkpoint after this many steps")
+
+    def with_changes(self, changes: dict[str, Any]) -> "TrainSettings":
+        """These settings with some of them replaced, checked again."""
+        return TrainSettings.model_validate(self.model_dump() | changes)
+
+
+@final
+class CacheSettings(BaseModel):
+    """Where results of the frozen model are kept, and how much of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    features: bool = Field(True, description="keep features and queries of frozen models")
+    hidden: bool = Field(True, description="keep hidden states below the lowest trained layer")
+    memory_mb: int = Field(2048, ge=0, description="limit of what is kept in memory")
+    folder: str | None = Field(None, description="keep on disk in this folder instead, shared between runs")
+    batch_size: int = Field(64, ge=1, description="examples in one forward pass without gradients")
