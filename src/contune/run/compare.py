@@ -183,7 +183,7 @@ def _labels(firsts: Sequence[Run]) -> list[str]:
         ]
         for number, flat in zip(numbers, flats, strict=True):
             run = firsts[number]
-            told = [f"{key.removeprefix('method.').removeprefix('train.')} {flat.get(key)}" for key in keys]
+            told = [f"{key.removeprefix('method.').removeprefix('train.')} {flat[key]}" for key in keys if key in flat]
             streams = {stream_identity(firsts[other]) for other in numbers}
             models = {model_identity(firsts[other]) for other in numbers}
             told += [f"on {run.stream['name']}"] if len(streams) > 1 else []

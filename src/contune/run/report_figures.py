@@ -32,7 +32,7 @@ SETTINGS = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9.5,
+    "font.size": 10,
     # A class named "$x$" is a name, not a formula.
     "text.parse_math": False,
     "text.color": INK,
@@ -61,10 +61,16 @@ class Plot:
     draw: Callable[[], Any]
 
 
-def clean(text: str, most: int = 28) -> str:
-    """A name fit for a plot: one line, no control characters, cut with an ellipsis."""
+def clean(text: str, most: int = 26) -> str:
+    """A name fit for a plot: one line, no control characters, a long one cut in the middle.
+
+    The end stays because that is where the settings stand that tell two groups of one method apart.
+
+    >>> clean("o-lora (rank 8, strength 0.5)", most=20)
+    'o-lora (ra…ngth 0.5)'
+    """
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= most else line[: most - 1].rstrip() + "…"
+    return line if len(line) <= most else f"{line[: most // 2]}…{line[len(line) - (most - most // 2 - 1) :]}"
 
 
 def series_style(number: int) -> dict[str, Any]:
@@ -182,17 +188,18 @@ def heat_map(
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
     if title:
-        figure.suptitle(clean(title, 40), y=0.985, fontsize=10.5, fontweight="bold")
-    figure.subplots_adjust(left=0.5 / width, right=0.88 if bar else 0.985, bottom=0.02, top=0.81 if title else 0.86)
+        figure.suptitle(clean(title, round(10 * width)), y=0.985, fontsize=10.5, fontweight="bold")
+    figure.subplots_adjust(left=0.5 / width, right=0.83 if bar else 0.985, bottom=0.02, top=0.81 if title else 0.86)
     if bar:
-        scale = figure.colorbar(drawn, cax=figure.add_axes((0.91, 0.02, 0.025, 0.79 if title else 0.84)))
+        scale = figure.colorbar(drawn, cax=figure.add_axes((0.86, 0.02, 0.025, 0.79 if title else 0.84)))
         scale.set_ticks([0, 0.5, 1], labels=["0 %", "50 %", "100 %"], fontsize=7.5)
         scale.outline.set_visible(False)
     return figure
 
 
 def _numbers(axes: Any, cells: NDArray[np.float64], width: float) -> None:
-    size = min(10.0, 26 * width / cells.shape[1] ** 0.9 / 2.6)
+    # A third of a cell's width in points leaves room for three digits.
+    size = min(10.5, 0.36 * 72 * 0.86 * width / cells.shape[1])
     for (row, column), value in np.ndenumerate(cells):
         if not np.isnan(value):
             axes.text(column + 1, row + 1, f"{100 * value:.0f}", ha="center", va="center_baseline", fontsize=size,
@@ -207,7 +214,7 @@ def mean_matrix(group: Group) -> list[list[float | None]]:
     ]
 
 
-def accuracy_over_tasks(groups: Sequence[Group], styles: Sequence[int], joint: Group | None, width: float = 6.4) -> Any:
+def accuracy_over_tasks(groups: Sequence[Group], styles: Sequence[int], joint: Group | None, width: float = 5.4) -> Any:
     """Average accuracy on the tasks seen so far, after each task; a band of ± one deviation over runs."""
     figure, axes = _canvas(width, width * 0.56)
     tasks = max(group.runs[0].tasks for group in groups)
@@ -225,18 +232,18 @@ def accuracy_over_tasks(groups: Sequence[Group], styles: Sequence[int], joint: G
     _percent_axis(axes.yaxis)
     _whole_axis(axes, tasks)
     axes.grid(axis="y")
-    _legend(figure, len(groups) + (joint is not None))
+    _legend(figure, always=False)
     return figure
 
 
 def _joint_line(axes: Any, joint: Group | None) -> None:
     bound = joint.metrics["average_accuracy"].mean if joint is not None else None
     if bound is not None:
-        axes.axhline(bound, color=MUTED, linewidth=1.5, linestyle=(0, (4, 3)), label="joint: all tasks at once")
+        axes.axhline(bound, color=MUTED, linewidth=1.5, linestyle=(0, (4, 3)), label="joint training")
 
 
 def _percent_axis(axis: Any, limits: tuple[float, float] = (0.0, 1.0)) -> None:
-    axis.axes.set(**{f"{axis.axis_name}lim": (limits[0], limits[1] + 0.02 * (limits[1] - limits[0]))})
+    axis.axes.set(**{f"{axis.axis_name}lim": (limits[0], limits[1] + 0.04 * (limits[1] - limits[0]))})
     axis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
 
 
@@ -248,18 +255,21 @@ def _whole_axis(axes: Any, tasks: int) -> None:
         axes.set_xticks(range(1, tasks + 1))
 
 
-def _legend(figure: Any, entries: int) -> None:
-    """Above the plot, where it hides no line."""
-    across = 2 if entries > 1 else 1
-    lines = -(-entries // across)
-    height = figure.get_figheight() + 0.22 * lines
+def _legend(figure: Any, always: bool = True) -> None:
+    """A legend above the plot, where it hides no line; none for a single line unless `always`."""
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    shown = always or len(labels) > 1
+    across = 2 if len(labels) > 1 and max(map(len, labels)) <= 20 else 1
+    above = 0.22 * -(-len(labels) // across) if shown else 0.0
+    height = figure.get_figheight() + above
     figure.set_figheight(height)
-    figure.subplots_adjust(left=0.115, right=0.985, bottom=0.5 / height, top=1 - (0.22 * lines + 0.18) / height)
-    figure.legend(loc="upper left", bbox_to_anchor=(0.1, 1.0), ncols=across, frameon=False, handlelength=2.8,
-                  borderaxespad=0.15, labelspacing=0.35)  # fmt: skip
+    figure.subplots_adjust(left=0.15, right=0.985, bottom=0.52 / height, top=1 - (above + 0.18) / height)
+    if shown:
+        figure.legend(loc="upper left", bbox_to_anchor=(0.12, 1.0), ncols=across, frameon=False, handlelength=2.8,
+                      borderaxespad=0.15, labelspacing=0.35)  # fmt: skip
 
 
-def learned_and_final(learned: Sequence[float | None], final: Sequence[float | None], width: float = 6.4) -> Any:
+def learned_and_final(learned: Sequence[float | None], final: Sequence[float | None], width: float = 5.4) -> Any:
     """For each task how well it was learned and what is left of it; the line between the two is what was lost."""
     figure, axes = _canvas(width, width * 0.5)
     tasks = range(1, len(final) + 1)
@@ -274,11 +284,11 @@ def learned_and_final(learned: Sequence[float | None], final: Sequence[float | N
     _percent_axis(axes.yaxis)
     _whole_axis(axes, len(final))
     axes.grid(axis="y")
-    _legend(figure, 2)
+    _legend(figure)
     return figure
 
 
-def final_by_task(groups: Sequence[Group], styles: Sequence[int], joint: Group | None, width: float = 6.4) -> Any:
+def final_by_task(groups: Sequence[Group], styles: Sequence[int], joint: Group | None, width: float = 5.4) -> Any:
     """Accuracy on each task at the end: how much is left of the first tasks, and how well the last were learned."""
     figure, axes = _canvas(width, width * 0.56)
     tasks = max(group.runs[0].tasks for group in groups)
@@ -288,47 +298,51 @@ def final_by_task(groups: Sequence[Group], styles: Sequence[int], joint: Group |
     for group, style in shown:
         last = mean_matrix(group)[-1]
         values = [np.nan if value is None else value for value in last]
-        label = "joint: all tasks at once" if group is joint else clean(group.label)
+        label = "joint training" if group is joint else clean(group.label)
         marked = 5 if tasks <= 20 else 0
         axes.plot(range(1, len(values) + 1), values, label=label, linewidth=1.8, markersize=marked, **style)
     axes.set(xlim=(0.6, tasks + 0.4), xlabel="task, in order of arrival", ylabel="accuracy at the end")
     _percent_axis(axes.yaxis)
     _whole_axis(axes, tasks)
     axes.grid(axis="y")
-    _legend(figure, len(shown))
+    _legend(figure)
     return figure
 
 
-def learned_against_final(
-    groups: Sequence[Group], styles: Sequence[int], joint: Group | None, width: float = 6.4
-) -> Any:
-    """Learning accuracy across, final average accuracy up; the height below the diagonal is what was forgotten."""
-    figure, axes = _canvas(width, width * 0.56)
-    points = []
-    for group, number in zip(groups, styles, strict=True):
-        learned, final = group.metrics["learning_accuracy"], group.metrics["average_accuracy"]
-        if learned.mean is None or final.mean is None:
+def learned_and_kept(groups: Sequence[Group], styles: Sequence[int], joint: Group | None, width: float = 5.4) -> Any:
+    """One row a method: learning accuracy (hollow), average accuracy at the end (filled), the loss between them."""
+    labels = [clean(group.label, 24) for group in groups]
+    height = 0.42 * len(groups) + 1.05
+    figure, axes = _canvas(width, height)
+    lowest = 1.0
+    for row, (group, number) in enumerate(zip(groups, styles, strict=True)):
+        colour = series_style(number)["color"]
+        learned, kept = group.metrics["learning_accuracy"], group.metrics["average_accuracy"]
+        if learned.mean is None or kept.mean is None:
             continue
-        style = series_style(number) | {"linestyle": "none"}
-        for run_learned, run_final in zip(learned.values, final.values, strict=False):
-            axes.plot(run_learned, run_final, marker=style["marker"], markersize=4, color=style["color"], alpha=0.45,
-                      linestyle="none")  # fmt: skip
-        axes.plot(learned.mean, final.mean, markersize=10, markeredgecolor=PAPER, label=clean(group.label), **style)
-        points += [*learned.values, *final.values]
-    low = max(0.0, min([*points, 0.9]) - 0.06)
-    axes.plot([low, 1], [low, 1], color=MUTED, linewidth=1)
-    axes.text(low + 0.03 * (1 - low), low + 0.06 * (1 - low), "nothing forgotten", color=MUTED, fontsize=8.5,
-              rotation=29, rotation_mode="anchor")  # fmt: skip
-    _joint_line(axes, joint)
-    axes.set(xlabel="learning accuracy: right after each task", ylabel="average accuracy at the end")
-    _percent_axis(axes.xaxis, (low, 1))
-    _percent_axis(axes.yaxis, (low, 1))
-    axes.grid()
-    _legend(figure, len(groups) + (joint is not None))
+        axes.hlines(row, kept.mean, learned.mean, color=colour, alpha=0.35, linewidth=5)
+        for estimated, filling in ((learned, PAPER), (kept, colour)):
+            # Single runs are thin ticks, so that the spread over seeds can be seen.
+            axes.plot(estimated.values, [row] * estimated.n, "|", color=colour, markersize=11, alpha=0.6)
+            axes.plot(estimated.mean, row, "o", markersize=8, markerfacecolor=filling, markeredgecolor=colour,
+                      markeredgewidth=1.8)  # fmt: skip
+        lowest = min(lowest, *kept.values, *learned.values)
+    bound = joint.metrics["average_accuracy"].mean if joint is not None else None
+    if bound is not None:
+        axes.axvline(bound, color=MUTED, linewidth=1.5, linestyle=(0, (4, 3)), zorder=0)
+        axes.annotate("joint", (bound, 1), xytext=(0, 2), xycoords=("data", "axes fraction"), color=MUTED, ha="center",
+                      textcoords="offset points", fontsize=8.5)  # fmt: skip
+    axes.set(ylim=(len(groups) - 0.4, -0.6), xlabel="average accuracy")
+    axes.set_yticks(range(len(groups)), labels=labels)
+    axes.tick_params(axis="y", length=0)
+    _percent_axis(axes.xaxis, (max(0.0, np.floor(10 * lowest - 0.5) / 10), 1.0))
+    axes.grid(axis="x")
+    left = min(0.4, (0.25 + 0.085 * max(len(label) for label in labels)) / width)
+    figure.subplots_adjust(left=left, right=0.97, bottom=0.55 / height, top=1 - 0.25 / height)
     return figure
 
 
-def training_loss(losses: Sequence[float], width: float = 6.4) -> Any:
+def training_loss(losses: Sequence[float], width: float = 5.4) -> Any:
     """The logged training losses in order, at most 400 points."""
     figure, axes = _canvas(width, width * 0.36)
     step = -(-len(losses) // 400)
@@ -337,5 +351,5 @@ def training_loss(losses: Sequence[float], width: float = 6.4) -> Any:
     axes.set(xlabel="logged step", ylabel="training loss", xlim=(0, max(1, len(losses) - 1)))
     axes.set_ylim(bottom=min(0.0, *losses) if len(losses) > 1 else None)
     axes.grid(axis="y")
-    figure.subplots_adjust(left=0.115, right=0.985, bottom=0.21, top=0.97)
+    figure.subplots_adjust(left=0.15, right=0.985, bottom=0.25, top=0.97)
     return figure

@@ -21,6 +21,16 @@ def _round(value: float) -> int:
     return round(100 * value)
 
 
+def signed_points(value: float) -> str:
+    """A difference of shares in percentage points, with its sign.
+
+    >>> signed_points(0.084), signed_points(0.0001)
+    ('+8.4', '0.0')
+    """
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in {"+0.0", "-0.0"} else text.replace("-", "\N{MINUS SIGN}")
+
+
 def points(value: int) -> str:
     """A number of percentage points."""
     return "1\N{NO-BREAK SPACE}point" if value == 1 else f"{value}{POINT}"
@@ -139,7 +149,7 @@ def _against(group: Group, reference: Group) -> str:
     else:
         told = f"{group.label} forgets {points(lost)} and ends at {share(last)}"
     new, plain = _mean(group, "learning_accuracy"), _mean(reference, "learning_accuracy")
-    if new is not None and plain is not None and plain - new >= 0.03:
+    if new is not None and plain is not None and plain - new >= 0.05:
         told += f", though it learns each new task less well ({share(new)} against {share(plain)})"
     return told + "."
 
@@ -175,8 +185,9 @@ def _sure(difference: Difference, best: str, second: str) -> str:
             "One pair of runs each: a few points may be chance, so repeat with other seeds and orders before ranking."
         )
     signed = 1 if difference.first == best else -1
-    low, high = sorted((100 * signed * found.low, 100 * signed * found.high))
-    interval = f"{100 * signed * found.mean:.1f}{POINT}, 95\N{NO-BREAK SPACE}% interval {low:.1f} to {high:.1f}"
+    low, high = sorted((signed * found.low, signed * found.high))
+    ends = f"{signed_points(low)} to {signed_points(high)}"
+    interval = f"{signed_points(signed * found.mean)}{POINT}, 95\N{NO-BREAK SPACE}% interval {ends}"
     if low <= 0 <= high:
         return f"Over {found.n} paired runs {best} and {second} cannot be told apart ({interval})."
     return f"Over {found.n} paired runs {best} is ahead of {second} by {interval}."

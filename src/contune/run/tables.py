@@ -92,6 +92,8 @@ def show_seconds(seconds: float) -> str:
     >>> show_seconds(0.0123), show_seconds(59.96), show_seconds(7325)
     ('12 ms', '1 min 00 s', '2 h 02 min')
     """
+    if seconds == 0:
+        return "0 s"
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 59.95:

@@ -80,9 +80,9 @@ def _input_column(table: RawTable, columns: Columns) -> tuple[Modality, str]:
             "input with data.text or data.image"
         )
     if texts:
-        return "text", texts[0]
+        return "text", _find_column(table, "text", texts[0], ())
     if images:
-        return "image", images[0]
+        return "image", _find_column(table, "image", images[0], ())
     raise DataError(
         f"{table.source} has no text column ({', '.join(TEXT_COLUMNS)}) and no image column "
         f"({', '.join(IMAGE_COLUMNS)}); "

@@ -125,9 +125,9 @@ def first_paragraph(docstring: str) -> str | None:
     """
     paragraph = re.split(r"\n[ \t]*\n", cleandoc(docstring), maxsplit=1)[0]
     text = " ".join(paragraph.partition(">>>")[0].split())
+    words = sum(_WORD.search(word) is not None for word in text.split())
     letters = sum(character.isalpha() for character in text)
-    marks = len(text) - letters - text.count(" ")
-    if len(_WORD.findall(text)) < LEAST_WORDS or letters < LEAST_LETTERS * (letters + marks):
+    if words < LEAST_WORDS or letters < LEAST_LETTERS * len(text.replace(" ", "")):
         return None
     return text
 
@@ -151,7 +151,7 @@ def _docstrings(body: Iterable[ast.AST]) -> Iterator[str]:
             if docstring is not None:
                 yield docstring
         # Statements only: definitions never hide inside expressions, and most of a tree is expressions.
-        for part in ("body", "handlers", "orelse", "finalbody"):
+        for part in ("body", "handlers", "orelse", "finalbody", "cases"):
             inner = getattr(statement, part, None)
             if isinstance(inner, list):
                 yield from _docstrings(inner)

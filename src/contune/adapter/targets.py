@@ -1,0 +1,44 @@
+"""Which linear layers inside the backbone a low-rank adapter wraps, found by shape and role, not by architecture."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from contune.adapter.layers import resolve_layers
+from contune.backbone.backbone import Backbone
+from contune.errors import ConfigError
+
+QUERY = ("query", "q_proj", "q_lin", "q", "to_q")
+VALUE = ("value", "v_proj", "v_lin", "v", "to_v")
+KEY = ("key", "k_proj", "k_lin", "k", "to_k")
+FUSED = ("Wqkv", "c_attn", "qkv", "query_key_value", "in_proj")  # one matrix for query, key and value
+
+
+def target_modules(backbone: Backbone, targets: str | Sequence[str], layers: str | Sequence[int]) -> list[str]:
+    """Full names of the modules to wrap, in the chosen layers.
+
+    `targets`: `query-value` (LoRA's own choice, arXiv 2106.09685 section 7.1), `all-linear`, or last names of modules.
+    """
+    names = {id(module): name for name, module in backbone.model.named_modules()}
+    linear = [
+        names[id(module)]
+        for index in resolve_layers(layers, backbone.depth)
+        for module in backbone.layers[index].modules()
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    ]
+    if targets == "all-linear":
+        return linear
+    wanted = (*QUERY, *VALUE, *FUSED) if targets == "query-value" else (targets,) if isinstance(targets, str) else tuple(targets)
+    found = [name for name in linear if name.rsplit(".", 1)[-1] in wanted]
+    if not found:
+        last = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        raise ConfigError(
+            f"targets is {targets!r}, which names no linear layer of {backbone.config.path}; "
+            f"give 'query-value', 'all-linear' or some of {last}"
+        )
+    return found
+
+
+def key_value_modules(backbone: Backbone, layers: str | Sequence[int]) -> list[str]:
+    """Full names of the key and value projections in the chosen layers: where IA3 rescales attention."""
+    return target_modules(backbone, [*KEY, *VALUE, *FUSED], layers)

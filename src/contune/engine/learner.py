@@ -1,0 +1,284 @@
+"""The learner: a frozen model, a method, and what it has learned so far."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from contune.backbone.backbone import Backbone
+from contune.backbone.config import ModelConfig
+from contune.contract.context import Context
+from contune.contract.data import Dataset, Rows, TaskInfo
+from contune.contract.processes import Processes
+from contune.contract.settings import CacheSettings, TrainSettings
+from contune.contract.state import State
+from contune.contract.store import FrozenStore
+from contune.engine.loop import AfterStep, StepReport, steps_of, train
+from contune.engine.observer import Observer
+from contune.errors import ConfigError, DataError
+from contune.method.catalog import build_method
+from contune.method.method import Method
+from contune.metric.ledger import Ledger
+from contune.stream.task import Examples, Inputs, Kind, Task
+
+
+@final
+class Learner:
+    """Two verbs: `learn(task)` and `predict(inputs)`.
+
+    `model` is a hub id, a folder or a `ModelConfig`; `method` the name of a recipe, with its hyper-parameters as
+    keywords, or a `Method`. Raises `ConfigError` before any compute where they do not fit.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | ModelConfig,
+        method: str | Method = "lora",
+        *,
+        kind: Kind = "class-incremental",
+        train: Mapping[str, Any] | None = None,
+        cache: CacheSettings | None = None,
+        device: str = "cpu",
+        processes: Processes | None = None,
+        observer: Observer | None = None,
+        **options: Any,
+    ) -> None:
+        self.method = build_method(method, options) if isinstance(method, str) else method
+        self.settings = TrainSettings().with_changes({**self.method.train, **(train or {})})
+        self.kind = kind
+        self.processes = processes or Processes()
+        self.observer = observer or Observer()
+        self.ledger = Ledger()
+        config = model if isinstance(model, ModelConfig) else ModelConfig(path=str(model))
+        with self.ledger.phase("load"):
+            self.backbone = Backbone.load(config, device=device)
+            self.base_hash = self.backbone.base_hash()
+        if self.settings.augment and self.backbone.modality != "image":
+            raise ConfigError("train.augment is on but the model reads text; augmentation is for images, set it to false")
+        self.store = FrozenStore(cache or CacheSettings(), self.ledger, self.processes, self.observer.watch)
+        self.method.adapter.attach(self.backbone, self.settings.seed)
+        self.class_names: list[str] = []
+        self.class_tasks: list[tuple[int, ...]] = []
+        self.learned = 0
+        self.trainable_parameters = 0
+
+    def learn(self, task: Task | Sequence[Task]) -> None:
+        """Learn one task, or several at once as if they were one (joint training)."""
+        context = self.begin(task)
+        self.fit(context, lambda report: None)
+        self.end(context)
+
+    def predict(self, inputs: Inputs, *, task: int | None = None) -> list[str]:
+        """The class of every input; `task` names the task where the stream is task-incremental, and only there."""
+        if not self.learned:
+            raise ConfigError("the learner has not learned any task yet; call learn(task) first")
+        rows = np.zeros(len(inputs), dtype=np.int64)
+        examples = Examples(inputs, rows, np.arange(len(inputs)), self.backbone.modality)
+        dataset = Dataset.of(examples, self.backbone, rows, rows)
+        columns = self.answers(dataset, self._allowed(task))
+        return [self.class_names[column] for column in columns.tolist()]
+
+    def begin(self, task: Task | Sequence[Task]) -> Context:
+        """Meet a task: new classes get columns, adapter and head grow, rules look at the past while it is intact."""
+        tasks = [task] if isinstance(task, Task) else list(task)
+        known = len(self.class_names)
+        for each in tasks:
+            self._require_modality(each)
+            self.class_names += [name for name in each.class_names if name not in self.class_names]
+            self.class_tasks.append(self.columns(each))
+        context = self.context(tasks, known)
+        with self.ledger.phase("begin"):
+            self.method.adapter.begin_task(context)
+            self.method.head.begin_task(context)
+            for rule in self.method.rules:
+                rule.begin_task(context)
+        return context
+
+    def context(self, tasks: Sequence[Task], known: int) -> Context:
+        """What the parts may see while these tasks, met already, are learned."""
+        index = self.learned
+        datasets = []
+        for offset, each in enumerate(tasks):
+            labels = np.asarray(self.columns(each), dtype=np.int64)[each.train.labels]
+            datasets.append((each.train, labels, np.full(len(labels), index + offset, dtype=np.int64)))
+        dataset = datasets[0][0] if len(datasets) == 1 else joined([examples for examples, _, _ in datasets])
+        labels = np.concatenate([labels for _, labels, _ in datasets])
+        task_rows = np.concatenate([rows for _, _, rows in datasets])
+        classes = tuple(dict.fromkeys(column for each in tasks for column in self.columns(each)))
+        name = tasks[0].name if len(tasks) == 1 else f"all {len(tasks)} tasks"
+        seen = len(self.class_names)
+        info = TaskInfo(index, name, classes, known, seen, self.kind)
+        prepared = Dataset.of(dataset, self.backbone, labels, task_rows)
+        mask = torch.zeros(len(self.class_tasks), seen, dtype=torch.bool)
+        for row, columns in enumerate(self.class_tasks):
+            mask[row, list(columns)] = True
+        adapting = self.method.adapt == "every-task" or index == 0
+        head, adapter = self.method.head, self.method.adapter
+        return Context(
+            self.backbone, adapter, head, self.settings, self.store, info, prepared, adapting, mask, self._base_key()
+        )
+
+    def fit(
+        self,
+        context: Context,
+        after_step: AfterStep,
+        *,
+        done: int = 0,
+        memory: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Gradient steps where something is trained by gradient, then heads solved in closed form."""
+        trained = sum(parameter.numel() for parameter in context.trained().values())
+        self.trainable_parameters = max(self.trainable_parameters, trained)
+        with self.ledger.phase("train"):
+            train(context, self.method.rules, self.processes, self.ledger, self._watched(after_step), done=done, memory=memory)
+        context = self.resting(context)
+        with self.ledger.phase("fit"):
+            self.method.head.fit(context)
+
+    def end(self, context: Context) -> None:
+        """Consolidate; the task's data is needed no more."""
+        context = self.resting(context)
+        with self.ledger.phase("end"):
+            for rule in self.method.rules:
+                rule.end_task(context)
+            self.method.head.end_task(context)
+            self.method.adapter.end_task(context)
+        self.learned = len(self.class_tasks)
+
+    def resting(self, context: Context) -> Context:
+        """The context after the gradient steps: an adapter that learns in the first task only rests from here on."""
+        if self.method.adapt == "every-task":
+            return context
+        values = {name: getattr(context, name) for name in context.__dataclass_fields__}
+        return Context(**(values | {"adapting": False}))
+
+    def steps(self, context: Context) -> int:
+        """Gradient steps of the task."""
+        return steps_of(context)
+
+    def test_dataset(self, task: Task) -> Dataset:
+        """A task's test examples, ready; classes that were not learned are refused."""
+        labels = np.asarray(self.columns(task), dtype=np.int64)[task.test.labels]
+        return Dataset.of(task.test, self.backbone, labels, np.zeros(len(labels), dtype=np.int64))
+
+    def answers(self, dataset: Dataset, allowed: Sequence[int] | None = None) -> NDArray[np.int64]:
+        """The best column (n,) for every example, among the allowed ones; depends on no other row."""
+        context = self._reading(dataset)
+        with torch.no_grad():
+            scores = context.logits(dataset)
+        if allowed is not None:
+            closed = torch.ones(scores.shape[1], dtype=torch.bool)
+            closed[list(allowed)] = False
+            scores = scores.masked_fill(closed, float("-inf"))
+        return scores.argmax(dim=1).numpy()
+
+    def columns(self, task: Task) -> tuple[int, ...]:
+        """The head column of each of the task's classes."""
+        place = {name: column for column, name in enumerate(self.class_names)}
+        missing = [name for name in task.class_names if name not in place]
+        if missing:
+            raise DataError(f"task {task.name!r} has class {missing[0]!r}, which was not learned; learn the task first")
+        return tuple(place[name] for name in task.class_names)
+
+    def state(self) -> State:
+        """Everything the learner remembers."""
+        parts = {"adapter": self.method.adapter.state(), "head": self.method.head.state()}
+        parts |= {f"rule{i}": rule.state() for i, rule in enumerate(self.method.rules)}
+        nested = State.nested(parts)
+        own = {
+            "class_names": list(self.class_names),
+            "class_tasks": [list(columns) for columns in self.class_tasks],
+            "learned": self.learned,
+            "trainable_parameters": self.trainable_parameters,
+            "base_hash": self.base_hash,
+        }
+        return State(nested.tensors, {**nested.values, "learner": own})
+
+    def load_state(self, state: State, tasks: Sequence[Task] = ()) -> Context | None:
+        """Take back what `state` gave; `tasks` are those being learned where the state is from inside a task."""
+        own = state.values["learner"]
+        if own["base_hash"] != self.base_hash:
+            raise ConfigError(
+                f"the checkpoint belongs to a model with hash {own['base_hash'][:12]} but {self.backbone.config.path} has "
+                f"{self.base_hash[:12]}; load the model the run began with"
+            )
+        self.class_names, self.learned = list(own["class_names"]), int(own["learned"])
+        self.class_tasks = [tuple(columns) for columns in own["class_tasks"]]
+        self.trainable_parameters = int(own["trainable_parameters"])
+        before = {column for columns in self.class_tasks[: self.learned] for column in columns}
+        context = self.context(tasks, len(before)) if tasks else self._reading(None)
+        self.method.adapter.load_state(state.inner("adapter"), context)
+        self.method.head.load_state(state.inner("head"), context)
+        for i, rule in enumerate(self.method.rules):
+            rule.load_state(state.inner(f"rule{i}"), context)
+        return context
+
+    def stored_bytes(self) -> int:
+        """Bytes kept for the past and for prediction, the base model not counted."""
+        state = self.state()
+        texts = sum(len(text.encode()) for text in strings_in(state.values))
+        return sum(tensor.nbytes for tensor in state.tensors.values()) + texts
+
+    def base_unchanged(self) -> bool:
+        """Whether the base weights are, to the bit, what was loaded."""
+        return self.backbone.base_hash() == self.base_hash
+
+    def _reading(self, dataset: Dataset | None) -> Context:
+        """A context for prediction: the model at rest."""
+        rows: Rows = np.zeros(0, dtype=np.int64)
+        empty = Examples([], rows, rows, self.backbone.modality)
+        data = dataset or Dataset(empty, self.backbone.prepare([]), rows, rows)
+        seen = len(self.class_names)
+        info = TaskInfo(max(self.learned - 1, 0), "", (), seen, seen, self.kind)
+        adapting = self.method.adapt == "every-task"
+        mask = torch.ones(max(len(self.class_tasks), 1), seen, dtype=torch.bool)
+        head, adapter = self.method.head, self.method.adapter
+        return Context(self.backbone, adapter, head, self.settings, self.store, info, data, adapting, mask, self._base_key())
+
+    def _base_key(self) -> str:
+        config = self.backbone.config
+        return f"{self.base_hash[:16]}-{self.backbone.feature}-{config.image_size}-{config.max_length}"
+
+    def _allowed(self, task: int | None) -> Sequence[int] | None:
+        if self.kind != "task-incremental":
+            if task is not None:
+                raise ConfigError(f"a task was named, but in a {self.kind} stream the learner answers without; leave it out")
+            return None
+        if task is None or not 0 <= task < self.learned:
+            raise ConfigError(f"task is {task}; in a task-incremental stream name one of 0 to {self.learned - 1}")
+        return self.class_tasks[task]
+
+    def _require_modality(self, task: Task) -> None:
+        if task.train.modality != self.backbone.modality:
+            raise ConfigError(
+                f"task {task.name!r} holds {task.train.modality} examples but {self.backbone.config.path} reads "
+                f"{self.backbone.modality}; take another model or other data"
+            )
+        if not len(task.train):
+            raise DataError(f"task {task.name!r} has no training examples; give at least one")
+
+    def _watched(self, after_step: AfterStep) -> AfterStep:
+        def report(done: StepReport) -> None:
+            self.observer.step(done.epoch, done.step, done.loss, done.examples)
+            after_step(done)
+
+        return report
+
+
+def joined(parts: Sequence[Examples]) -> Examples:
+    """Several sets of examples as one; their labels are read elsewhere."""
+    inputs: list[Any] = [item for part in parts for item in part.inputs]
+    labels = np.concatenate([part.labels for part in parts])
+    ids = np.concatenate([part.ids for part in parts])
+    return Examples(inputs, labels, ids, parts[0].modality)
+
+
+def strings_in(value: Any) -> list[str]:
+    """All strings inside plain JSON values."""
+    if isinstance(value, str):
+        return [value]
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return [text for item in items for text in strings_in(item)]

@@ -1,0 +1,198 @@
+"""The one gradient loop.
+
+    for batch:
+        rules.select         replay mixes in the past
+        forward              from cached features, queries or lower layers where they are frozen
+        loss                 classification + the rules' terms + the adapter's own
+        finite?              otherwise stop before anything is changed
+        backward, sum over processes, clip, optimizer step
+        after_step           progress, checkpoints
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from contune.contract.context import Context
+from contune.contract.data import TASK, Batch, Outputs, Rows, Selection
+from contune.contract.parts import Rule
+from contune.contract.processes import Processes
+from contune.contract.randomness import derived_seed, numpy_generator, torch_generator
+from contune.engine.optimizer import (
+    epoch_batches,
+    load_optimizer_tensors,
+    make_optimizer,
+    optimizer_tensors,
+    rate_factor,
+    set_rate,
+)
+from contune.errors import NumericError
+from contune.metric.ledger import Ledger
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class StepReport:
+    """What a step did; `step` steps of this task are done. `memory` gives the optimizer's tensors when asked."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    examples: int
+    memory: Callable[[], dict[str, Tensor]]
+
+
+AfterStep = Callable[[StepReport], None]
+
+
+def steps_of(context: Context) -> int:
+    """Gradient steps of the task; 0 where nothing is trained by gradient."""
+    if not context.trained():
+        return 0
+    return context.settings.epochs * -(-len(context.dataset) // context.settings.batch_size)
+
+
+def train(
+    context: Context,
+    rules: Sequence[Rule],
+    processes: Processes,
+    ledger: Ledger,
+    after_step: AfterStep,
+    *,
+    done: int = 0,
+    memory: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Take the task's gradient steps; `done` of them and the optimizer's `memory` come from a checkpoint."""
+    steps = steps_of(context)
+    if done >= steps:
+        return
+    trained = context.trained()
+    optimizer = make_optimizer(context)
+    load_optimizer_tensors(optimizer, trained, memory or {})
+    settings, per_epoch = context.settings, steps // context.settings.epochs
+    context.adapter.train_mode(True)
+    for epoch in range(done // per_epoch, settings.epochs):
+        generator = numpy_generator(settings.seed, "order", context.task.index, epoch)
+        lengths = context.dataset.prepared.lengths
+        order = epoch_batches(lengths, settings.batch_size, generator, group=settings.group_by_length)
+        for number in range(max(0, done - epoch * per_epoch), per_epoch):
+            step = epoch * per_epoch + number
+            selections = {TASK: Selection(context.dataset, order[number])}
+            for rule in rules:
+                selections |= rule.select(context, epoch, step)
+            set_rate(optimizer, rate_factor(settings, step, steps))
+            loss = take_step(context, rules, processes, optimizer, selections, (epoch, step))
+            ledger.steps += 1
+            rows = sum(len(selection.rows) for selection in selections.values())
+            ledger.examples_backward += rows
+            after_step(StepReport(epoch, step + 1, steps, loss, rows, lambda: optimizer_tensors(optimizer, trained)))
+    optimizer.zero_grad(set_to_none=True)
+    context.adapter.train_mode(False)
+
+
+def take_step(
+    context: Context,
+    rules: Sequence[Rule],
+    processes: Processes,
+    optimizer: torch.optim.Optimizer,
+    selections: Mapping[str, Selection],
+    place: tuple[int, int],
+) -> float:
+    """One step on the selected rows, shared among the processes; gives the loss of this process's share."""
+    settings, parameters = context.settings, list(context.trained().values())
+    seed = derived_seed(settings.seed, "step", context.task.index, place[1], processes.rank)
+    torch.manual_seed(seed)  # dropout of the adapter, the only draw from torch's global generator
+    loss = total_loss(context, rules, processes, selections, place)
+    value = loss.item()
+    if not torch.isfinite(loss):
+        raise NumericError(not_finite(context, selections[TASK].rows, place, value))
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    share_gradients(parameters, processes)
+    if settings.clip is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+    optimizer.step()
+    return value
+
+
+def share_gradients(parameters: Sequence[torch.nn.Parameter], processes: Processes) -> None:
+    """Sum the gradients of all processes; a parameter that this process's rows did not reach counts as zero."""
+    if processes.count == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    processes.sum_([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+def total_loss(
+    context: Context,
+    rules: Sequence[Rule],
+    processes: Processes,
+    selections: Mapping[str, Selection],
+    place: tuple[int, int],
+) -> Tensor:
+    """The loss of this process's share of the rows, so that the sum over the processes is the step's loss."""
+    terms: list[Tensor] = []
+    batch = local_batch(context, processes, selections, place)
+    if batch is not None:
+        outputs = context.forward(batch)
+        terms.append(classification_loss(context, batch, outputs, selections))
+        terms += [term for rule in rules if (term := rule.loss(context, batch, outputs)) is not None]
+        if outputs.penalty is not None:
+            terms.append(outputs.penalty)
+    penalties = [term / processes.count for rule in rules if (term := rule.penalty(context)) is not None]
+    zero = sum(parameter.sum() * 0.0 for parameter in context.trained().values()) if not terms else 0.0
+    return torch.as_tensor(sum(terms) + sum(penalties) + zero)
+
+
+def local_batch(
+    context: Context, processes: Processes, selections: Mapping[str, Selection], place: tuple[int, int]
+) -> Batch | None:
+    """This process's rows of every segment, or None where it has none."""
+    parts, segments, counts, start = [], {}, {}, 0
+    for name, selection in selections.items():
+        rows: Rows = selection.rows[processes.rank :: processes.count]
+        counts[name] = len(selection.rows)
+        segments[name] = slice(start, start + len(rows))
+        start += len(rows)
+        if len(rows):
+            parts.append((selection.dataset, rows))
+    if not parts:
+        return None
+    augment = None
+    if context.settings.augment and context.backbone.modality == "image":
+        augment = torch_generator(context.settings.seed, "augment", context.task.index, *place, processes.rank)
+    return context.batch(parts, segments=segments, counts=counts, augment=augment)
+
+
+def classification_loss(
+    context: Context, batch: Batch, outputs: Outputs, selections: Mapping[str, Selection]
+) -> Tensor:
+    """Cross-entropy over the classes that may compete: one mean over the task's and the joined rows, and weighted terms."""
+    mask = context.class_mask(batch.tasks)
+    rows = functional.cross_entropy(
+        outputs.logits.masked_fill(~mask, float("-inf")), batch.labels, reduction="none"
+    )
+    joined = [name for name, selection in selections.items() if selection.weight is None]
+    count = sum(batch.counts[name] for name in joined)
+    loss = torch.stack([rows[batch.segments[name]].sum() for name in joined]).sum() / count
+    for name, selection in selections.items():
+        if selection.weight:
+            loss = loss + selection.weight * batch.mean(rows[batch.segments[name]], name)
+    return loss
+
+
+def not_finite(context: Context, rows: Rows, place: tuple[int, int], value: float) -> str:
+    """The sentence for a loss that is infinite or not a number."""
+    ids = context.dataset.examples.ids[rows[:8]].tolist()
+    return (
+        f"the loss is {value} in task {context.task.index + 1} ({context.task.name}), epoch {place[0] + 1}, "
+        f"step {place[1] + 1} of the task, on the batch with examples {ids}{' …' if len(rows) > 8 else ''}; the step was "
+        "not taken. Lower train.lr or set train.clip, and look at these examples"
+    )

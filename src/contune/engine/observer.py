@@ -1,0 +1,27 @@
+"""What the engine tells whoever watches: nothing it does depends on the answer."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from contune.contract.data import TaskInfo
+from contune.contract.store import no_watch
+
+
+class Observer:
+    """Watches a run. This one is silent; a terminal, an event file or a tracker each are another."""
+
+    def task_begins(self, task: TaskInfo, tasks: int, steps: int, examples: int) -> None:
+        """A task begins, with so many gradient steps ahead (0: closed form) and so many training examples."""
+
+    def step(self, epoch: int, step: int, loss: float, examples: int) -> None:
+        """A gradient step was taken; `step` counts from 1 within the task."""
+
+    def watch(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """A pass over `total` examples begins; the block is given a function to report how many more are done."""
+        return no_watch(title, total)
+
+    def evaluated(self, task: TaskInfo, accuracies: list[float]) -> None:
+        """All seen tasks were evaluated."""
+
+    def saved(self, task: int, step: int) -> None:
+        """A checkpoint was written."""

@@ -1,0 +1,78 @@
+"""Optimizer, learning rate and the order of examples: what the gradient loop is made of."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from contune.contract.context import Context
+from contune.contract.data import Rows
+from contune.contract.settings import TrainSettings
+
+
+def make_optimizer(context: Context) -> torch.optim.Optimizer:
+    """An optimizer over what is trained and nothing else; a group's own rate is `lr` times its part's `lr_scale`."""
+    settings = context.settings
+    scales = {"adapter": context.adapter.lr_scale, "head": context.head.lr_scale}
+    groups = []
+    for part, scale in scales.items():
+        parameters = [p for name, p in context.trained().items() if name.startswith(f"{part}.")]
+        if parameters:
+            groups.append({"params": parameters, "lr": settings.lr * scale, "full_lr": settings.lr * scale})
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+
+
+def rate_factor(settings: TrainSettings, step: int, steps: int) -> float:
+    """Share of the full learning rate at `step` of `steps` (from 0): linear warm-up, then constant or half a cosine."""
+    warm = int(settings.warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    if settings.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's learning rate to `factor` of its full one."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["full_lr"] * factor
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimizer's memory by parameter name."""
+    tensors = {}
+    for name, parameter in trained.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{name}|{key}"] = value
+    return tensors
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    """Give an optimizer back what `optimizer_tensors` took."""
+    for label, value in tensors.items():
+        name, key = label.rsplit("|", 1)
+        parameter = trained[name]
+        optimizer.state[parameter][key] = value.clone() if key == "step" else value.clone().to(parameter.device)
+
+
+def epoch_batches(lengths: Rows, size: int, generator: np.random.Generator, *, group: bool) -> list[Rows]:
+    """All rows once in random batches; with `group`, batches of similar length in random order.
+
+    Grouping sorts by length within pools of 50 batches, so that which examples meet stays random.
+    """
+    order = generator.permutation(len(lengths))
+    if group and len(set(lengths.tolist())) > 1:
+        pool = 50 * size
+        pools = [order[start : start + pool] for start in range(0, len(order), pool)]
+        order = np.concatenate([p[np.argsort(-lengths[p], kind="stable")] for p in pools])
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    return [batches[i] for i in generator.permutation(len(batches))]

@@ -1,0 +1,89 @@
+"""Nearest class mean: one vector per class, the mean of its features (arXiv 2210.04428; SimpleCIL in 2303.07338)."""
+
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from contune.contract.context import Context
+from contune.contract.parts import Head, Parameters
+from contune.contract.state import State
+from contune.head.linear import Linear
+
+
+def class_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Sum (classes, d) and count (classes,) of the features of every class, in float64.
+
+    >>> class_sums(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0, 1, 1]), 2)[0].flatten().tolist()
+    [1.0, 6.0]
+    """
+    sums = torch.zeros(classes, features.shape[1], dtype=torch.float64)
+    sums.index_add_(0, labels, features.double())
+    return sums, torch.bincount(labels, minlength=classes)
+
+
+def nearest_mean_scores(features: Tensor, means: Tensor, metric: str) -> Tensor:
+    """Scores (n, classes): the cosine to each mean, or minus the squared Euclidean distance.
+
+    The mean is taken of features as they are and normalised afterwards, not the other way round.
+    """
+    if metric == "cosine":
+        return functional.normalize(features, dim=1) @ functional.normalize(means, dim=1).T
+    return -torch.cdist(features, means, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+@final
+class ClassMeans(Head):
+    """The class with the nearest mean answers; sums are kept in float64, so order and batch size do not matter.
+
+    While an adapter trains (first-task adaptation), a linear head trains it and is dropped.
+    """
+
+    name: ClassVar[str] = "class-means"
+    closed_form: ClassVar[bool] = True
+
+    def __init__(self, *, metric: Literal["cosine", "euclidean"] = "cosine") -> None:
+        self.metric = metric
+        self._sums = torch.zeros(0, 0, dtype=torch.float64)
+        self._counts = torch.zeros(0, dtype=torch.int64)
+        self._lent = Linear()
+
+    def begin_task(self, context: Context) -> None:
+        width = context.adapter.feature_size(context.backbone)
+        sums = torch.zeros(context.task.seen, width, dtype=torch.float64)
+        counts = torch.zeros(context.task.seen, dtype=torch.int64)
+        if len(self._counts):
+            sums[: len(self._sums)], counts[: len(self._counts)] = self._sums, self._counts
+        self._sums, self._counts = sums, counts
+        if context.adapting and context.adapter.trained():
+            self._lent.begin_task(context)
+
+    def trained(self) -> Parameters:
+        return self._lent.trained()
+
+    def training_logits(self, features: Tensor) -> Tensor:
+        return self._lent.logits(features)
+
+    def fit(self, context: Context) -> None:
+        labels = torch.from_numpy(context.dataset.labels)
+        sums, counts = class_sums(context.features(context.dataset), labels, context.task.seen)
+        self._sums, self._counts = self._sums + sums, self._counts + counts
+
+    def end_task(self, context: Context) -> None:
+        del context
+        self._lent = Linear()
+
+    def logits(self, features: Tensor) -> Tensor:
+        means = self._sums / self._counts.clamp(min=1).unsqueeze(1)
+        return nearest_mean_scores(features.double().cpu(), means, self.metric).float()
+
+    def state(self) -> State:
+        lent = State.nested({"lent": self._lent.state()}).tensors
+        return State({"sums": self._sums, "counts": self._counts, **lent})
+
+    def load_state(self, state: State, context: Context) -> None:
+        self._sums, self._counts = state.tensors["sums"], state.tensors["counts"]
+        lent = state.inner("lent")
+        if lent.tensors:
+            self._lent.load_state(lent, context)

@@ -1,0 +1,98 @@
+"""Heads trained by gradient that grow with the classes: linear and cosine."""
+
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from contune.contract.context import Context
+from contune.contract.parts import Head, Parameters
+from contune.contract.randomness import torch_generator
+from contune.contract.state import State
+
+
+def grown(weight: Tensor | None, rows: int, width: int, generator: torch.Generator) -> Tensor:
+    """`weight` (old rows, width) with new rows below it, uniform in +-1/sqrt(width) as torch starts a linear layer."""
+    old = torch.zeros(0, width) if weight is None else weight.detach().cpu()
+    new = torch.rand(rows - len(old), width, generator=generator) * 2 - 1
+    return torch.cat([old, new / width**0.5])
+
+
+@final
+class Linear(Head):
+    """One weight row and one bias per class. `loss_over` says which classes compete in the loss: all seen, or the task's own."""
+
+    name: ClassVar[str] = "linear"
+
+    def __init__(self, *, loss_over: Literal["seen", "own-task"] = "seen", lr_scale: float = 1.0) -> None:
+        self.loss_over = loss_over
+        self.lr_scale = lr_scale
+        self._weight: nn.Parameter | None = None
+        self._bias: nn.Parameter | None = None
+
+    def begin_task(self, context: Context) -> None:
+        width = context.adapter.feature_size(context.backbone)
+        generator = torch_generator(context.settings.seed, "head", context.task.index)
+        old = 0 if self._bias is None else len(self._bias)
+        bias = torch.zeros(context.task.seen)
+        if self._bias is not None:
+            bias[:old] = self._bias.detach().cpu()
+        self._set(grown(self._weight, context.task.seen, width, generator), bias, context.backbone.device)
+
+    def _set(self, weight: Tensor, bias: Tensor, device: torch.device) -> None:
+        self._weight, self._bias = nn.Parameter(weight.to(device)), nn.Parameter(bias.to(device))
+
+    def trained(self) -> Parameters:
+        if self._weight is None or self._bias is None:
+            return {}
+        return {"weight": self._weight, "bias": self._bias}
+
+    def logits(self, features: Tensor) -> Tensor:
+        assert self._weight is not None
+        return functional.linear(features, self._weight, self._bias)
+
+    def state(self) -> State:
+        return State({name: value.detach() for name, value in self.trained().items()})
+
+    def load_state(self, state: State, context: Context) -> None:
+        self._set(state.tensors["weight"], state.tensors["bias"], context.backbone.device)
+
+
+@final
+class Cosine(Head):
+    """Cosine of feature and class weight, times a learnt scale (APER, arXiv 2303.07338: sigma starts at `scale`)."""
+
+    name: ClassVar[str] = "cosine"
+
+    def __init__(self, *, loss_over: Literal["seen", "own-task"] = "seen", lr_scale: float = 1.0, scale: float = 10.0) -> None:
+        self.loss_over = loss_over
+        self.lr_scale = lr_scale
+        self.scale = scale
+        self._weight: nn.Parameter | None = None
+        self._scale: nn.Parameter | None = None
+
+    def begin_task(self, context: Context) -> None:
+        width = context.adapter.feature_size(context.backbone)
+        generator = torch_generator(context.settings.seed, "head", context.task.index)
+        scale = torch.tensor(self.scale) if self._scale is None else self._scale.detach().cpu()
+        self._set(grown(self._weight, context.task.seen, width, generator), scale, context.backbone.device)
+
+    def _set(self, weight: Tensor, scale: Tensor, device: torch.device) -> None:
+        self._weight, self._scale = nn.Parameter(weight.to(device)), nn.Parameter(scale.to(device))
+
+    def trained(self) -> Parameters:
+        if self._weight is None or self._scale is None:
+            return {}
+        return {"weight": self._weight, "scale": self._scale}
+
+    def logits(self, features: Tensor) -> Tensor:
+        assert self._weight is not None
+        assert self._scale is not None
+        return self._scale * functional.normalize(features, dim=1) @ functional.normalize(self._weight, dim=1).T
+
+    def state(self) -> State:
+        return State({name: value.detach() for name, value in self.trained().items()})
+
+    def load_state(self, state: State, context: Context) -> None:
+        self._set(state.tensors["weight"], state.tensors["scale"], context.backbone.device)

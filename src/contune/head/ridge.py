@@ -1,0 +1,139 @@
+"""Ridge regression on features or on random features of them, exact over the whole stream (RanPAC, arXiv 2307.02251)."""
+
+from collections.abc import Sequence
+from typing import ClassVar, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contune.contract.context import Context
+from contune.contract.parts import Head, Parameters
+from contune.contract.randomness import numpy_generator, torch_generator
+from contune.contract.state import State
+from contune.head.linear import Linear
+
+STRENGTHS = tuple(10.0**power for power in range(-8, 9))  # section 4 and the official code: 17 values
+
+
+def random_features(features: Tensor, projection: Tensor | None) -> Tensor:
+    """h(x) = relu(f(x) W) with fixed W (d, M), or the features themselves where there is no projection; float64."""
+    if projection is None:
+        return features.double()
+    return (features @ projection).clamp_(min=0).double()
+
+
+def ridge_solution(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
+    """W (M, C) that solves (G + strength I) W = Q, by Cholesky in float64.
+
+    >>> ridge_solution(torch.eye(1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64), 1.0).item()
+    0.5
+    """
+    shifted = gram + strength * torch.eye(len(gram), dtype=gram.dtype)
+    factor, failed = torch.linalg.cholesky_ex(shifted)
+    if failed:  # strength too small for the rounding of G: the eigenvalues that are noise are lifted to the noise level
+        values, vectors = torch.linalg.eigh(shifted)
+        floor = values[-1] * torch.finfo(gram.dtype).eps * len(gram)
+        return vectors @ ((vectors.T @ targets) / values.clamp(min=floor).unsqueeze(1))
+    return torch.cholesky_solve(targets, factor)
+
+
+def best_strength(h: Tensor, targets: Tensor, held_h: Tensor, held_targets: Tensor, strengths: Sequence[float]) -> float:
+    """The strength with the lowest mean squared error on the held-out rows; one `eigh` serves all strengths.
+
+    Works on the smaller side: with fewer rows n than random features M on H H^T (n, n), by the push-through identity
+    (H^T H + s I)^-1 H^T = H^T (H H^T + s I)^-1.
+    """
+    dual = len(h) < h.shape[1]
+    values, vectors = torch.linalg.eigh(h @ h.T if dual else h.T @ h)
+    values = values.clamp(min=0)
+    left = held_h @ h.T @ vectors if dual else held_h @ vectors
+    right = vectors.T @ targets if dual else vectors.T @ (h.T @ targets)
+    errors = [(left @ (right / (values + s).unsqueeze(1)) - held_targets).square().mean().item() for s in strengths]
+    return float(strengths[int(np.argmin(errors))])
+
+
+@final
+class Ridge(Head):
+    """Scores h(x) W with W = (G + strength I)^-1 Q, where G and Q are sums over every example seen.
+
+    `random_features`: 0 for the features themselves. `strength`: None chooses among 17 powers of ten on a seeded fifth
+    of the current task's features, as the paper does; a number makes the result independent of the order of tasks.
+    """
+
+    name: ClassVar[str] = "ridge"
+    closed_form: ClassVar[bool] = True
+
+    def __init__(self, *, random_features: int = 0, strength: float | None = None) -> None:
+        self.random_features = random_features
+        self.strength = strength
+        self._lent = Linear()
+        self._gram = torch.zeros(0, 0, dtype=torch.float64)
+        self._targets = torch.zeros(0, 0, dtype=torch.float64)
+        self._weight = torch.zeros(0, 0, dtype=torch.float64)
+        self._projection: Tensor | None = None
+        self._used_strength = 0.0
+
+    def begin_task(self, context: Context) -> None:
+        if context.adapting and context.adapter.trained():
+            self._lent.begin_task(context)
+        if not len(self._gram):
+            width = context.adapter.feature_size(context.backbone)
+            self._project(width, context.settings.seed)
+            size = self.random_features or width
+            self._gram = torch.zeros(size, size, dtype=torch.float64)
+            self._targets = torch.zeros(size, 0, dtype=torch.float64)
+        missing = context.task.seen - self._targets.shape[1]
+        self._targets = torch.cat([self._targets, self._targets.new_zeros(len(self._gram), missing)], dim=1)
+
+    def _project(self, width: int, seed: int) -> None:
+        if self.random_features:
+            generator = torch_generator(seed, "random features")
+            self._projection = torch.randn(width, self.random_features, generator=generator)
+
+    def trained(self) -> Parameters:
+        return self._lent.trained()
+
+    def training_logits(self, features: Tensor) -> Tensor:
+        return self._lent.logits(features)
+
+    def fit(self, context: Context) -> None:
+        features = context.features(context.dataset)
+        labels = torch.from_numpy(context.dataset.labels)
+        one_hot = torch.nn.functional.one_hot(labels, context.task.seen).double()
+        for rows in torch.arange(len(features)).split(2048):
+            h = random_features(features[rows], self._projection)
+            self._gram += h.T @ h
+            self._targets += h.T @ one_hot[rows]
+        self._used_strength = self.strength or self._search(features, one_hot, context)
+        self._weight = ridge_solution(self._gram, self._targets, self._used_strength)
+
+    def _search(self, features: Tensor, one_hot: Tensor, context: Context) -> float:
+        order = numpy_generator(context.settings.seed, "strength", context.task.index).permutation(len(features))
+        cut = max(1, int(0.8 * len(order)))
+        fit, held = torch.from_numpy(order[:cut]), torch.from_numpy(order[cut:])
+        if not len(held):
+            return 1.0
+        h, held_h = random_features(features[fit], self._projection), random_features(features[held], self._projection)
+        return best_strength(h, one_hot[fit], held_h, one_hot[held], STRENGTHS)
+
+    def end_task(self, context: Context) -> None:
+        del context
+        self._lent = Linear()
+
+    def logits(self, features: Tensor) -> Tensor:
+        return (random_features(features.cpu(), self._projection) @ self._weight).float()
+
+    def state(self) -> State:
+        tensors = {"gram": self._gram, "targets": self._targets, "weight": self._weight}
+        lent = State.nested({"lent": self._lent.state()}).tensors
+        return State({**tensors, **lent}, {"strength": self._used_strength})
+
+    def load_state(self, state: State, context: Context) -> None:
+        self._gram, self._targets = state.tensors["gram"], state.tensors["targets"]
+        self._weight = state.tensors["weight"]
+        self._used_strength = float(state.values["strength"])
+        self._project(context.adapter.feature_size(context.backbone), context.settings.seed)
+        lent = state.inner("lent")
+        if lent.tensors:
+            self._lent.load_state(lent, context)

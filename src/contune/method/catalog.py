@@ -1,0 +1,173 @@
+"""Finding recipes and parts: by walking the rooms, so that a new file is known without being registered anywhere."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, ValidationError, validate_call
+
+from contune.contract.parts import Adapter, Head, Part, Rule
+from contune.errors import ConfigError, ContuneError, did_you_mean
+from contune.method.method import Method
+
+Recipe = Callable[..., Method]
+ROOMS: Mapping[str, tuple[str, type[Part]]] = {
+    "adapter": ("contune.adapter", Adapter),
+    "head": ("contune.head", Head),
+    "rule": ("contune.rule", Rule),
+}
+_plugins: list[ModuleType] = []
+
+
+def add_plugin(module: ModuleType) -> None:
+    """Make the recipes and parts of a user's module known; the user names the module, never a configuration file."""
+    if module not in _plugins:
+        _plugins.append(module)
+    recipes.cache_clear()
+    parts.cache_clear()
+
+
+@cache
+def recipes() -> dict[str, Recipe]:
+    """All recipes by name: contune's own, those of installed packages (`contune.methods` entry points), and plugins'."""
+    found: dict[str, Recipe] = {}
+    for module in (*_modules("contune.method"), *_plugins):
+        for name, function in _public(module, inspect.isfunction):
+            if _returns(function) is Method:
+                found[getattr(module, "NAME", name.replace("_", "-"))] = function
+    for entry in entry_points(group="contune.methods"):
+        found.setdefault(entry.name, entry.load())
+    for helper in ("build-method", "compose"):
+        found.pop(helper, None)
+    return dict(sorted(found.items()))
+
+
+@cache
+def parts(room: str) -> dict[str, Callable[..., Any]]:
+    """All parts of a room by name: final classes that have a name, and functions that return the room's class."""
+    package, base = ROOMS[room]
+    found: dict[str, Callable[..., Any]] = {}
+    for module in (*_modules(package), *_plugins):
+        for _, cls in _public(module, inspect.isclass):
+            if issubclass(cls, base) and cls.__dict__.get("name"):
+                found[cls.__dict__["name"]] = cls
+        for name, function in _public(module, inspect.isfunction):
+            if _returns(function) is base:
+                found[name.replace("_", "-")] = function
+    return dict(sorted(found.items()))
+
+
+def build_method(name: str, options: Mapping[str, Any]) -> Method:
+    """The method of a recipe with these hyper-parameters; unknown names and wrong values are refused."""
+    known = recipes()
+    if name not in known:
+        raise ConfigError(f"method {name!r} is unknown; {did_you_mean(name, known)} (contune list methods)")
+    method: Method = call_checked(known[name], options, f"method {name!r}")
+    return method
+
+
+def compose(config: Mapping[str, Any]) -> Method:
+    """A method from parts: `adapter`, `head`, `rules`, and optionally `adapt` and `joint`."""
+    allowed = ("adapter", "head", "rules", "adapt", "joint")
+    for key in config:
+        if key not in allowed:
+            raise ConfigError(f"unknown key {key!r} in method; {did_you_mean(key, allowed)}")
+    rules = config.get("rules") or []
+    if not isinstance(rules, list):
+        raise ConfigError(f"method.rules is {rules!r}; give a list, such as [replay, {{ewc: {{strength: 100}}}}]")
+    adapt = config.get("adapt", "every-task")
+    if adapt not in ("every-task", "first-task"):
+        raise ConfigError(f"method.adapt is {adapt!r}; give 'every-task' or 'first-task'")
+    return Method(
+        adapter=build_part("adapter", config.get("adapter", "none")),
+        head=build_part("head", config.get("head", "linear")),
+        rules=tuple(build_part("rule", rule) for rule in rules),
+        adapt=adapt,
+        joint=bool(config.get("joint", False)),
+    )
+
+
+def build_part(room: str, config: Any) -> Any:
+    """One part from its name, or from `{name: {option: value}}`."""
+    if isinstance(config, str):
+        config = {config: {}}
+    if not isinstance(config, Mapping) or len(config) != 1:
+        raise ConfigError(f"{room} is {config!r}; give a name, or one name with its options as {{name: {{key: value}}}}")
+    name, options = next(iter(config.items()))
+    known = parts(room)
+    if name not in known:
+        raise ConfigError(f"{room} {name!r} is unknown; {did_you_mean(str(name), known)} (contune list parts)")
+    return call_checked(known[name], options or {}, f"{room} {name!r}")
+
+
+def call_checked(make: Callable[..., Any], options: Mapping[str, Any], what: str) -> Any:
+    """Call with options checked against the signature's names and types."""
+    allowed = option_defaults(make)
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"{what} is given {options!r}; give its options as key: value")
+    for key in options:
+        if key not in allowed:
+            near = did_you_mean(str(key), allowed) if allowed else "it has none"
+            raise ConfigError(f"{what} has no option {key!r}; {near}")
+    target = make.__init__ if inspect.isclass(make) else make  # type: ignore[misc]  # only its annotations are read
+    checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(_signature_only(target, allowed))
+    try:
+        return make(**checked(**options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{what}, option {place}: given {first.get('input')!r}; {first['msg']}") from error
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ContuneError):
+            raise
+        raise ConfigError(f"{what}: {error}") from error
+
+
+def option_defaults(make: Callable[..., Any]) -> dict[str, Any]:
+    """The options of a recipe or part with their defaults."""
+    signature = inspect.signature(make)
+    return {name: parameter.default for name, parameter in signature.parameters.items()}
+
+
+def first_sentence(make: Callable[..., Any]) -> str:
+    """The first line of a docstring."""
+    return (inspect.getdoc(make) or "").split("\n")[0]
+
+
+def _signature_only(target: Callable[..., Any], defaults: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
+    """A function of the same keyword options that gives back those it was given, for pydantic to check."""
+    hints = get_type_hints(target)
+    parameters = [
+        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=hints.get(n, Any)) for n, d in defaults.items()
+    ]
+
+    def given(**options: Any) -> dict[str, Any]:
+        return options
+
+    given.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    given.__annotations__ = {name: hints.get(name, Any) for name in defaults}
+    return given
+
+
+def _modules(package: str) -> Iterator[ModuleType]:
+    root = importlib.import_module(package)
+    for info in pkgutil.iter_modules(root.__path__):
+        yield importlib.import_module(f"{package}.{info.name}")
+
+
+def _public(module: ModuleType, kind: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
+    for name, value in inspect.getmembers(module, kind):
+        if not name.startswith("_") and value.__module__ == module.__name__:
+            yield name, value
+
+
+def _returns(function: Callable[..., Any]) -> Any:
+    try:
+        return get_type_hints(function).get("return")
+    except NameError:
+        return None

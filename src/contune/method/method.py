@@ -1,0 +1,43 @@
+"""What a method is: one adapter, one head, some rules, and how training is best run for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
+
+from contune.contract.parts import Adapter, Head, Rule
+from contune.errors import CombinationError
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Method:
+    """One recipe's answer.
+
+    `adapt`: the adapter learns in every task, or in the first one only and rests from then on. `joint`: all tasks at once,
+    which is no continual learning but its upper bound. `train`: the values this method recommends for the gradient
+    loop; what the user sets wins.
+    """
+
+    adapter: Adapter
+    head: Head
+    rules: tuple[Rule, ...] = ()
+    adapt: Literal["every-task", "first-task"] = "every-task"
+    joint: bool = False
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.head.closed_form and self.adapter.name != "none" and self.adapt == "every-task" and not self.joint:
+            raise CombinationError(
+                f"head {self.head.name!r} keeps sums of features, and adapter {self.adapter.name!r} would change the "
+                "features of finished tasks under it; set adapt: first-task, or take a head trained by gradient"
+            )
+        if self.head.closed_form and self.rules:
+            names = ", ".join(repr(rule.name) for rule in self.rules)
+            raise CombinationError(
+                f"head {self.head.name!r} is solved in closed form and forgets nothing, so rule {names} would have "
+                "nothing to protect; leave the rules out, or take a head trained by gradient"
+            )
+        for rule in self.rules:
+            reason = rule.refuses(self.adapter, self.head)
+            if reason:
+                raise CombinationError(reason)

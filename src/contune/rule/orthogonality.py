@@ -1,0 +1,50 @@
+"""Orthogonality between the LoRA of the task and those of finished tasks (O-LoRA, arXiv 2310.14152, equation 8)."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from contune.adapter.lora_per_task import LoraPerTask
+from contune.contract.parts import Adapter, Head, Rule
+
+if TYPE_CHECKING:
+    from contune.contract.context import Context
+
+
+def overlap(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Sum over wrapped matrices of all |A_past A_t^T| entries (released code; the paper writes squares as well).
+
+    >>> overlap([(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0], [-3.0, 0.0]]))]).item()
+    3.0
+    """
+    return torch.stack([(past @ new.T).abs().sum() for past, new in pairs]).sum()
+
+
+@final
+class Orthogonality(Rule):
+    """Adds `strength` times the overlap of the new LoRA's input directions with all earlier ones'.
+
+    Only A is made orthogonal: the responses to old inputs change less, not nothing.
+    """
+
+    name: ClassVar[str] = "orthogonality"
+
+    def __init__(self, *, strength: float = 0.5) -> None:
+        self.strength = strength
+
+    def refuses(self, adapter: Adapter, head: Head) -> str | None:
+        del head
+        if isinstance(adapter, LoraPerTask):
+            return None
+        return (
+            f"rule 'orthogonality' compares the LoRAs of different tasks, but adapter {adapter.name!r} has none per task; "
+            "set adapter: lora-per-task"
+        )
+
+    def penalty(self, context: "Context") -> Tensor | None:
+        adapter = context.adapter
+        assert isinstance(adapter, LoraPerTask)
+        pairs = adapter.pairs()
+        return self.strength * overlap(pairs) if pairs and self.strength else None
