@@ -71,7 +71,8 @@ def write_run(
     }  # fmt: skip
     results = {
         "format": 1, "method": method, "method_config": {"rank": 8, **(settings or {})}, "stream": stream,
-        "accuracy_matrix": matrix, "metrics": summary(matrix, [classes * examples] * tasks), "cost": _cost(profile, tasks),
+        "accuracy_matrix": matrix, "metrics": summary(matrix, [classes * examples] * tasks),
+        "cost": _cost(profile, tasks),
         "model": {"path": "sentence-transformers/all-MiniLM-L6-v2", "sha256": "5f" * 32, "base_unchanged": True,
                   "feature": "mean"},
         "seeds": {"train": seed, "order": order},

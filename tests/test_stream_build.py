@@ -94,6 +94,8 @@ def test_validation_is_a_share_of_every_class_and_independent_of_the_order(files
 
     assert held_out(order_seed=0) == held_out(order_seed=7) == held_out(order_seed=None)
     assert held_out(seed=0) != held_out(seed=1)
+    # Row r is the (r // 5)-th of class r % 5: every class draws for itself.
+    assert len({frozenset(row // 5 for row in held_out() if row % 5 == label) for label in range(5)}) > 1
     plain = load(*files, tasks=2)
     assert [task.validation for task in plain.tasks] == [None, None]
 

@@ -166,8 +166,8 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path, test_file: Path) ->
 
 
 def test_several_files_and_globs_count_rows_on(tmp_path: Path, test_file: Path) -> None:
-    write_lines(tmp_path / "part-1.jsonl", GOOD[:2])
-    write_lines(tmp_path / "part-2.jsonl", ["{broken", *GOOD[2:]])
+    write_lines(tmp_path / "part-1.jsonl", [*GOOD[:2], "{broken"])
+    write_lines(tmp_path / "part-2.jsonl", GOOD[2:])
     for train in ("part-*.jsonl", ["part-1.jsonl", "part-2.jsonl"]):
         config = StreamConfig(data=DataConfig(train=train, test="test.jsonl"), tasks=2, skip_bad=True)
         stream = load_stream(config, base=tmp_path)
@@ -186,12 +186,13 @@ def test_several_files_and_globs_count_rows_on(tmp_path: Path, test_file: Path) 
     [
         ("a.jsonl", b"\n \n", "is empty"),
         ("a.jsonl.gz", b"no gzip", "cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}' * 99)[:-9], "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}' * 99, mtime=0)[:-9], "cannot be read"),
         ("a.parquet", b"no parquet", "cannot be read as Parquet"),
         ("a.json", b"[{]", "line 1: not valid JSON"),
         ("a.txt", b"a", "allowed are .jsonl"),
         ("a.csv", b'"text,label\n', "never closed"),
     ],
+    ids=["blank", "no gzip", "cut gzip", "no parquet", "broken array", "unknown suffix", "open quote in header"],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)

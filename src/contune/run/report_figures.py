@@ -97,34 +97,32 @@ def inline_svg(plot: Plot) -> str:
     """The plot as an `<svg>` element for an HTML page: themed by CSS variables, labelled, unique ids, no metadata."""
     with _style(plot.name):
         figure = plot.draw()
-        width = figure.get_figwidth() * 96
+        width = 96 * figure.get_figwidth()
         svg = _save(figure, "svg").decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = _own_ids(svg, plot.name)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    svg = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--font)", svg)
+    used = frozenset(re.findall(r'(?:url\(#|xlink:href="#)([^)"]+)', svg))
+    # Tags only: what stands between them are names, which may look like anything.
+    svg = re.sub(r"<[^>]+>", lambda tag: _page_tag(tag[0], plot.name, used), svg)
     svg = re.sub(r"\n\s*", "\n", svg)
-    head = f'<svg role="img" aria-label="{_attribute(plot.alt)}" style="max-width:{width:.0f}px"'
-    return re.sub(r'<svg ([^>]*?)width="[^"]*"', rf"{_literal(head)} \1", svg, count=1).replace(
-        ' height="', ' data-h="', 1
-    )
+    _, rest = svg.split(">", 1)
+    box = re.search(r'viewBox="[^"]*"', svg)
+    assert box is not None
+    label = f'role="img" aria-label="{_attribute(plot.alt)}"'
+    return f'<svg {label} style="max-width:{width:.0f}px" {box[0]}>{rest}'
+
+
+def _page_tag(tag: str, name: str, used: frozenset[str]) -> str:
+    """One tag in the page's colours and font; ids are shared by the whole page, so they get the plot's name or go."""
+    for colour, variable in VARIABLES.items():
+        tag = tag.replace(colour, f"var({variable})")
+    tag = tag.replace("'DejaVu Sans', sans-serif", "var(--font)")
+    tag = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", tag)
+    return re.sub(r'(url\(#|xlink:href="#)', rf"\g<1>{name}-", tag)
 
 
 def _attribute(text: str) -> str:
     return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _literal(text: str) -> str:
-    return text.replace("\\", "\\\\")
-
-
-def _own_ids(svg: str, name: str) -> str:
-    """Drop ids nothing refers to, and put the plot's name before the others: ids are shared by the whole page."""
-    used = set(re.findall(r'(?:url\(#|xlink:href="#)([^)"]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
-    return re.sub(r'(url\(#|xlink:href="#)', rf"\g<1>{name}-", svg)
 
 
 def _save(figure: Any, form: str) -> bytes:

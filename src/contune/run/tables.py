@@ -180,7 +180,8 @@ _LATEX = {
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in _one_line(text))
+    escaped = "".join(_LATEX.get(character, character) for character in _one_line(text))
+    return re.sub(r"(^|\s)-(?=\d)", r"\1$-$", escaped)
 
 
 def to_latex(comparison: Comparison) -> str:

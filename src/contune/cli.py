@@ -1,0 +1,285 @@
+"""The command line: the only place with options. Exit codes: 0 well; 1 failed; 2 configuration; 3 data; 4 run directory;
+5 not finite; 130 stopped by the user, and resumable."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from contune.errors import ConfigError, ContuneError
+
+if TYPE_CHECKING:
+    from contune.contract.processes import Processes
+
+app = typer.Typer(
+    help="Keep a pretrained model learning: tasks arrive one after another, small parts are trained, the past is protected.",
+    epilog="Start with: contune run quickstart. Exit codes: 0 well, 1 failed, 2 configuration, 3 data, 4 run directory, "
+    "5 loss not finite, 130 stopped and resumable.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as train.epochs=3.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results only.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print results as JSON on standard output, and no progress.")]
+Plugin = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", metavar="MODULE", help="A Python module or file with recipes or parts of your own."),
+]
+Config = Annotated[str, typer.Argument(help="A YAML file, or a built-in configuration such as quickstart.")]
+
+
+@app.command()
+def run(
+    config: Config,
+    changes: Set = None,
+    out: Annotated[Path | None, typer.Option(help="The new run directory.", show_default="runs/<name>")] = None,
+    plugin: Plugin = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Learn a stream of tasks and write a run directory with results, predictions, checkpoints and a report.
+
+    Example: contune run quickstart; contune run my.yaml --set method.rank=16 --set train.epochs=3 --out runs/rank16
+    """
+    load_plugins(plugin)
+    from contune.run.config import load_config
+
+    loaded, base = load_config(config, changes or [])
+    out = out or free_folder(Path("runs") / Path(config).stem)
+    if loaded.methods is None:
+        single = loaded.single(loaded.method or {})
+        folders = [carry_out(single, base, out, quiet or as_json)]
+    else:
+        from contune.run.execute import make_method
+
+        singles = [loaded.single(method) for method in loaded.methods]
+        for single in singles:
+            make_method(single)
+        if out.exists() and any(out.iterdir()):
+            from contune.errors import RunDirectoryError
+
+            raise RunDirectoryError(f"{out} exists already and is never overwritten; choose another --out")
+        labels = unique([single.label() for single in singles])
+        pairs = zip(singles, labels, strict=True)
+        folders = [carry_out(single, base, out / label, quiet or as_json) for single, label in pairs]
+    show(folders, out / "report.html", quiet=quiet, as_json=as_json)
+
+
+@app.command()
+def resume(directory: Path, plugin: Plugin = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
+    """Go on with a run that was stopped or killed; it ends with the same numbers as if it had not been."""
+    load_plugins(plugin)
+    from contune.run.execute import resume_run
+    from contune.run.terminal import TerminalObserver, stderr_console
+
+    console = stderr_console(quiet or as_json)
+    watcher = TerminalObserver(console, directory.name)
+    with watcher.shown():
+        resume_run(directory, processes=find_processes(), observer=watcher, say=lambda text: console.print(text))
+    show([directory], directory / "report.html", quiet=quiet, as_json=as_json)
+
+
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(help="One or more run directories.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    figures: Annotated[Path | None, typer.Option(help="Also write every plot as SVG and PNG to this folder.")] = None,
+) -> None:
+    """Write one self-contained HTML file about one run, or several side by side."""
+    from contune.run.report import write_figures, write_report
+
+    typer.echo(write_report(directories, out))
+    if figures is not None:
+        for path in write_figures(directories, figures):
+            typer.echo(path)
+
+
+@app.command()
+def compare(
+    directories: Annotated[list[Path], typer.Argument(help="Run directories: methods, seeds, orders.")],
+    table: Annotated[str | None, typer.Option(help="Print the numbers as md, csv or latex.")] = None,
+) -> None:
+    """Compare runs: mean, spread, 95 % interval over seeds and orders, and paired differences between methods."""
+    from contune.run.compare import compare as compare_runs
+    from contune.run.tables import table as as_table
+    from contune.run.tables import terminal_table
+
+    comparison = compare_runs(directories)
+    for warning in comparison.warnings:
+        typer.echo(f"note: {warning}", err=True)
+    if table is not None:
+        if table not in ("md", "csv", "latex"):
+            raise ConfigError(f"--table is {table!r}; give md, csv or latex")
+        typer.echo(as_table(comparison, table))  # type: ignore[arg-type]  # checked on the line above
+    else:
+        print_rich(terminal_table(comparison))
+
+
+@app.command()
+def predict(
+    directory: Path,
+    inputs: Annotated[Path, typer.Argument(help="A text file with one text a line, or an image, or a folder of images.")],
+    task: Annotated[int | None, typer.Option(help="The task, from 0; task-incremental runs alone.")] = None,
+    plugin: Plugin = None,
+) -> None:
+    """Answer new inputs with the model a run has trained: one JSON object a line."""
+    load_plugins(plugin)
+    from contune.run.predict import predict_file
+
+    for name, answer in predict_file(directory, inputs, task):
+        typer.echo(json.dumps({"input": name, "prediction": answer}, ensure_ascii=False))
+
+
+@app.command(name="list")
+def list_things(
+    what: Annotated[str, typer.Argument(help="methods, streams or parts")] = "methods", plugin: Plugin = None
+) -> None:
+    """List what is there: methods (recipes), streams (built in) or parts (for free composition)."""
+    load_plugins(plugin)
+    from contune.run.listing import listing
+
+    print_rich(listing(what))
+
+
+@app.command()
+def explain(config: Config, changes: Set = None, plugin: Plugin = None) -> None:
+    """Say what a configuration would train, how large it is and how many passes it takes, before any compute."""
+    load_plugins(plugin)
+    from contune.run.config import load_config
+    from contune.run.listing import explanation
+
+    loaded, base = load_config(config, changes or [])
+    for method in loaded.methods or [loaded.method or {}]:
+        print_rich(explanation(loaded.single(method), base))
+
+
+@app.command()
+def check(
+    method: Annotated[str, typer.Argument(help="A recipe's name, or a Python file that holds one recipe.")],
+    plugin: Plugin = None,
+) -> None:
+    """Put a method through the common checks: learns, resumes exactly, leaves the base unchanged, peeks at nothing."""
+    names = load_plugins([*(plugin or []), method] if method.endswith(".py") else plugin)
+    from contune.checks import run_checks
+
+    name = names[-1] if method.endswith(".py") else method
+    failed = 0
+    for title, problem in run_checks(name):
+        typer.echo(f"{'ok  ' if problem is None else 'FAIL'} {title}" + (f": {problem}" if problem else ""))
+        failed += problem is not None
+    if failed:
+        raise typer.Exit(1)
+
+
+def carry_out(config: Any, base: Path, out: Path, quiet: bool) -> Path:
+    """One run with progress on the terminal."""
+    from contune.run.execute import start_run
+    from contune.run.terminal import TerminalObserver, stderr_console
+
+    watcher = TerminalObserver(stderr_console(quiet), config.label())
+    with watcher.shown():
+        return start_run(config, base, out, processes=find_processes(), observer=watcher)
+
+
+def show(folders: list[Path], report_path: Path, *, quiet: bool, as_json: bool) -> None:
+    """Print what came out and write the report."""
+    from contune.run.compare import compare as compare_runs
+    from contune.run.report import write_report
+    from contune.run.tables import terminal_matrix, terminal_table
+
+    if not find_processes().main:
+        return
+    results = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    write_report(folders, report_path)
+    if as_json:
+        typer.echo(json.dumps(results if len(results) > 1 else results[0], ensure_ascii=False))
+        return
+    if not quiet:
+        print_rich(terminal_matrix(results[0]))
+    print_rich(terminal_table(compare_runs(folders)))
+    typer.echo(f"report: {report_path}")
+
+
+def load_plugins(names: list[str] | None) -> list[str]:
+    """Import the modules or files a user named on the command line; gives the recipes that came with them."""
+    from importlib import import_module
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    from contune.method.catalog import add_plugin, recipes
+
+    before = set(recipes()) if names else set()
+    for name in names or []:
+        if name.endswith(".py"):
+            spec = spec_from_file_location(Path(name).stem, name)
+            if spec is None or spec.loader is None or not Path(name).is_file():
+                raise ConfigError(f"no Python file {name}; give the file that holds your recipe")
+            module = module_from_spec(spec)
+            sys.modules[spec.name] = module
+            spec.loader.exec_module(module)
+        else:
+            try:
+                module = import_module(name)
+            except ImportError as error:
+                raise ConfigError(f"cannot import plugin {name!r}: {error}") from error
+        add_plugin(module)
+    new = sorted(set(recipes()) - before) if names else []
+    if names and not new:
+        raise ConfigError(f"{names[-1]} holds no recipe: define a function with the return annotation -> Method")
+    return new
+
+
+def find_processes() -> "Processes":
+    """This process among those that accelerate or torchrun started."""
+    import os
+
+    from contune.contract.processes import Processes
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes()
+    import torch
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    return Processes(accelerator.process_index, accelerator.num_processes, accelerator)
+
+
+def free_folder(folder: Path) -> Path:
+    """`folder`, or the first of `folder-2`, `folder-3`, … that does not exist."""
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
+
+
+def unique(labels: list[str]) -> list[str]:
+    """The labels with numbers behind those that repeat.
+
+    >>> unique(["lora", "er", "lora"])
+    ['lora', 'er', 'lora-2']
+    """
+    seen: dict[str, int] = {}
+    out = []
+    for label in labels:
+        seen[label] = seen.get(label, 0) + 1
+        out.append(label if seen[label] == 1 else f"{label}-{seen[label]}")
+    return out
+
+
+def print_rich(*things: Any) -> None:
+    """Print to standard output."""
+    from rich.console import Console
+
+    Console().print(*things)
+
+
+def main() -> None:
+    """Entry point: errors become one sentence and an exit code."""
+    try:
+        app()
+    except ContuneError as error:
+        typer.secho(f"contune: {error}", err=True, fg="red")
+        sys.exit(error.exit_code)

@@ -1,0 +1,119 @@
+"""The run directory: created once, locked while in use, with checksummed checkpoints of which the newest two are kept."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, final
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from contune._files import file_sha256, sync_folder, write_json, write_text
+from contune.contract.state import State
+from contune.errors import RunDirectoryError
+
+KEPT = 2
+
+
+@final
+class RunDirectory:
+    """One run's files. `create` refuses a folder that holds anything; `open` refuses one that is no run directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @staticmethod
+    def create(folder: Path, config_yaml: str) -> "RunDirectory":
+        """A new run directory that holds its resolved configuration."""
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunDirectoryError(
+                f"{folder} exists already and is never overwritten; choose another --out, "
+                f"or go on with it: contune resume {folder}"
+            )
+        (folder / "checkpoints").mkdir(parents=True)
+        write_text(folder / "config.yaml", config_yaml)
+        return RunDirectory(folder)
+
+    @staticmethod
+    def open(folder: Path) -> "RunDirectory":
+        """An existing run directory."""
+        if not (folder / "config.yaml").is_file():
+            raise RunDirectoryError(f"{folder} is not a run directory: it has no config.yaml; give one that contune run made")
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        return RunDirectory(folder)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process off this directory; the lock falls with the process, also when it is killed."""
+        with (self.folder / ".lock").open("w") as file:
+            lock(file, self.folder)
+            yield
+
+    def save(self, state: State, position: Mapping[str, Any]) -> None:
+        """Write a checkpoint, whole or not at all, then drop all but the newest two."""
+        name = f"{position['task']:05d}-{position['step']:08d}"
+        home = self.folder / "checkpoints"
+        temporary = home / f".{name}.{os.getpid()}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.tensors.items()}
+        save_file(tensors, temporary / "state.safetensors")
+        write_json(temporary / "state.json", {"values": dict(state.values), "position": dict(position)})
+        hashes = {item.name: file_sha256(item) for item in sorted(temporary.iterdir())}
+        write_json(temporary / "manifest.json", hashes)
+        for item in temporary.iterdir():
+            with item.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(temporary)
+        shutil.rmtree(home / name, ignore_errors=True)
+        temporary.rename(home / name)
+        sync_folder(home)
+        self._prune()
+
+    def newest(self) -> tuple[State, dict[str, Any], list[str]] | None:
+        """The newest checkpoint that is whole, its position, and a sentence for each damaged one passed over."""
+        warnings: list[str] = []
+        folders = sorted(self._checkpoints(), reverse=True)
+        for folder in folders:
+            try:
+                return (*read_checkpoint(folder), warnings)
+            except RunDirectoryError as error:
+                warnings.append(f"{error}; the checkpoint before it is used")
+        if folders:
+            raise RunDirectoryError(f"no checkpoint of {self.folder} is whole: {warnings[0].split(';')[0]}; start the run anew")
+        return None
+
+    def _checkpoints(self) -> list[Path]:
+        return [item for item in (self.folder / "checkpoints").iterdir() if not item.name.startswith(".")]
+
+    def _prune(self) -> None:
+        for old in sorted(self._checkpoints())[:-KEPT]:
+            shutil.rmtree(old)
+        for rest in (self.folder / "checkpoints").glob(".*.tmp"):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def lock(file: IO[str], folder: Path) -> None:
+    """Take the lock or say who has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RunDirectoryError(f"{folder} is in use by another contune process; wait for it, or stop it first") from error
+
+
+def read_checkpoint(folder: Path) -> tuple[State, dict[str, Any]]:
+    """A checkpoint whose every file matches its checksum."""
+    try:
+        hashes = json.loads((folder / "manifest.json").read_text())
+        for name, expected in hashes.items():
+            if file_sha256(folder / name) != expected:
+                raise RunDirectoryError(f"checkpoint {folder} is damaged: {name} does not match its checksum")
+        values = json.loads((folder / "state.json").read_text())
+        tensors = load_file(folder / "state.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RunDirectoryError(f"checkpoint {folder} is damaged: {error}") from error
+    return State(tensors, values["values"]), values["position"]

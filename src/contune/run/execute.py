@@ -1,0 +1,340 @@
+"""Carry out a configuration: the loop over tasks, with everything written down.
+
+    for task in stream:
+        begin, fit, end      (engine)
+        evaluate             every seen task once, read-only: one row of the matrix
+        commit               predictions, results, adapter, checkpoint
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from contune._files import atomic_path, write_json
+from contune.contract.context import Context
+from contune.contract.data import Dataset
+from contune.contract.processes import Processes
+from contune.contract.state import State
+from contune.engine.learner import Learner
+from contune.engine.loop import StepReport
+from contune.engine.observer import Observer
+from contune.errors import ConfigError, ContuneError
+from contune.method.catalog import build_method, compose
+from contune.method.method import Method
+from contune.metric.predictions import matrix_from_predictions
+from contune.metric.summary import summary
+from contune.run.config import RunConfig, explain
+from contune.run.directory import RunDirectory
+from contune.run.events import EventFile
+from contune.stream.build import load_stream
+from contune.stream.task import Stream, Task
+
+COLUMNS = pa.schema(
+    [("after_task", pa.int32()), ("task", pa.int32()), ("example", pa.int64())]
+    + [("label", pa.string()), ("prediction", pa.string()), ("correct", pa.bool_())]
+)
+
+
+class Interrupted(ContuneError):
+    """The user stopped the run; it can go on."""
+
+    exit_code = 130
+
+
+def make_method(config: RunConfig) -> Method:
+    """The method a configuration names or composes."""
+    method = {"name": config.method} if isinstance(config.method, str) else dict(config.method or {})
+    if "name" in method:
+        name = str(method.pop("name"))
+        return build_method(name, method)
+    return compose(method)
+
+
+def make_learner(config: RunConfig, stream: Stream, processes: Processes, observer: Observer) -> Learner:
+    """A learner for the stream; whatever does not fit is refused here, before any compute."""
+    from pydantic import ValidationError
+
+    from contune.contract.settings import TrainSettings
+
+    method = make_method(config)
+    try:
+        return Learner(
+            config.model,
+            method,
+            kind=stream.kind,
+            train=config.train,
+            cache=config.cache,
+            device=choose_device(config.device),
+            processes=processes,
+            observer=observer,
+        )
+    except ValidationError as error:
+        raise ConfigError(f"train: {explain(error, TrainSettings)}") from error
+
+
+def choose_device(name: str) -> str:
+    """The device that `auto` means on this machine."""
+    import torch
+
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def start_run(config: RunConfig, base: Path, out: Path, *, processes: Processes, observer: Observer) -> Path:
+    """Make a new run directory and run in it until the end."""
+    stream = load_stream(config.stream, base=base)
+    learner = make_learner(config, stream, processes, observer)
+    resolved = resolved_config(config, learner, base)
+    directory = RunDirectory(out)
+    if processes.main:
+        directory = RunDirectory.create(out, resolved)
+    processes.wait()
+    _Execution(config, stream, learner, directory, observer).go()
+    return out
+
+
+def resume_run(out: Path, *, processes: Processes, observer: Observer, say: Callable[[str], None]) -> Path:
+    """Go on with a run from its newest whole checkpoint; a finished run is left as it is."""
+    directory = RunDirectory.open(out)
+    values = yaml.safe_load((out / "config.yaml").read_text())
+    base = Path(values.pop("base", "."))
+    config = RunConfig.model_validate(values)
+    stream = load_stream(config.stream, base=base)
+    learner = make_learner(config, stream, processes, observer)
+    execution = _Execution(config, stream, learner, directory, observer)
+    execution.go(say=say)
+    return out
+
+
+def resolved_config(config: RunConfig, learner: Learner, base: Path) -> str:
+    """Every key with the value that is used, as YAML."""
+    values = config.model_dump(mode="json", exclude={"methods"})
+    values["train"] = learner.settings.model_dump(mode="json")
+    values["base"] = str(base)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+@final
+class _Execution:
+    """One process's pass through a run."""
+
+    def __init__(
+        self, config: RunConfig, stream: Stream, learner: Learner, directory: RunDirectory, observer: Observer
+    ) -> None:
+        self.config, self.stream, self.learner, self.directory, self.observer = config, stream, learner, directory, observer
+        self.main = learner.processes.main
+        self.lessons: list[Sequence[Task]] = [stream.tasks] if learner.method.joint else [[task] for task in stream.tasks]
+        self.rows = COLUMNS.empty_table()
+        self.tests: dict[int, Dataset] = {}
+        self.events: EventFile | None = None
+        self.stop = threading.Event()
+        self.saved_at = time.monotonic()
+
+    def go(self, *, say: Callable[[str], None] = lambda _text: None) -> None:
+        """Run from where the directory stands to the end."""
+        with self._owned(), self._interruptible():
+            lesson, done, memory, context = self._restore(say)
+            while lesson < len(self.lessons):
+                context = self._learn(lesson, context, done, memory)
+                done, memory, context = 0, {}, None
+                lesson += 1
+                self._commit(lesson)
+            self._results(finished=True)
+
+    @contextmanager
+    def _owned(self) -> Iterator[None]:
+        if not self.main:
+            yield
+            return
+        with self.directory.locked():
+            yield
+            if self.events is not None:
+                self.events.close()
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C finishes the step and saves; a second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def on_signal(_number: int, _frame: Any) -> None:
+            if self.stop.is_set():
+                raise KeyboardInterrupt
+            self.stop.set()
+
+        before = signal.signal(signal.SIGINT, on_signal)
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            raise self._interrupted() from error
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(f"stopped; nothing is lost. Go on with: contune resume {self.directory.folder}")
+
+    def _restore(self, say: Callable[[str], None]) -> tuple[int, int, Mapping[str, Any], Context | None]:
+        found = self.directory.newest()
+        offset = int(found[1]["events"]) if found else 0
+        if self.main:
+            self.events = EventFile(self.directory.folder / "events.jsonl", offset)
+        if found is None:
+            return 0, 0, {}, None
+        state, position, warnings = found
+        for warning in warnings:
+            say(warning)
+        lesson, step = int(position["task"]), int(position["step"])
+        if position["stream"] != self.stream.content_hash():
+            raise ConfigError(f"the data of {self.directory.folder} has changed since the run began; restore it, or start a new run")
+        context = self.learner.load_state(state, self.lessons[lesson] if step else ())
+        self.learner.ledger.load(position["ledger"])
+        path = self.directory.folder / "predictions.parquet"
+        if path.exists() and lesson:
+            table = pq.read_table(path, schema=COLUMNS)
+            self.rows = table.filter(pc.less(table["after_task"], self._matrix_row(lesson)))
+        memory = {name.removeprefix("optimizer/"): t for name, t in state.tensors.items() if name.startswith("optimizer/")}
+        return lesson, step, memory, context if step else None
+
+    def _matrix_row(self, lessons: int) -> int:
+        return len(self.stream.tasks) if self.learner.method.joint else lessons
+
+    def _learn(self, lesson: int, context: Context | None, done: int, memory: Mapping[str, Any]) -> Context:
+        tasks = self.lessons[lesson]
+        if context is None:
+            context = self.learner.begin(tasks)
+        self.observer.task_begins(context.task, len(self.lessons), self.learner.steps(context), len(context.dataset))
+        self._event("task", task=lesson, name=context.task.name, steps=self.learner.steps(context))
+        self.saved_at = time.monotonic()
+        self.learner.fit(context, lambda report: self._after_step(lesson, report), done=done, memory=memory)
+        if self.main:
+            self.learner.method.adapter.export(self.directory.folder / "adapters" / f"{lesson + 1:03d}")
+        self.learner.end(context)
+        self._evaluate(lesson, context)
+        return context
+
+    def _after_step(self, lesson: int, report: StepReport) -> None:
+        if report.step % 10 == 0 or report.step == report.steps:
+            self._event("loss", task=lesson, epoch=report.epoch, step=report.step, loss=round(report.loss, 6))
+        settings = self.learner.settings
+        due = time.monotonic() - self.saved_at >= settings.checkpoint_seconds
+        due = due or (settings.checkpoint_steps is not None and report.step % settings.checkpoint_steps == 0)
+        if self.stop.is_set() or due:
+            self._save(lesson, report.step, report.memory())
+        if self.stop.is_set():
+            raise self._interrupted()
+
+    def _save(self, lesson: int, step: int, memory: Mapping[str, Any]) -> None:
+        if self.main and self.events is not None:
+            state = self.learner.state()
+            whole = State({**state.tensors, **{f"optimizer/{n}": t for n, t in memory.items()}}, state.values)
+            ledger = self.learner.ledger.values()
+            place = {"task": lesson, "step": step, "events": self.events.offset(), "ledger": ledger}
+            self.directory.save(whole, {**place, "stream": self.stream.content_hash()})
+            self.observer.saved(lesson, step)
+        self.saved_at = time.monotonic()
+
+    def _evaluate(self, lesson: int, context: Context) -> None:
+        row = self._matrix_row(lesson + 1) - 1
+        seen = self.stream.tasks[: self.learner.learned]
+        tables, accuracies = [self.rows], []
+        with self.learner.ledger.phase("evaluate"):
+            for index, task in enumerate(seen):
+                dataset = self.tests.setdefault(index, self.learner.test_dataset(task))
+                allowed = self.learner.class_tasks[index] if self.stream.kind == "task-incremental" else None
+                answers = self.learner.answers(dataset, allowed)
+                tables.append(prediction_table(row, index, task, dataset, answers, self.learner.class_names))
+                accuracies.append(float(np.mean(answers == dataset.labels)))
+        self.rows = pa.concat_tables(tables)
+        self._event("accuracy", task=row, accuracies=accuracies)
+        self.observer.evaluated(context.task, accuracies)
+
+    def _commit(self, lesson: int) -> None:
+        if self.main:
+            with atomic_path(self.directory.folder / "predictions.parquet") as temporary:
+                pq.write_table(self.rows, temporary)
+        self._results(finished=False)
+        self._save(lesson, 0, {})
+        if self.stop.is_set() and lesson < len(self.lessons):
+            raise self._interrupted()
+
+    def _results(self, *, finished: bool) -> None:
+        if self.main:
+            write_json(self.directory.folder / "results.json", self._summary(finished))
+
+    def _summary(self, finished: bool) -> dict[str, Any]:
+        learner, tasks = self.learner, self.stream.tasks
+        columns = {name: self.rows[name].to_numpy(zero_copy_only=False) for name in ("after_task", "task", "correct")}
+        matrix = matrix_from_predictions(columns["after_task"], columns["task"], columns["correct"], len(tasks))
+        done = matrix[: self._matrix_row(learner.learned if not learner.method.joint else 1)]
+        sizes = [len(task.test) for task in tasks]
+        ledger = learner.ledger.values()
+        seconds = ledger["seconds"]
+        method = self.config.method if isinstance(self.config.method, dict) else {"name": self.config.method}
+        return {
+            "format": 1,
+            "finished": finished,
+            "method": self.config.label(),
+            "method_config": method,
+            "stream": {
+                "name": self.stream.name,
+                "kind": self.stream.kind,
+                "tasks": len(tasks),
+                "task_names": [task.name for task in tasks],
+                "classes_per_task": [len(task.class_names) for task in tasks],
+                "train_examples": [len(task.train) for task in tasks],
+                "test_examples": sizes,
+                "modality": self.stream.modality,
+                "order_seed": self.stream.order_seed,
+                "notes": list(self.stream.notes),
+                "hash": self.stream.content_hash(),
+            },
+            "accuracy_matrix": done,
+            "metrics": summary(done, sizes[: len(done[0])] if done else []),
+            "cost": {
+                "trainable_parameters": learner.trainable_parameters,
+                "total_parameters": sum(p.numel() for p in learner.backbone.base_parameters().values()),
+                "stored_bytes": learner.stored_bytes(),
+                "train_seconds": sum(seconds.get(phase, 0.0) for phase in ("begin", "train", "fit", "end")),
+                "eval_seconds": seconds.get("evaluate", 0.0),
+                **ledger,
+            },
+            "model": {
+                "path": learner.backbone.config.path,
+                "sha256": learner.base_hash,
+                "base_unchanged": learner.base_unchanged(),
+                "feature": learner.backbone.feature,
+            },
+            "seeds": {"train": learner.settings.seed, "order": self.stream.order_seed},
+            "versions": {name: version(name) for name in ("contune", "torch", "transformers", "peft", "numpy")},
+        }
+
+    def _event(self, event: str, **values: Any) -> None:
+        if self.events is not None:
+            self.events.write(event, **values)
+
+
+def prediction_table(
+    row: int, index: int, task: Task, dataset: Dataset, answers: Any, names: Sequence[str]
+) -> pa.Table:
+    """What was answered on one task's test examples, one row each."""
+    count = len(answers)
+    labels = [names[column] for column in dataset.labels.tolist()]
+    given = [names[column] for column in answers.tolist()]
+    correct = (answers == dataset.labels).tolist()
+    values = [[row] * count, [index] * count, task.test.ids.tolist(), labels, given, correct]
+    return pa.table(dict(zip(COLUMNS.names, values, strict=True)), schema=COLUMNS)

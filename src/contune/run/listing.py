@@ -1,0 +1,80 @@
+"""What is there, and what a configuration would do, in tables for the terminal."""
+
+from pathlib import Path
+
+from rich.table import Table
+
+from contune.contract.processes import Processes
+from contune.engine.learner import Learner
+from contune.engine.observer import Observer
+from contune.errors import ConfigError
+from contune.method.catalog import ROOMS, first_sentence, option_defaults, parts, recipes
+from contune.run.config import RunConfig
+from contune.run.execute import make_learner
+from contune.stream.build import load_stream
+from contune.stream.builtin import BUILTIN
+
+
+def listing(what: str) -> Table:
+    """A table of methods, streams or parts."""
+    table = Table("name", "what it is", "options and defaults", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    if what == "methods":
+        for name, recipe in recipes().items():
+            table.add_row(name, first_sentence(recipe), spelled(option_defaults(recipe)))
+    elif what == "parts":
+        for room in ROOMS:
+            for name, part in parts(room).items():
+                table.add_row(f"{room}: {name}", first_sentence(part), spelled(option_defaults(part)))
+    elif what == "streams":
+        for name, build in BUILTIN.items():
+            table.add_row(name, first_sentence(build) if callable(build) else str(build), "")
+    else:
+        raise ConfigError(f"{what!r} cannot be listed; give methods, streams or parts")
+    return table
+
+
+def spelled(options: dict[str, object]) -> str:
+    """Options as `name=default`."""
+    return ", ".join(f"{name}={value}" for name, value in options.items())
+
+
+def explanation(config: RunConfig, base: Path) -> Table:
+    """What would be trained, its size, and the passes over the data, found without running the model on any example."""
+    stream = load_stream(config.stream, base=base)
+    learner = make_learner(config, stream, Processes(), Observer())
+    lesson = list(stream.tasks) if learner.method.joint else [stream.tasks[0]]
+    context = learner.begin(lesson)
+    trained = context.trained()
+    count = sum(parameter.numel() for parameter in trained.values())
+    total = sum(parameter.numel() for parameter in learner.backbone.base_parameters().values())
+    examples = sum(len(task.train) for task in stream.tasks)
+    tests = sum(len(task.test) for task in stream.tasks)
+    layer, depth = context.lowest_layer(), learner.backbone.depth
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title=config.label(), title_justify="left")
+    table.add_row("stream", f"{stream.name}: {len(stream.tasks)} tasks, {len(stream.class_names)} classes, {stream.kind}")
+    table.add_row("data", f"{examples:,} training and {tests:,} test examples")
+    table.add_row("model", f"{config.model.path}: {total:,} parameters, {depth} layers, feature: {learner.backbone.feature}")
+    table.add_row("trained", f"{count:,} parameters in the first task ({count / total:.2%} of the model), {count * 4:,} bytes")
+    table.add_row("where", where(learner, layer, depth))
+    table.add_row("passes", passes(learner, layer, depth, examples, tests, len(stream.tasks)))
+    for name, parameter in list(trained.items())[:6]:
+        table.add_row("", f"{name}  {tuple(parameter.shape)}")
+    if len(trained) > 6:
+        table.add_row("", f"… and {len(trained) - 6} more tensors")
+    return table
+
+
+def where(learner: Learner, layer: int, depth: int) -> str:
+    """Which layers training changes."""
+    if layer == depth:
+        return "nothing inside the model: features are computed once and kept"
+    below = f"; the {layer} layers below are computed once and kept" if layer and not learner.settings.augment else ""
+    return f"layers {layer} to {depth - 1}{below}"
+
+
+def passes(learner: Learner, layer: int, depth: int, examples: int, tests: int, tasks: int) -> str:
+    """An estimate of how many examples go through the model."""
+    if layer == depth:
+        return f"{examples + tests:,} examples forward, none backward"
+    forward = tests * (tasks + 1) // 2 if not learner.method.joint else tests
+    return f"about {examples * learner.settings.epochs:,} examples forward and backward, {forward:,} more forward in evaluation"
