@@ -1,5 +1,7 @@
-"""The command line: the only place with options. Exit codes: 0 well; 1 failed; 2 configuration; 3 data; 4 run directory;
-5 not finite; 130 stopped by the user, and resumable."""
+"""The command line: the only place with options.
+
+Exit codes: 0 well; 1 failed; 2 configuration; 3 data; 4 run directory; 5 not finite; 130 stopped, and resumable.
+"""
 
 import json
 import sys
@@ -14,14 +16,16 @@ if TYPE_CHECKING:
     from contune.contract.processes import Processes
 
 app = typer.Typer(
-    help="Keep a pretrained model learning: tasks arrive one after another, small parts are trained, the past is protected.",
-    epilog="Start with: contune run quickstart. Exit codes: 0 well, 1 failed, 2 configuration, 3 data, 4 run directory, "
-    "5 loss not finite, 130 stopped and resumable.",
+    help="Keep a pretrained model learning: tasks arrive one by one, small parts are trained, the past is protected.",
+    epilog="Start with: contune run quickstart. Exit codes: 0 well, 1 failed, 2 configuration, 3 data, "
+    "4 run directory, 5 loss not finite, 130 stopped and resumable.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as train.epochs=3.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as train.epochs=3.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print results as JSON on standard output, and no progress.")]
 Plugin = Annotated[
@@ -113,7 +117,7 @@ def compare(
     if table is not None:
         if table not in ("md", "csv", "latex"):
             raise ConfigError(f"--table is {table!r}; give md, csv or latex")
-        typer.echo(as_table(comparison, table))  # type: ignore[arg-type]  # checked on the line above
+        typer.echo(as_table(comparison, table))
     else:
         print_rich(terminal_table(comparison))
 
@@ -121,7 +125,9 @@ def compare(
 @app.command()
 def predict(
     directory: Path,
-    inputs: Annotated[Path, typer.Argument(help="A text file with one text a line, or an image, or a folder of images.")],
+    inputs: Annotated[
+        Path, typer.Argument(help="A text file with one text a line, or an image, or a folder of images.")
+    ],
     task: Annotated[int | None, typer.Option(help="The task, from 0; task-incremental runs alone.")] = None,
     plugin: Plugin = None,
 ) -> None:

@@ -18,5 +18,7 @@ def resolve_layers(layers: str | Sequence[int], depth: int) -> list[int]:
         return list(range(depth - named[layers], depth))
     chosen = sorted({layer + depth if layer < 0 else layer for layer in layers})
     if not chosen or chosen[0] < 0 or chosen[-1] >= depth:
-        raise ConfigError(f"layers is {list(layers)}; this model has layers 0 to {depth - 1}, give at least one of them")
+        raise ConfigError(
+            f"layers is {list(layers)}; this model has layers 0 to {depth - 1}, give at least one of them"
+        )
     return chosen

@@ -1,4 +1,4 @@
-"""One LoRA per task: the new one is trained, all finished ones stay frozen and are summed (O-LoRA, arXiv 2310.14152)."""
+"""One LoRA per task: the new one is trained, finished ones stay frozen and are summed (O-LoRA, arXiv 2310.14152)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,9 +82,13 @@ class LoraPerTask(Adapter):
         set_dropout(self.wrapped, training)
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
-        """For every wrapped matrix: the rows of all finished A (rank x tasks, d_in), frozen, and the trained A (rank, d_in)."""
+        """For every wrapped matrix: all finished A (rank x tasks, d_in), frozen, and the trained A (rank, d_in)."""
         past = self._matrices("past")
-        return [(past[name].detach(), a) for name, a in self._matrices("default").items() if "lora_A" in name and name in past]
+        return [
+            (past[name].detach(), a)
+            for name, a in self._matrices("default").items()
+            if "lora_A" in name and name in past
+        ]
 
     def state(self) -> State:
         tensors = {f"default/{name}": p.detach() for name, p in self._matrices("default").items()}

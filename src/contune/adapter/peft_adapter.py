@@ -1,4 +1,4 @@
-"""Adapters of the `peft` library inside the frozen model: LoRA, IA3 and every other injectable kind through one door."""
+"""Adapters of the `peft` library inside the frozen model: LoRA, IA3 and the other injectable kinds, by one door."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -137,12 +137,14 @@ def peft(
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
         kinds = {str(kind.value): kind for kind in PEFT_TYPE_TO_TUNER_MAPPING}
-        given, extra = (("LORA", {"use_dora": True}) if type.upper() == "DORA" else (type.upper(), {}))
+        given, extra = ("LORA", {"use_dora": True}) if type.upper() == "DORA" else (type.upper(), {})
         if given not in kinds:
             raise ConfigError(f"peft type {type!r} is unknown; {did_you_mean(given, kinds)}")
         modules = target_modules(backbone, targets, layers)
         try:
-            made: PeftConfig = PEFT_TYPE_TO_CONFIG_MAPPING[kinds[given]](target_modules=modules, **extra, **(options or {}))
+            made: PeftConfig = PEFT_TYPE_TO_CONFIG_MAPPING[kinds[given]](
+                target_modules=modules, **extra, **(options or {})
+            )
         except (TypeError, ValueError) as error:
             raise ConfigError(f"peft refuses the options of {given}: {error}") from error
         return made

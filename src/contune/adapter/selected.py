@@ -33,7 +33,9 @@ class SelectedParameters(Adapter):
     def attach(self, backbone: Backbone, seed: int) -> None:
         del seed
         owners = {id(p): m for m in backbone.model.modules() for p in m.parameters(recurse=False)}
-        inside = {id(p) for index in resolve_layers(self.layers, backbone.depth) for p in backbone.layers[index].parameters()}
+        inside = {
+            id(p) for index in resolve_layers(self.layers, backbone.depth) for p in backbone.layers[index].parameters()
+        }
         for name, parameter in sorted(backbone.base_parameters().items()):
             if self._choice(name, owners[id(parameter)]) and (self.layers == "all" or id(parameter) in inside):
                 self._chosen[name] = parameter

@@ -28,7 +28,13 @@ def target_modules(backbone: Backbone, targets: str | Sequence[str], layers: str
     ]
     if targets == "all-linear":
         return linear
-    wanted = (*QUERY, *VALUE, *FUSED) if targets == "query-value" else (targets,) if isinstance(targets, str) else tuple(targets)
+    wanted = (
+        (*QUERY, *VALUE, *FUSED)
+        if targets == "query-value"
+        else (targets,)
+        if isinstance(targets, str)
+        else tuple(targets)
+    )
     found = [name for name in linear if name.rsplit(".", 1)[-1] in wanted]
     if not found:
         last = sorted({name.rsplit(".", 1)[-1] for name in linear})

@@ -84,7 +84,7 @@ class TextReader(Reader):
         parts: Sequence[tuple[Prepared, Rows]],
         *,
         augment: torch.Generator | None,
-        pixels: bool,  # noqa: ARG002  (a text's ids are needed for its mask, also when its states are cached)
+        pixels: bool,
     ) -> ModelInputs:
         if augment is not None:
             raise ConfigError("augmentation was asked for texts; it exists for images only, leave it off")

@@ -45,7 +45,11 @@ class Context:
 
     def lowest_layer(self) -> int:
         """The first layer whose output training changes."""
-        return self.adapter.lowest_layer(self.backbone) if self.adapting and self.adapter.trained() else self.backbone.depth
+        return (
+            self.adapter.lowest_layer(self.backbone)
+            if self.adapting and self.adapter.trained()
+            else self.backbone.depth
+        )
 
     def class_mask(self, tasks: Tensor) -> Tensor:
         """Which columns (B, seen) an example of each of these tasks may be scored on in the loss."""
@@ -119,7 +123,7 @@ class Context:
         """Prediction scores (n, seen) of the whole data set, as the model stands."""
         features = self.features(dataset)
         with torch.no_grad():
-            chunks = [self.head.logits(chunk.to(self.backbone.device)).cpu() for chunk in features.split(4096)]
+            chunks = [self.head.logits(chunk.to(self.backbone.device)).cpu() for chunk in torch.split(features, 4096)]
         return torch.cat(chunks) if chunks else torch.zeros(0, self.task.seen)
 
     def adapter_key(self) -> str:

@@ -21,7 +21,7 @@ TASK = "task"  # the segment of a batch that holds the current task's own exampl
 @final
 @dataclass(frozen=True)
 class TaskInfo:
-    """Where in the stream the learner is, in head columns: `classes` of this task, `known` columns before it, `seen` now."""
+    """Where the learner is, in head columns: `classes` of this task, `known` columns before it, `seen` now."""
 
     index: int
     name: str

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Parameters = Mapping[str, nn.Parameter]
 
 
-class Part(ABC):
+class Part(ABC):  # noqa: B024  every hook of a part is optional; the rooms below name what is not
     """What all parts share: a name in the configuration, and a state."""
 
     name: ClassVar[str] = ""

@@ -18,7 +18,9 @@ class TrainSettings(BaseModel):
     momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of each task's steps with a linearly rising learning rate")
+    warmup: float = Field(
+        0.0, ge=0, lt=1, description="share of each task's steps with a linearly rising learning rate"
+    )
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null for none")
     augment: bool = Field(False, description="images: random resized crop and flip; turns caches off in training")
     group_by_length: bool = Field(True, description="texts: batches of similar length, in an order that stays random")

@@ -32,7 +32,9 @@ class State:
     @staticmethod
     def nested(states: Mapping[str, "State"]) -> "State":
         """One state that holds several, each under its own prefix."""
-        tensors = {f"{prefix}/{name}": tensor for prefix, state in states.items() for name, tensor in state.tensors.items()}
+        tensors = {
+            f"{prefix}/{name}": tensor for prefix, state in states.items() for name, tensor in state.tensors.items()
+        }
         return State(tensors, {prefix: dict(state.values) for prefix, state in states.items()})
 
 

@@ -22,7 +22,7 @@ from contune.errors import ConfigError, DataError
 from contune.method.catalog import build_method
 from contune.method.method import Method
 from contune.metric.ledger import Ledger
-from contune.stream.task import Examples, Inputs, Kind, Task
+from contune.stream.task import Examples, Inputs, Kind, Task, joined_examples
 
 
 @final
@@ -57,7 +57,9 @@ class Learner:
             self.backbone = Backbone.load(config, device=device)
             self.base_hash = self.backbone.base_hash()
         if self.settings.augment and self.backbone.modality != "image":
-            raise ConfigError("train.augment is on but the model reads text; augmentation is for images, set it to false")
+            raise ConfigError(
+                "train.augment is on but the model reads text; augmentation is for images, set it to false"
+            )
         self.store = FrozenStore(cache or CacheSettings(), self.ledger, self.processes, self.observer.watch)
         self.method.adapter.attach(self.backbone, self.settings.seed)
         self.class_names: list[str] = []
@@ -104,7 +106,7 @@ class Learner:
         for offset, each in enumerate(tasks):
             labels = np.asarray(self.columns(each), dtype=np.int64)[each.train.labels]
             datasets.append((each.train, labels, np.full(len(labels), index + offset, dtype=np.int64)))
-        dataset = datasets[0][0] if len(datasets) == 1 else joined([examples for examples, _, _ in datasets])
+        dataset = datasets[0][0] if len(datasets) == 1 else joined_examples([examples for examples, _, _ in datasets])
         labels = np.concatenate([labels for _, labels, _ in datasets])
         task_rows = np.concatenate([rows for _, _, rows in datasets])
         classes = tuple(dict.fromkeys(column for each in tasks for column in self.columns(each)))
@@ -133,7 +135,15 @@ class Learner:
         trained = sum(parameter.numel() for parameter in context.trained().values())
         self.trainable_parameters = max(self.trainable_parameters, trained)
         with self.ledger.phase("train"):
-            train(context, self.method.rules, self.processes, self.ledger, self._watched(after_step), done=done, memory=memory)
+            train(
+                context,
+                self.method.rules,
+                self.processes,
+                self.ledger,
+                self._watched(after_step),
+                done=done,
+                memory=memory,
+            )
         context = self.resting(context)
         with self.ledger.phase("fit"):
             self.method.head.fit(context)
@@ -236,7 +246,9 @@ class Learner:
         adapting = self.method.adapt == "every-task"
         mask = torch.ones(max(len(self.class_tasks), 1), seen, dtype=torch.bool)
         head, adapter = self.method.head, self.method.adapter
-        return Context(self.backbone, adapter, head, self.settings, self.store, info, data, adapting, mask, self._base_key())
+        return Context(
+            self.backbone, adapter, head, self.settings, self.store, info, data, adapting, mask, self._base_key()
+        )
 
     def _base_key(self) -> str:
         config = self.backbone.config
@@ -245,7 +257,9 @@ class Learner:
     def _allowed(self, task: int | None) -> Sequence[int] | None:
         if self.kind != "task-incremental":
             if task is not None:
-                raise ConfigError(f"a task was named, but in a {self.kind} stream the learner answers without; leave it out")
+                raise ConfigError(
+                    f"a task was named, but in a {self.kind} stream the learner answers without; leave it out"
+                )
             return None
         if task is None or not 0 <= task < self.learned:
             raise ConfigError(f"task is {task}; in a task-incremental stream name one of 0 to {self.learned - 1}")
@@ -266,14 +280,6 @@ class Learner:
             after_step(done)
 
         return report
-
-
-def joined(parts: Sequence[Examples]) -> Examples:
-    """Several sets of examples as one; their labels are read elsewhere."""
-    inputs: list[Any] = [item for part in parts for item in part.inputs]
-    labels = np.concatenate([part.labels for part in parts])
-    ids = np.concatenate([part.ids for part in parts])
-    return Examples(inputs, labels, ids, parts[0].modality)
 
 
 def strings_in(value: Any) -> list[str]:

@@ -1,12 +1,12 @@
 """The one gradient loop.
 
-    for batch:
-        rules.select         replay mixes in the past
-        forward              from cached features, queries or lower layers where they are frozen
-        loss                 classification + the rules' terms + the adapter's own
-        finite?              otherwise stop before anything is changed
-        backward, sum over processes, clip, optimizer step
-        after_step           progress, checkpoints
+for batch:
+    rules.select         replay mixes in the past
+    forward              from cached features, queries or lower layers where they are frozen
+    loss                 classification + the rules' terms + the adapter's own
+    finite?              otherwise stop before anything is changed
+    backward, sum over processes, clip, optimizer step
+    after_step           progress, checkpoints
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -112,7 +112,7 @@ def take_step(
     if not torch.isfinite(loss):
         raise NumericError(not_finite(context, selections[TASK].rows, place, value))
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     share_gradients(parameters, processes)
     if settings.clip is not None:
         torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
@@ -176,9 +176,7 @@ def classification_loss(
 ) -> Tensor:
     """Cross-entropy over the classes that may compete: one mean over the task's and the joined rows, and weighted terms."""
     mask = context.class_mask(batch.tasks)
-    rows = functional.cross_entropy(
-        outputs.logits.masked_fill(~mask, float("-inf")), batch.labels, reduction="none"
-    )
+    rows = functional.cross_entropy(outputs.logits.masked_fill(~mask, float("-inf")), batch.labels, reduction="none")
     joined = [name for name, selection in selections.items() if selection.weight is None]
     count = sum(batch.counts[name] for name in joined)
     loss = torch.stack([rows[batch.segments[name]].sum() for name in joined]).sum() / count

@@ -65,7 +65,9 @@ class Cosine(Head):
 
     name: ClassVar[str] = "cosine"
 
-    def __init__(self, *, loss_over: Literal["seen", "own-task"] = "seen", lr_scale: float = 1.0, scale: float = 10.0) -> None:
+    def __init__(
+        self, *, loss_over: Literal["seen", "own-task"] = "seen", lr_scale: float = 1.0, scale: float = 10.0
+    ) -> None:
         self.loss_over = loss_over
         self.lr_scale = lr_scale
         self.scale = scale

@@ -35,10 +35,13 @@ def ridge_solution(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
         values, vectors = torch.linalg.eigh(shifted)
         floor = values[-1] * torch.finfo(gram.dtype).eps * len(gram)
         return vectors @ ((vectors.T @ targets) / values.clamp(min=floor).unsqueeze(1))
-    return torch.cholesky_solve(targets, factor)
+    solution: Tensor = torch.cholesky_solve(targets, factor)
+    return solution
 
 
-def best_strength(h: Tensor, targets: Tensor, held_h: Tensor, held_targets: Tensor, strengths: Sequence[float]) -> float:
+def best_strength(
+    h: Tensor, targets: Tensor, held_h: Tensor, held_targets: Tensor, strengths: Sequence[float]
+) -> float:
     """The strength with the lowest mean squared error on the held-out rows; one `eigh` serves all strengths.
 
     Works on the smaller side: with fewer rows n than random features M on H H^T (n, n), by the push-through identity
@@ -101,7 +104,7 @@ class Ridge(Head):
         features = context.features(context.dataset)
         labels = torch.from_numpy(context.dataset.labels)
         one_hot = torch.nn.functional.one_hot(labels, context.task.seen).double()
-        for rows in torch.arange(len(features)).split(2048):
+        for rows in torch.split(torch.arange(len(features)), 2048):
             h = random_features(features[rows], self._projection)
             self._gram += h.T @ h
             self._targets += h.T @ one_hot[rows]

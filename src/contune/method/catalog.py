@@ -97,7 +97,9 @@ def build_part(room: str, config: Any) -> Any:
     if isinstance(config, str):
         config = {config: {}}
     if not isinstance(config, Mapping) or len(config) != 1:
-        raise ConfigError(f"{room} is {config!r}; give a name, or one name with its options as {{name: {{key: value}}}}")
+        raise ConfigError(
+            f"{room} is {config!r}; give a name, or one name with its options as {{name: {{key: value}}}}"
+        )
     name, options = next(iter(config.items()))
     known = parts(room)
     if name not in known:
@@ -114,7 +116,7 @@ def call_checked(make: Callable[..., Any], options: Mapping[str, Any], what: str
         if key not in allowed:
             near = did_you_mean(str(key), allowed) if allowed else "it has none"
             raise ConfigError(f"{what} has no option {key!r}; {near}")
-    target = make.__init__ if inspect.isclass(make) else make  # type: ignore[misc]  # only its annotations are read
+    target = make.__init__ if inspect.isclass(make) else make
     checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(_signature_only(target, allowed))
     try:
         return make(**checked(**options))
@@ -143,7 +145,8 @@ def _signature_only(target: Callable[..., Any], defaults: Mapping[str, Any]) -> 
     """A function of the same keyword options that gives back those it was given, for pydantic to check."""
     hints = get_type_hints(target)
     parameters = [
-        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=hints.get(n, Any)) for n, d in defaults.items()
+        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=hints.get(n, Any))
+        for n, d in defaults.items()
     ]
 
     def given(**options: Any) -> dict[str, Any]:

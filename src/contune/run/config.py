@@ -37,7 +37,8 @@ class RunConfig(BaseModel):
     def single(self, method: str | dict[str, Any]) -> "RunConfig":
         """This configuration with one of its methods; a method may bring its own `train` settings."""
         own = dict(method) if isinstance(method, dict) else {"name": method}
-        train = {**self.train, **own.pop("train", {})}
+        own_train: dict[str, Any] = own.pop("train", {})
+        train = {**self.train, **own_train}
         return self.model_copy(update={"method": own, "methods": None, "train": train})
 
     def label(self) -> str:
@@ -46,7 +47,11 @@ class RunConfig(BaseModel):
             return self.method
         if self.method and "name" in self.method:
             return str(self.method["name"])
-        parts = [self.method.get("adapter", "none"), self.method.get("head", "linear"), *self.method.get("rules", [])] if self.method else []
+        parts = (
+            [self.method.get("adapter", "none"), self.method.get("head", "linear"), *self.method.get("rules", [])]
+            if self.method
+            else []
+        )
         return "+".join(part if isinstance(part, str) else next(iter(part)) for part in parts)
 
 
@@ -132,7 +137,11 @@ def number_or(value: Any) -> Any:
 def explain(error: ValidationError, root: type[BaseModel] = RunConfig) -> str:
     """The first thing wrong, as a sentence with its key."""
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("name", "mapping")] if root is RunConfig else [str(p) for p in first["loc"]]
+    place = (
+        [str(part) for part in first["loc"] if part not in ("name", "mapping")]
+        if root is RunConfig
+        else [str(p) for p in first["loc"]]
+    )
     if first["type"] == "extra_forbidden":
         model: type[BaseModel] = root
         for part in place[:-1]:

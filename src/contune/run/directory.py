@@ -42,7 +42,9 @@ class RunDirectory:
     def open(folder: Path) -> "RunDirectory":
         """An existing run directory."""
         if not (folder / "config.yaml").is_file():
-            raise RunDirectoryError(f"{folder} is not a run directory: it has no config.yaml; give one that contune run made")
+            raise RunDirectoryError(
+                f"{folder} is not a run directory: it has no config.yaml; give one that contune run made"
+            )
         (folder / "checkpoints").mkdir(exist_ok=True)
         return RunDirectory(folder)
 
@@ -84,7 +86,9 @@ class RunDirectory:
             except RunDirectoryError as error:
                 warnings.append(f"{error}; the checkpoint before it is used")
         if folders:
-            raise RunDirectoryError(f"no checkpoint of {self.folder} is whole: {warnings[0].split(';')[0]}; start the run anew")
+            raise RunDirectoryError(
+                f"no checkpoint of {self.folder} is whole: {warnings[0].split(';')[0]}; start the run anew"
+            )
         return None
 
     def _checkpoints(self) -> list[Path]:
@@ -102,7 +106,9 @@ def lock(file: IO[str], folder: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise RunDirectoryError(f"{folder} is in use by another contune process; wait for it, or stop it first") from error
+        raise RunDirectoryError(
+            f"{folder} is in use by another contune process; wait for it, or stop it first"
+        ) from error
 
 
 def read_checkpoint(folder: Path) -> tuple[State, dict[str, Any]]:

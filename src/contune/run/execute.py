@@ -1,9 +1,9 @@
 """Carry out a configuration: the loop over tasks, with everything written down.
 
-    for task in stream:
-        begin, fit, end      (engine)
-        evaluate             every seen task once, read-only: one row of the matrix
-        commit               predictions, results, adapter, checkpoint
+for task in stream:
+    begin, fit, end      (engine)
+    evaluate             every seen task once, read-only: one row of the matrix
+    commit               predictions, results, adapter, checkpoint
 """
 
 import signal
@@ -41,8 +41,14 @@ from contune.stream.build import load_stream
 from contune.stream.task import Stream, Task
 
 COLUMNS = pa.schema(
-    [("after_task", pa.int32()), ("task", pa.int32()), ("example", pa.int64())]
-    + [("label", pa.string()), ("prediction", pa.string()), ("correct", pa.bool_())]
+    [
+        ("after_task", pa.int32()),
+        ("task", pa.int32()),
+        ("example", pa.int64()),
+        ("label", pa.string()),
+        ("prediction", pa.string()),
+        ("correct", pa.bool_()),
+    ]
 )
 
 
@@ -135,9 +141,17 @@ class _Execution:
     def __init__(
         self, config: RunConfig, stream: Stream, learner: Learner, directory: RunDirectory, observer: Observer
     ) -> None:
-        self.config, self.stream, self.learner, self.directory, self.observer = config, stream, learner, directory, observer
+        self.config, self.stream, self.learner, self.directory, self.observer = (
+            config,
+            stream,
+            learner,
+            directory,
+            observer,
+        )
         self.main = learner.processes.main
-        self.lessons: list[Sequence[Task]] = [stream.tasks] if learner.method.joint else [[task] for task in stream.tasks]
+        self.lessons: list[Sequence[Task]] = (
+            [stream.tasks] if learner.method.joint else [[task] for task in stream.tasks]
+        )
         self.rows = COLUMNS.empty_table()
         self.tests: dict[int, Dataset] = {}
         self.events: EventFile | None = None
@@ -200,14 +214,18 @@ class _Execution:
             say(warning)
         lesson, step = int(position["task"]), int(position["step"])
         if position["stream"] != self.stream.content_hash():
-            raise ConfigError(f"the data of {self.directory.folder} has changed since the run began; restore it, or start a new run")
+            raise ConfigError(
+                f"the data of {self.directory.folder} has changed since the run began; restore it, or start a new run"
+            )
         context = self.learner.load_state(state, self.lessons[lesson] if step else ())
         self.learner.ledger.load(position["ledger"])
         path = self.directory.folder / "predictions.parquet"
         if path.exists() and lesson:
             table = pq.read_table(path, schema=COLUMNS)
             self.rows = table.filter(pc.less(table["after_task"], self._matrix_row(lesson)))
-        memory = {name.removeprefix("optimizer/"): t for name, t in state.tensors.items() if name.startswith("optimizer/")}
+        memory = {
+            name.removeprefix("optimizer/"): t for name, t in state.tensors.items() if name.startswith("optimizer/")
+        }
         return lesson, step, memory, context if step else None
 
     def _matrix_row(self, lessons: int) -> int:

@@ -12,7 +12,7 @@ from contune.method.catalog import ROOMS, first_sentence, option_defaults, parts
 from contune.run.config import RunConfig
 from contune.run.execute import make_learner
 from contune.stream.build import load_stream
-from contune.stream.builtin import BUILTIN
+from contune.stream.builtin import BUILTIN_STREAMS
 
 
 def listing(what: str) -> Table:
@@ -26,8 +26,8 @@ def listing(what: str) -> Table:
             for name, part in parts(room).items():
                 table.add_row(f"{room}: {name}", first_sentence(part), spelled(option_defaults(part)))
     elif what == "streams":
-        for name, build in BUILTIN.items():
-            table.add_row(name, first_sentence(build) if callable(build) else str(build), "")
+        for name, stream in BUILTIN_STREAMS.items():
+            table.add_row(name, stream.description, f"tasks={stream.tasks}")
     else:
         raise ConfigError(f"{what!r} cannot be listed; give methods, streams or parts")
     return table
@@ -51,10 +51,16 @@ def explanation(config: RunConfig, base: Path) -> Table:
     tests = sum(len(task.test) for task in stream.tasks)
     layer, depth = context.lowest_layer(), learner.backbone.depth
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title=config.label(), title_justify="left")
-    table.add_row("stream", f"{stream.name}: {len(stream.tasks)} tasks, {len(stream.class_names)} classes, {stream.kind}")
+    table.add_row(
+        "stream", f"{stream.name}: {len(stream.tasks)} tasks, {len(stream.class_names)} classes, {stream.kind}"
+    )
     table.add_row("data", f"{examples:,} training and {tests:,} test examples")
-    table.add_row("model", f"{config.model.path}: {total:,} parameters, {depth} layers, feature: {learner.backbone.feature}")
-    table.add_row("trained", f"{count:,} parameters in the first task ({count / total:.2%} of the model), {count * 4:,} bytes")
+    table.add_row(
+        "model", f"{config.model.path}: {total:,} parameters, {depth} layers, feature: {learner.backbone.feature}"
+    )
+    table.add_row(
+        "trained", f"{count:,} parameters in the first task ({count / total:.2%} of the model), {count * 4:,} bytes"
+    )
     table.add_row("where", where(learner, layer, depth))
     table.add_row("passes", passes(learner, layer, depth, examples, tests, len(stream.tasks)))
     for name, parameter in list(trained.items())[:6]:
@@ -77,4 +83,5 @@ def passes(learner: Learner, layer: int, depth: int, examples: int, tests: int, 
     if layer == depth:
         return f"{examples + tests:,} examples forward, none backward"
     forward = tests * (tasks + 1) // 2 if not learner.method.joint else tests
-    return f"about {examples * learner.settings.epochs:,} examples forward and backward, {forward:,} more forward in evaluation"
+    steps = examples * learner.settings.epochs
+    return f"about {steps:,} examples forward and backward, {forward:,} more forward in evaluation"

@@ -1,12 +1,9 @@
 """Answers for new inputs from a finished or stopped run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import yaml
-from PIL import Image, UnidentifiedImageError
 
 from contune.backbone.config import ModelConfig
 from contune.engine.learner import Learner
@@ -14,6 +11,8 @@ from contune.errors import DataError, RunDirectoryError
 from contune.run.config import RunConfig
 from contune.run.directory import RunDirectory
 from contune.run.execute import choose_device, make_method
+from contune.stream import read_inputs
+from contune.stream.task import Inputs
 
 
 def load_learner(directory: Path) -> Learner:
@@ -43,26 +42,17 @@ def load_learner(directory: Path) -> Learner:
 def predict_file(directory: Path, source: Path, task: int | None) -> Iterator[tuple[str, str]]:
     """Each input's name and answer."""
     learner = load_learner(directory)
-    names, inputs = read_inputs(source, learner.backbone.modality)
+    inputs, names = _inputs(source, learner.backbone.modality)
     yield from zip(names, learner.predict(inputs, task=task), strict=True)
 
 
-def read_inputs(source: Path, modality: str) -> tuple[list[str], Sequence[Any]]:
-    """Texts of a file, one a line, or images of a file or folder."""
-    if not source.exists():
-        raise DataError(f"there is no {source}; give a text file, an image or a folder of images")
-    if modality == "text":
-        lines = [line.strip() for line in source.read_text().splitlines()]
-        texts = [line for line in lines if line]
+def _inputs(source: Path, modality: str) -> tuple[Inputs, list[str]]:
+    if modality == "text" and source.suffix == ".txt":
+        texts = [text for line in source.read_text().splitlines() if (text := line.strip())]
         if not texts:
             raise DataError(f"{source} holds no text; write one text a line")
         return texts, texts
-    paths = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
-    images = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                images.append(np.asarray(image.convert("RGB")))
-        except (UnidentifiedImageError, OSError) as error:
-            raise DataError(f"{path} is not a readable image: {error}") from error
-    return [str(path) for path in paths], images
+    found = read_inputs(source)
+    if found.modality != modality:
+        raise DataError(f"{source} holds {found.modality} inputs but the run's model reads {modality}")
+    return found.inputs, [str(place) for place in found.places]

@@ -32,7 +32,8 @@ class Examples:
     def __post_init__(self) -> None:
         if not len(self.inputs) == len(self.labels) == len(self.ids):
             raise DataError(
-                f"{len(self.inputs)} inputs, {len(self.labels)} labels and {len(self.ids)} ids; give one of each for every example"
+                f"{len(self.inputs)} inputs, {len(self.labels)} labels and {len(self.ids)} ids; "
+                "give one of each for every example"
             )
 
     def __len__(self) -> int:
@@ -48,13 +49,21 @@ class Examples:
         """Hex sha256 over every input and label in order."""
         digest = hashlib.sha256(self.modality.encode())
         for item, label in zip(self.inputs, self.labels.tolist(), strict=True):
-            if isinstance(item, str):
-                data, shape = item.encode(), "text"
-            else:
+            if isinstance(item, np.ndarray):
                 data, shape = np.ascontiguousarray(item).tobytes(), str(item.shape)
+            else:
+                data, shape = str(item).encode(), "text"
             digest.update(f"|{label}|{shape}|{len(data)}|".encode())
             digest.update(data)
         return digest.hexdigest()
+
+
+def joined_examples(parts: Sequence[Examples]) -> Examples:
+    """Several sets of examples one after the other; what their labels mean is for the caller to keep."""
+    inputs = cast(Inputs, [item for part in parts for item in part.inputs])
+    labels = np.concatenate([part.labels for part in parts])
+    ids = np.concatenate([part.ids for part in parts])
+    return Examples(inputs, labels, ids, parts[0].modality)
 
 
 @dataclass(frozen=True, eq=False)

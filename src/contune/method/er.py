@@ -1,0 +1,34 @@
+"""Experience replay: a small buffer of old examples joins every step (arXiv 1902.10486)."""
+
+from typing import Literal
+
+from contune.adapter.peft_adapter import lora as lora_adapter
+from contune.head.linear import Linear
+from contune.method.method import Method
+from contune.rule.replay import Replay
+
+
+def er(
+    *,
+    size: int = 500,
+    batch_size: int = 32,
+    choice: Literal["reservoir", "class-balanced"] = "reservoir",
+    rank: int = 8,
+    alpha_lora: float = 16.0,
+    targets: str | list[str] = "query-value",
+    layers: str | list[int] = "all",
+) -> Method:
+    """Keep `size` examples of finished tasks and mix `batch_size` of them into every step.
+
+    One mean over both halves, as the paper trains on the union of the two batches. Memory: the examples. Compute: up to
+    twice a step. Examples enter the buffer at the end of their task.
+
+    The adapter is the LoRA of method `lora`.
+
+    >>> er().rules[0].name
+    'replay'
+    """
+    adapter = lora_adapter(rank=rank, alpha=alpha_lora, targets=targets, layers=layers)
+    return Method(
+        adapter, Linear(), (Replay(size=size, batch_size=batch_size, choice=choice),), train={"lr": 2e-3, "epochs": 5}
+    )
