@@ -1,5 +1,6 @@
 """Adapters of the `peft` library inside the frozen model: LoRA, IA3 and the other injectable kinds, by one door."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +77,8 @@ def inject(backbone: Backbone, config: "PeftConfig", name: str, seed: int) -> "P
     """Put a `peft` adapter into the backbone's model; its start values depend on `seed` alone."""
     from peft import PeftModel
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is on its way out
         torch.manual_seed(seed)
         model = PeftModel(backbone.model, config, adapter_name=name, autocast_adapter_dtype=False)
     return model.eval()

@@ -212,7 +212,8 @@ class Learner:
         own = state.values["learner"]
         if own["base_hash"] != self.base_hash:
             raise ConfigError(
-                f"the checkpoint belongs to a model with hash {own['base_hash'][:12]} but {self.backbone.config.path} has "
+                f"the checkpoint belongs to a model with hash {own['base_hash'][:12]} but "
+                f"{self.backbone.config.path} has "
                 f"{self.base_hash[:12]}; load the model the run began with"
             )
         self.class_names, self.learned = list(own["class_names"]), int(own["learned"])

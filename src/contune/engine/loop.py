@@ -174,7 +174,7 @@ def local_batch(
 def classification_loss(
     context: Context, batch: Batch, outputs: Outputs, selections: Mapping[str, Selection]
 ) -> Tensor:
-    """Cross-entropy over the classes that may compete: one mean over the task's and the joined rows, and weighted terms."""
+    """Cross-entropy over the classes that may compete: a mean over the task's and joined rows, and weighted terms."""
     mask = context.class_mask(batch.tasks)
     rows = functional.cross_entropy(outputs.logits.masked_fill(~mask, float("-inf")), batch.labels, reduction="none")
     joined = [name for name, selection in selections.items() if selection.weight is None]

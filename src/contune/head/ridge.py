@@ -35,8 +35,7 @@ def ridge_solution(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
         values, vectors = torch.linalg.eigh(shifted)
         floor = values[-1] * torch.finfo(gram.dtype).eps * len(gram)
         return vectors @ ((vectors.T @ targets) / values.clamp(min=floor).unsqueeze(1))
-    solution: Tensor = torch.cholesky_solve(targets, factor)
-    return solution
+    return torch.cholesky_solve(targets, factor)
 
 
 def best_strength(

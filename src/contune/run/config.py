@@ -37,7 +37,7 @@ class RunConfig(BaseModel):
     def single(self, method: str | dict[str, Any]) -> "RunConfig":
         """This configuration with one of its methods; a method may bring its own `train` settings."""
         own = dict(method) if isinstance(method, dict) else {"name": method}
-        own_train: dict[str, Any] = own.pop("train", {})
+        own_train: Any = own.pop("train", {})
         train = {**self.train, **own_train}
         return self.model_copy(update={"method": own, "methods": None, "train": train})
 

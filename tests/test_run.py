@@ -1,0 +1,210 @@
+"""A run as a user sees it: the directory, exact resume after kill -9, damage, locks and refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from contune.checks import tiny_model
+from contune.cli import app
+from contune.contract.processes import Processes
+from contune.engine.observer import Observer
+from contune.errors import ConfigError, RunDirectoryError
+from contune.run.config import parse_config
+from contune.run.directory import RunDirectory
+from contune.run.execute import resume_run, start_run
+
+CONTUNE = [sys.executable, "-c", "from contune.cli import main; main()"]
+
+
+def config_text(method: object, **train: object) -> str:
+    values = {
+        "model": {"path": tiny_model()},
+        "stream": {"data": "digits", "tasks": 5, "per_class": 24},
+        "method": method,
+        "train": {"epochs": 2, "batch_size": 16, "lr": 0.005, **train},
+    }
+    return yaml.safe_dump(values)
+
+
+def run(text: str, out: Path) -> Path:
+    return start_run(parse_config(text), Path.cwd(), out, processes=Processes(), observer=Observer())
+
+
+def same_run(first: Path, second: Path) -> None:
+    """Results but for seconds, memory and counts, predictions, and the weights to the last bit."""
+    one, two = (json.loads((folder / "results.json").read_text()) for folder in (first, second))
+    for results in (one, two):
+        for key in ("train_seconds", "eval_seconds", "seconds", "peak_memory_bytes", "examples_forward", "cache_hits"):
+            results["cost"].pop(key)
+    assert one == two
+    assert pq.read_table(first / "predictions.parquet").equals(pq.read_table(second / "predictions.parquet"))
+    assert (first / "events.jsonl").read_text() == (second / "events.jsonl").read_text()
+    newest = [sorted((folder / "checkpoints").iterdir())[-1] for folder in (first, second)]
+    assert newest[0].name == newest[1].name
+    states = [load_file(folder / "state.safetensors") for folder in newest]
+    assert states[0].keys() == states[1].keys()
+    assert all(states[0][name].equal(states[1][name]) for name in states[0])
+
+
+def test_the_directory_holds_what_it_promises(tmp_path: Path) -> None:
+    out = run(config_text("er"), tmp_path / "run")
+    results = json.loads((out / "results.json").read_text())
+    assert results["finished"]
+    assert results["model"]["base_unchanged"]
+    table = pq.read_table(out / "predictions.parquet").to_pydict()
+    last = [c for a, c in zip(table["after_task"], table["correct"], strict=True) if a == 4]
+    assert results["metrics"]["last_accuracy"] == pytest.approx(sum(last) / len(last))
+    assert [len([a for a in row if a is not None]) for row in results["accuracy_matrix"]] == [1, 2, 3, 4, 5]
+    resolved = yaml.safe_load((out / "config.yaml").read_text())
+    assert resolved["train"]["optimizer"] == "adamw"
+    assert len(list((out / "checkpoints").iterdir())) == 2
+
+
+def test_exported_adapters_load_in_stock_peft(tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    out = run(config_text("lora"), tmp_path / "run")
+    base = AutoModel.from_pretrained(tiny_model(), add_pooling_layer=False)
+    model = PeftModel.from_pretrained(base, str(out / "adapters" / "005"))
+    state = load_file(sorted((out / "checkpoints").iterdir())[-1] / "state.safetensors")
+    loaded = dict(model.named_parameters())
+    names = [name for name in state if name.startswith("adapter/")]
+    assert names
+    assert all(state[name].equal(loaded[name.removeprefix("adapter/")]) for name in names)
+
+
+@pytest.mark.parametrize("method", ["er", "o-lora", "ranpac"])
+def test_killed_anywhere_it_ends_with_the_same_bits(tmp_path: Path, method: str) -> None:
+    text = config_text(method, checkpoint_steps=2)
+    (tmp_path / "config.yaml").write_text(text)
+    whole = run(text, tmp_path / "whole")
+    out, places = tmp_path / "killed", []
+    command = [*CONTUNE, "run", str(tmp_path / "config.yaml"), "--out", str(out), "-q"]
+    for wait in (1, 3):
+        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            folders = list((out / "checkpoints").glob("0*")) if out.exists() else []
+            if len(folders) >= 2 and max(int(f.name[:5]) for f in folders) >= wait:
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        places.append(max(f.name for f in (out / "checkpoints").glob("0*")))
+        command = [*CONTUNE, "resume", str(out), "-q"]
+    assert any(not place.startswith("00005") for place in places), f"every kill came too late: {places}"
+    resume_run(out, processes=Processes(), observer=Observer(), say=lambda text: None)
+    same_run(whole, out)
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(tmp_path: Path) -> None:
+    out = run(config_text("lora"), tmp_path / "run")
+    whole = run(config_text("lora"), tmp_path / "whole")
+    newest = sorted((out / "checkpoints").iterdir())[-1] / "state.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(bytes(data))
+    said: list[str] = []
+    resume_run(out, processes=Processes(), observer=Observer(), say=said.append)
+    assert len(said) == 1
+    assert "does not match its checksum" in said[0]
+    same_run(whole, out)
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path / "run", "model: {}")
+    with directory.locked(), pytest.raises(RunDirectoryError, match="in use"), RunDirectory(tmp_path / "run").locked():
+        pass
+
+
+def test_an_existing_directory_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(RunDirectoryError, match="never overwritten"):
+        run(config_text("nmc"), tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("stream.taks=3", "did you mean 'tasks'"),
+        ("train.epoch=3", "did you mean 'epochs'"),
+        ("method.rnk=3", "did you mean 'rank'"),
+        ("method.name=lroa", "did you mean 'lora'"),
+        ("method.rank=many", "rank"),
+        ("train.lr=-1", "greater than 0"),
+        ("nonsense", "key=value"),
+    ],
+)
+def test_wrong_configurations_fail_before_any_compute(tmp_path: Path, change: str, sentence: str) -> None:
+    from contune.run.execute import make_method
+
+    text = config_text({"name": "lora"})
+    with pytest.raises(ConfigError, match=sentence):
+        make_method(parse_config(text, [change]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_combinations_that_make_no_sense_are_refused() -> None:
+    from contune.run.execute import make_method
+
+    for method, sentence in [
+        ({"adapter": "lora", "head": "class-means"}, "adapt: first-task"),
+        ({"head": "ridge", "rules": ["replay"]}, "nothing to protect"),
+        ({"adapter": "lora", "rules": ["orthogonality"]}, "lora-per-task"),
+        ({"adapter": "lora-per-task", "rules": ["ewc"]}, "orthogonality"),
+    ]:
+        with pytest.raises(ConfigError, match=sentence):
+            make_method(parse_config(config_text(method)))
+
+
+def test_not_finite_stops_before_the_step(tmp_path: Path) -> None:
+    from contune.errors import NumericError
+
+    with pytest.raises(NumericError, match=r"task 1 \(task 1\), epoch 1, step \d+ of the task"):
+        run(config_text("linear-probe", lr=1e38, clip=None), tmp_path / "run")
+
+
+def test_cached_and_uncached_predictions_are_equal(tmp_path: Path) -> None:
+    method = {"adapter": {"lora": {"layers": [2]}}}
+    predictions = []
+    for number, kept in enumerate((True, False)):
+        config = parse_config(config_text(method), [f"cache.features={kept}", f"cache.hidden={kept}"])
+        out = start_run(config, Path.cwd(), tmp_path / str(number), processes=Processes(), observer=Observer())
+        predictions.append(pq.read_table(out / "predictions.parquet"))
+        hits = json.loads((out / "results.json").read_text())["cost"]["cache_hits"]
+        assert (hits > 0) == kept
+    assert predictions[0].equals(predictions[1])
+
+
+def test_nmc_reads_every_example_exactly_once(tmp_path: Path) -> None:
+    out = run(config_text("nmc"), tmp_path / "run")
+    results = json.loads((out / "results.json").read_text())
+    examples = sum(results["stream"]["train_examples"]) + sum(results["stream"]["test_examples"])
+    assert results["cost"]["examples_forward"] == examples
+
+
+def test_command_line_help_names_every_verb() -> None:
+    from typer.testing import CliRunner
+
+    help_text = CliRunner().invoke(app, ["--help"]).output
+    for verb in ("run", "resume", "report", "compare", "predict", "list", "explain", "check"):
+        assert verb in help_text
+
+
+def test_import_is_light() -> None:
+    code = "import sys, contune; print(any(m in sys.modules for m in ('torch', 'transformers', 'pydantic', 'numpy')))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )
