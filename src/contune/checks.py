@@ -109,10 +109,8 @@ def check_learns(make: MakeMethod) -> None:
         learner.learn(lesson)
         scores.append(accuracy(learner, [lesson] if isinstance(lesson, Task) else lesson))
     chance = 1 / len(learner.class_names)
-    require(
-        np.mean(scores) > chance + 0.1,
-        f"accuracy on the task just learned is {np.mean(scores):.2f}, chance {chance:.2f}",
-    )
+    reached = float(np.mean(scores))
+    require(reached > chance + 0.1, f"accuracy on the task just learned is {reached:.2f}, chance {chance:.2f}")
 
 
 def check_base_unchanged(make: MakeMethod) -> None:
@@ -175,7 +173,7 @@ def check_rows_independent(make: MakeMethod) -> None:
     """An answer does not depend on the other rows of its batch."""
     learner, tasks = new_learner(make()), digit_tasks()[:2]
     learn_all(learner, tasks)
-    images = list(tasks[0].test.inputs)[:6]
+    images = [image for image in tasks[0].test.inputs if isinstance(image, np.ndarray)][:6]
     together = learner.predict(images)
     alone = [learner.predict([image])[0] for image in images]
     require(together == alone, f"together the answers are {together}, one by one {alone}")

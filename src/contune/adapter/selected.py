@@ -38,7 +38,8 @@ class SelectedParameters(Adapter):
         }
         for name, parameter in sorted(backbone.base_parameters().items()):
             if self._choice(name, owners[id(parameter)]) and (self.layers == "all" or id(parameter) in inside):
-                self._chosen[name] = parameter.requires_grad_(True)
+                parameter.requires_grad_(True)
+                self._chosen[name] = parameter
         if not self._chosen:
             raise CombinationError(
                 f"adapter {self.name!r} finds nothing to train in {backbone.config.path}: "

@@ -34,8 +34,10 @@ def ridge_solution(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
     if failed:  # strength too small for the rounding of G: the eigenvalues that are noise are lifted to the noise level
         values, vectors = torch.linalg.eigh(shifted)
         floor = values[-1] * torch.finfo(gram.dtype).eps * len(gram)
-        return vectors @ ((vectors.T @ targets) / values.clamp(min=floor).unsqueeze(1))
-    return torch.cholesky_solve(targets, factor)
+        lifted: Tensor = vectors @ ((vectors.T @ targets) / values.clamp(min=floor).unsqueeze(1))
+        return lifted
+    solution: Tensor = torch.cholesky_solve(targets, factor)
+    return solution
 
 
 def best_strength(

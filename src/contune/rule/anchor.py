@@ -85,7 +85,7 @@ def fisher(context: Context, count: int, kind: str) -> Tensors:
     return mean_over_examples(context, count, log_likelihood, 2)
 
 
-def refuse_fresh_adapters(rule: str, adapter: Adapter, head: Head) -> str | None:
+def refuse_fresh_adapters(rule: str, adapter: Adapter) -> str | None:
     """An anchor needs tensors that live through several tasks."""
     if adapter.name == "lora-per-task":
         return (
@@ -120,7 +120,7 @@ class L2(Rule):
         self._anchor: dict[str, Tensor] = {}
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        return refuse_fresh_adapters(self.name, adapter, head)
+        return refuse_fresh_adapters(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         if self.from_start and not self._anchor:
@@ -164,7 +164,7 @@ class EWC(Rule):
         self._importance: dict[str, Tensor] = {}
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        return refuse_fresh_adapters(self.name, adapter, head)
+        return refuse_fresh_adapters(self.name, adapter)
 
     def penalty(self, context: Context) -> Tensor | None:
         if not self.strength or not self._anchor:
@@ -198,7 +198,7 @@ class MAS(Rule):
         self._importance: dict[str, Tensor] = {}
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        return refuse_fresh_adapters(self.name, adapter, head)
+        return refuse_fresh_adapters(self.name, adapter)
 
     def penalty(self, context: Context) -> Tensor | None:
         if not self.strength or not self._anchor:

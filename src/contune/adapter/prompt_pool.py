@@ -1,0 +1,83 @@
+"""A pool of prompts with keys: each input takes those whose keys are nearest to its query (L2P, arXiv 2112.08654)."""
+
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from contune.backbone.backbone import Backbone
+from contune.contract.context import Context
+from contune.contract.data import Batch
+from contune.contract.parts import Adapter, Parameters
+from contune.contract.randomness import torch_generator
+from contune.contract.state import State
+from contune.errors import CombinationError, ConfigError
+
+
+def nearest_keys(queries: Tensor, keys: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Indices (B, top) of the keys (M, d) with the highest cosine to each query (B, d), and those cosines (B, top).
+
+    >>> nearest_keys(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [2.0, 0.0]]), 1)[0].tolist()
+    [[1]]
+    """
+    similarity = functional.normalize(queries, dim=1) @ functional.normalize(keys, dim=1).T
+    values, indices = similarity.topk(top, dim=1)
+    return indices, values
+
+
+def row_mean(values: Tensor, batch: Batch) -> Tensor:
+    """Mean of per-row values over the step's rows on all processes."""
+    return values.sum() / (sum(batch.counts.values()) or len(batch))
+
+
+@final
+class PromptPool(Adapter):
+    """`pool` prompts of `length` tokens; each input is given its `top` nearest, and the feature is their mean output.
+
+    Section 4.1: query = the frozen model's own feature; the penalty -`pull` x mean of the summed cosines draws chosen
+    keys to their queries (equation 5). Every input chooses for itself, in training too: the released code's vote over
+    the batch would let a prediction depend on its neighbours. Keys and prompts start uniform in [0, 0.01), as there.
+    """
+
+    name: ClassVar[str] = "prompt-pool"
+    needs_queries: ClassVar[bool] = True
+
+    def __init__(self, *, pool: int = 10, length: int = 5, top: int = 5, pull: float = 0.1) -> None:
+        if not 1 <= top <= pool:
+            raise ConfigError(f"top is {top} and pool {pool}; choose at least 1 and at most all prompts of the pool")
+        self.pool, self.length, self.top, self.pull = pool, length, top, pull
+        self._prompts: nn.Parameter | None = None
+        self._keys: nn.Parameter | None = None
+
+    def attach(self, backbone: Backbone, seed: int) -> None:
+        if backbone.feature == "last-token":
+            raise CombinationError("a prompt pool needs an encoder: this model reads its last token alone")
+        width = backbone.parts.prompt_width
+        prompts = torch.rand(self.pool, self.length, width, generator=torch_generator(seed, "prompts")) * 0.01
+        keys = torch.rand(self.pool, backbone.feature_size, generator=torch_generator(seed, "keys")) * 0.01
+        self._prompts, self._keys = nn.Parameter(prompts.to(backbone.device)), nn.Parameter(keys.to(backbone.device))
+
+    def trained(self) -> Parameters:
+        if self._prompts is None or self._keys is None:
+            return {}
+        return {"prompts": self._prompts, "keys": self._keys}
+
+    def lowest_layer(self, backbone: Backbone) -> int:
+        return 0
+
+    def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        assert self._prompts is not None
+        assert self._keys is not None
+        assert batch.queries is not None
+        chosen, similarity = nearest_keys(batch.queries, self._keys, self.top)
+        encoded = backbone.encode(batch.inputs, prompts=self._prompts[chosen].flatten(1, 2))
+        features = encoded.states[:, : encoded.prompts].mean(dim=1)
+        return features, -self.pull * row_mean(similarity.sum(dim=1), batch)
+
+    def state(self) -> State:
+        return State({name: value.detach() for name, value in self.trained().items()})
+
+    def load_state(self, state: State, context: Context) -> None:
+        for name, value in self.trained().items():
+            value.data.copy_(state.tensors[name])
