@@ -82,6 +82,7 @@ class Context:
         if augment is None and self.lowest_layer() == self.backbone.depth and self._features_kept(parts):
             features = torch.cat([self.features(dataset)[torch.from_numpy(rows)] for dataset, rows in parts]).to(device)
             inputs = self.backbone.collate([(d.prepared, r) for d, r in parts], pixels=False)
+            self.store.ledger.cache_hits += len(labels)
             return Batch(common[0], inputs, labels, tasks, common[1], common[2], features=features)
         resume = None if augment is not None else self._resume(parts)
         inputs = self.backbone.collate([(d.prepared, r) for d, r in parts], augment=augment, pixels=resume is None)
@@ -168,6 +169,7 @@ class Context:
             if states_of is None:
                 return None
             states.append(states_of.padded(rows, length))
+            self.store.ledger.cache_hits += len(rows)
         return layer, torch.cat(states).to(self.backbone.device)
 
     def _hidden(self, dataset: Dataset, layer: int) -> Ragged | None:

@@ -99,7 +99,6 @@ class FrozenStore:
         key = f"{name}-{dataset.key}"
         found = self._find(key)
         if found is not None:
-            self.ledger.cache_hits += len(dataset)
             return found
         result = self._compute(dataset, shape, compute, offsets, name.split("-")[0])
         self._keep(key, result)

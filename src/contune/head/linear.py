@@ -21,7 +21,10 @@ def grown(weight: Tensor | None, rows: int, width: int, generator: torch.Generat
 
 @final
 class Linear(Head):
-    """One weight row and one bias per class. `loss_over` says which classes compete in the loss: all seen, or the task's own."""
+    """One weight row and one bias per class.
+
+    `loss_over` says which classes compete in the loss: all seen, or the task's own.
+    """
 
     name: ClassVar[str] = "linear"
 

@@ -21,8 +21,8 @@ def der_plus_plus(
 ) -> Method:
     """Keep `size` old examples with their logits; match the logits on one draw and the labels on another.
 
-    alpha 0.1 and beta 0.5 are typical of the paper's table of settings. Memory: the examples and their logits. Compute: up to three times a
-    step. Differs: logits are taken at the end of the example's task, in the deterministic view.
+    alpha 0.1 and beta 0.5 are typical of the paper's table of settings. Memory: the examples and their logits.
+    Compute: up to three times a step. Differs: logits are taken at the end of the example's task, in the deterministic view.
 
     The adapter is the LoRA of method `lora`.
 

@@ -15,7 +15,8 @@ class Ledger:
     """Counts and seconds of one run.
 
     `examples_forward`: examples that went through at least one layer of the backbone without gradients.
-    `examples_backward`: examples of gradient steps. `cache_hits`: examples whose frozen result was read, not computed.
+    `examples_backward`: examples of gradient steps.
+    `cache_hits`: rows of batches that were read from the store of frozen results.
     `seconds`: wall time by phase, outermost phase only.
     """
 

@@ -137,17 +137,15 @@ def number_or(value: Any) -> Any:
 def explain(error: ValidationError, root: type[BaseModel] = RunConfig) -> str:
     """The first thing wrong, as a sentence with its key."""
     first = error.errors()[0]
-    place = (
-        [str(part) for part in first["loc"] if part not in ("name", "mapping")]
-        if root is RunConfig
-        else [str(p) for p in first["loc"]]
-    )
+    tags = ("name", "mapping") if root is RunConfig else ()  # how pydantic tells the forms of stream.data apart
+    place = [str(part) for part in first["loc"] if part not in tags]
     if first["type"] == "extra_forbidden":
         model: type[BaseModel] = root
         for part in place[:-1]:
             inner = model.model_fields[part].annotation if part in model.model_fields else None
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 model = inner
-        return f"unknown key {place[-1]!r} in {'.'.join(place[:-1]) or 'the top level'}; {did_you_mean(place[-1], model.model_fields)}"
+        home = ".".join(place[:-1]) or "the top level"
+        return f"unknown key {place[-1]!r} in {home}; {did_you_mean(place[-1], model.model_fields)}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{'.'.join(place)}: {message} (given {first.get('input')!r})" if place else message

