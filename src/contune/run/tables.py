@@ -202,6 +202,17 @@ def to_latex(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
+SHORT_HEADINGS = {  # so that the table fits in 80 columns
+    "Last accuracy": "Last",
+    "Average accuracy": "Average",
+    "Average incremental accuracy": "Incre-\nmental",
+    "Learning accuracy": "Learned",
+    "Forgetting": "Forgot",
+    "Trainable parameters": "Trained\nvalues",
+    "Training time": "Time",
+}
+
+
 def terminal_table(comparison: Comparison) -> "Table":
     """The comparison for `rich.print`."""
     from rich import box
@@ -213,6 +224,7 @@ def terminal_table(comparison: Comparison) -> "Table":
     caption = "accuracies and forgetting in percent: mean ± sample standard deviation over runs"
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     for number, (heading, cells) in enumerate(found):
+        heading = SHORT_HEADINGS.get(heading, heading)
         widest = max(len(_one_line(cell)) for cell in cells)
         if number < names:
             shown.add_column(heading, overflow="fold", min_width=min(widest, 16))

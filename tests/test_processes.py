@@ -1,0 +1,54 @@
+"""Two processes agree with one: the gradient of a step, the predictions, and closed-form heads exactly."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from contune.checks import tiny_model
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def launch(config: Path, out: Path, count: int) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port"]
+    command += [str(free_port()), "-m", "contune", "run", str(config), "--out", str(out), "-q"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("method", ["lora", "er", "ranpac"])
+def test_two_processes_agree_with_one(tmp_path: Path, method: str) -> None:
+    values = {
+        "model": {"path": tiny_model()},
+        "stream": {"data": "digits", "tasks": 5, "per_class": 24},
+        "method": method,
+        "train": {"epochs": 1, "batch_size": 16, "lr": 0.002, "optimizer": "sgd"},
+        "device": "cpu",
+    }
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(values))
+    outs = [tmp_path / "one", tmp_path / "two"]
+    for count, out in enumerate(outs, start=1):
+        launch(config, out, count)
+    tables = [pq.read_table(out / "predictions.parquet").to_pydict()["prediction"] for out in outs]
+    different = sum(a != b for a, b in zip(*tables, strict=True))
+    assert different <= (0 if method == "ranpac" else 0.002 * len(tables[0]))
+    states = [load_file(sorted((out / "checkpoints").iterdir())[-1] / "state.safetensors") for out in outs]
+    scale = max(float(tensor.abs().max()) for tensor in states[0].values())
+    for name, tensor in states[0].items():
+        if tensor.is_floating_point():
+            assert float((tensor - states[1][name]).abs().max()) <= 1e-5 * scale, name
+    assert all(json.loads((out / "results.json").read_text())["finished"] for out in outs)
