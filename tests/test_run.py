@@ -208,3 +208,22 @@ def test_import_is_light() -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         == "False"
     )
+
+
+def test_a_tracker_is_given_losses_and_accuracies(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from contune.run.tracking import TrackingObserver
+
+    with pytest.raises(ConfigError, match="did you mean 'tensorboard'"):
+        TrackingObserver(Observer(), "tensorbord", tmp_path, "run")
+    tracker = TrackingObserver(Observer(), "tensorboard", tmp_path / "tracking", "run")
+    config = parse_config(config_text("lora"))
+    start_run(config, Path.cwd(), tmp_path / "run", processes=Processes(), observer=tracker)
+    tracker.close()
+    (file,) = (tmp_path / "tracking").rglob("events*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    assert len(events.Scalars("accuracy/mean of seen")) == 5
+    assert len(events.Scalars("loss")) > 0

@@ -40,6 +40,9 @@ def run(
     config: Config,
     changes: Set = None,
     out: Annotated[Path | None, typer.Option(help="The new run directory.", show_default="runs/<name>")] = None,
+    track: Annotated[
+        str | None, typer.Option(help="Also log to tensorboard, mlflow or wandb, where installed.")
+    ] = None,
     plugin: Plugin = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -55,7 +58,7 @@ def run(
     out = out or free_folder(Path("runs") / Path(config).stem)
     if loaded.methods is None:
         single = loaded.single(loaded.method or {})
-        folders = [carry_out(single, base, out, quiet or as_json)]
+        folders = [carry_out(single, base, out, quiet or as_json, track)]
     else:
         from contune.run.execute import make_method
 
@@ -68,7 +71,7 @@ def run(
             raise RunDirectoryError(f"{out} exists already and is never overwritten; choose another --out")
         labels = unique([single.label() for single in singles])
         pairs = zip(singles, labels, strict=True)
-        folders = [carry_out(single, base, out / label, quiet or as_json) for single, label in pairs]
+        folders = [carry_out(single, base, out / label, quiet or as_json, track) for single, label in pairs]
     show(folders, out / "report.html", quiet=quiet, as_json=as_json)
 
 
@@ -180,14 +183,23 @@ def check(
         raise typer.Exit(1)
 
 
-def carry_out(config: Any, base: Path, out: Path, quiet: bool) -> Path:
+def carry_out(config: Any, base: Path, out: Path, quiet: bool, track: str | None) -> Path:
     """One run with progress on the terminal."""
     from contune.run.execute import start_run
     from contune.run.terminal import TerminalObserver, stderr_console
 
     watcher = TerminalObserver(stderr_console(quiet), config.label())
+    processes = find_processes()
     with watcher.shown():
-        return start_run(config, base, out, processes=find_processes(), observer=watcher)
+        if track is None or not processes.main:
+            return start_run(config, base, out, processes=processes, observer=watcher)
+        from contune.run.tracking import TrackingObserver
+
+        tracker = TrackingObserver(watcher, track, out.parent / "tracking", out.name)
+        try:
+            return start_run(config, base, out, processes=processes, observer=tracker)
+        finally:
+            tracker.close()
 
 
 def show(folders: list[Path], report_path: Path, *, quiet: bool, as_json: bool) -> None:
