@@ -26,7 +26,7 @@ def random_features(features: Tensor, projection: Tensor | None) -> Tensor:
 def ridge_solution(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
     """W (M, C) that solves (G + strength I) W = Q, by Cholesky in float64.
 
-    >>> ridge_solution(torch.eye(1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64), 1.0).item()
+    >>> round(ridge_solution(torch.eye(1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64), 1.0).item(), 12)
     0.5
     """
     shifted = gram + strength * torch.eye(len(gram), dtype=gram.dtype)
