@@ -127,6 +127,11 @@ class ModelInputs:
     def __len__(self) -> int:
         return self.size
 
+    def take(self, places: Tensor) -> "ModelInputs":
+        """The rows at `places` (n,), in that order."""
+        ids, mask, pixels = (None if t is None else t[places] for t in (self.ids, self.mask, self.pixels))
+        return ModelInputs(len(places), ids, mask, pixels)
+
 
 @final
 @dataclass(frozen=True, eq=False)

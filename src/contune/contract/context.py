@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from contune.backbone.backbone import Backbone
 from contune.contract.data import Batch, Dataset, Outputs, Rows, TaskInfo, columns_of
-from contune.contract.parts import Adapter, Head
+from contune.contract.parts import Adapter, Head, Router, Tensors
 from contune.contract.settings import TrainSettings
+from contune.contract.state import State
 from contune.contract.store import FrozenStore, Ragged, fixed_batches
 
 
@@ -22,25 +23,31 @@ class Context:
     """Handed to parts at every call and never kept by them.
 
     `adapting` is false once the adapter rests for good (first-task adaptation), from when on its features are frozen.
-    `class_tasks` (tasks, seen) says which columns each task has.
+    `answering` is true at prediction, when nobody says which task an example belongs to. `class_tasks` (tasks, seen)
+    says which columns each task has.
     """
 
     backbone: Backbone
     adapter: Adapter
     head: Head
+    router: Router | None
     settings: TrainSettings
     store: FrozenStore
     task: TaskInfo
     dataset: Dataset
     adapting: bool
+    answering: bool
     class_tasks: Tensor
     base_key: str
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Everything trained by gradient now, in name order."""
-        inside = self.adapter.trained() if self.adapting else {}
-        named = {f"adapter.{name}": value for name, value in inside.items()}
+        named: dict[str, nn.Parameter] = {}
+        if self.adapting:
+            named |= {f"adapter.{name}": value for name, value in self.adapter.trained().items()}
         named |= {f"head.{name}": value for name, value in self.head.trained().items()}
+        if self.router is not None:
+            named |= {f"router.{name}": value for name, value in self.router.trained().items()}
         return dict(sorted(named.items()))
 
     def lowest_layer(self) -> int:
@@ -57,14 +64,39 @@ class Context:
             return self.class_tasks.to(tasks.device)[tasks]
         return torch.ones(len(tasks), self.task.seen, dtype=torch.bool, device=tasks.device)
 
-    def forward(self, batch: Batch, *, training: bool = True) -> Outputs:
-        """Features and logits of a batch, with gradients where the caller has them on."""
+    def feature_size(self) -> int:
+        """Width of what a head answers from: the features of one module, or of all side by side."""
+        width = self.adapter.feature_size(self.backbone)
+        return width * self.adapter.modules() if self.side_by_side else width
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether examples are answered by the features of all modules."""
+        return self.adapter.modular and self.router is None and self.task.kind != "task-incremental"
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Features and training scores of a batch, with gradients where the caller has them on."""
+        features, penalty = self.encode(batch)
+        if batch.routes is None:
+            return Outputs(features, self.head.training_logits(features), penalty)
+        return Outputs(features, self.head.routed_logits(features, batch.routes, training=True), penalty)
+
+    def encode(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Features (B, d) and the adapter's penalty; each row goes through the module of its route."""
         if batch.features is not None:
-            features, penalty = batch.features, None
-        else:
-            features, penalty = self.adapter.encode(self.backbone, batch)
-        logits = self.head.training_logits(features) if training else self.head.logits(features)
-        return Outputs(features, logits, penalty)
+            return batch.features, None
+        routes = None if batch.routes is None else torch.unique(batch.routes).tolist()
+        if routes is None or len(routes) == 1:
+            return self.adapter.encode(self.backbone, batch)
+        pieces, places, penalties = [], [], []
+        for module in routes:
+            at, rows = batch.through(module)
+            features, penalty = self.adapter.encode(self.backbone, rows)
+            pieces.append(features)
+            places.append(at)
+            penalties += [] if penalty is None else [penalty]
+        back = torch.cat(places).argsort()
+        return torch.cat(pieces)[back], torch.stack(penalties).sum() if penalties else None
 
     def batch(
         self,
@@ -77,13 +109,14 @@ class Context:
         """The named rows as one batch, with queries, cached states or features as the parts need them."""
         device = self.backbone.device
         labels, tasks = columns_of(parts, device)
+        routes = self.adapter.routes(tasks) if self.adapter.modular else None
         whole = {"task": slice(0, len(labels))}
         common = (tuple(parts), segments or whole, counts or {"task": len(labels)})
         if augment is None and self.lowest_layer() == self.backbone.depth and self._features_kept(parts):
             features = torch.cat([self.features(dataset)[torch.from_numpy(rows)] for dataset, rows in parts]).to(device)
             inputs = self.backbone.collate([(d.prepared, r) for d, r in parts], pixels=False)
             self.store.ledger.cache_hits += len(labels)
-            return Batch(common[0], inputs, labels, tasks, common[1], common[2], features=features)
+            return Batch(common[0], inputs, labels, tasks, common[1], common[2], features=features, routes=routes)
         resume = None if augment is not None else self._resume(parts)
         inputs = self.backbone.collate([(d.prepared, r) for d, r in parts], augment=augment, pixels=resume is None)
         queries = None
@@ -93,7 +126,9 @@ class Context:
             else:
                 with torch.no_grad():
                     queries = self.backbone.features(inputs)
-        return Batch(common[0], inputs, labels, tasks, common[1], common[2], queries=queries, resume=resume)
+        return Batch(
+            common[0], inputs, labels, tasks, common[1], common[2], queries=queries, resume=resume, routes=routes
+        )
 
     def batches(self, dataset: Dataset, size: int | None = None) -> Iterator[Batch]:
         """The whole data set once in a fixed order, in the model's deterministic view."""
@@ -111,25 +146,61 @@ class Context:
             return self.store.features(dataset, f"base-{self.base_key}", backbone.feature_size, compute)
 
     def features(self, dataset: Dataset) -> Tensor:
-        """Features (n, d) through the adapter as it is now; kept where they are frozen."""
-        fixed = not self.adapting or self.adapter.name == "none"
-        name = f"features-{self.base_key}-{self.adapter_key()}" if fixed else None
+        """Features (n, d) a head answers from: through the module of each example's route, or of all side by side."""
+        if not self.adapter.modular:
+            fixed = not self.adapting or self.adapter.name == "none"
+            return self._features(dataset, self.adapter_key() if fixed else None, None)
+        if self.side_by_side:
+            modules = range(self.adapter.modules())
+            return torch.cat([self.module_features(dataset, module) for module in modules], dim=1)
+        return self._features(dataset, None, self.routes(dataset))
 
+    def module_features(self, dataset: Dataset, module: int) -> Tensor:
+        """Features (n, d) through one module of a modular adapter; kept where that module will not change any more."""
+        state = self.adapter.module_state(module)
+        key = None if state is None else f"module{module}-{tensors_key(state)}"
+        return self._features(dataset, key, torch.full((len(dataset),), module))
+
+    def routes(self, dataset: Dataset) -> Tensor:
+        """The module (n,) for every example: the router's choice where nobody knows the task, else its task's own."""
+        if self.answering and self.router is not None and self.task.kind != "task-incremental":
+            return self.router.route(self, dataset)
+        return self.adapter.routes(torch.from_numpy(dataset.tasks))
+
+    def _features(self, dataset: Dataset, key: str | None, routes: Tensor | None) -> Tensor:
         def compute(rows: Rows) -> Tensor:
-            return self.adapter.encode(self.backbone, self._encoding_batch(dataset, rows))[0]
+            return self.encode(self._encoding_batch(dataset, rows, routes))[0]
 
+        name = None if key is None else f"features-{self.base_key}-{key}"
         return self.store.features(dataset, name, self.adapter.feature_size(self.backbone), compute)
 
     def logits(self, dataset: Dataset) -> Tensor:
         """Prediction scores (n, seen) of the whole data set, as the model stands."""
-        features = self.features(dataset)
+        features, device = self.features(dataset), self.backbone.device
+        routes = self.routes(dataset) if self.adapter.modular and not self.side_by_side else None
         with torch.no_grad():
-            chunks = [self.head.logits(chunk.to(self.backbone.device)).cpu() for chunk in torch.split(features, 4096)]
+            chunks = []
+            for rows in torch.split(torch.arange(len(features)), 4096):
+                chunk = features[rows].to(device)
+                routed = None if routes is None else routes[rows].to(device)
+                scores = (
+                    self.head.logits(chunk)
+                    if routed is None
+                    else self.head.routed_logits(chunk, routed, training=False)
+                )
+                chunks.append(scores.cpu())
         return torch.cat(chunks) if chunks else torch.zeros(0, self.task.seen)
+
+    def write(self, values: Tensors) -> None:
+        """Put these values into the trained tensors of the same names."""
+        trained = self.trained()
+        with torch.no_grad():
+            for name, value in values.items():
+                trained[name].copy_(value)
 
     def adapter_key(self) -> str:
         """Names the adapter's frozen weights in the store."""
-        return "none" if self.adapter.name == "none" else state_key(self.adapter)
+        return "none" if self.adapter.name == "none" else tensors_key(self.adapter.state())
 
     @contextmanager
     def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
@@ -148,7 +219,7 @@ class Context:
         width = self.adapter.feature_size(self.backbone)
         return all(self.store.keeps_features((len(dataset), width)) for dataset, _ in parts)
 
-    def _encoding_batch(self, dataset: Dataset, rows: Rows) -> Batch:
+    def _encoding_batch(self, dataset: Dataset, rows: Rows, routes: Tensor | None) -> Batch:
         part = [(dataset, rows)]
         labels, tasks = columns_of(part, self.backbone.device)
         resume = self._resume(part)
@@ -156,7 +227,8 @@ class Context:
         queries = None
         if self.adapter.needs_queries:
             queries = self.base_features(dataset)[torch.from_numpy(rows)].to(self.backbone.device)
-        return Batch(tuple(part), inputs, labels, tasks, queries=queries, resume=resume)
+        routed = None if routes is None else routes[torch.from_numpy(rows)].to(self.backbone.device)
+        return Batch(tuple(part), inputs, labels, tasks, queries=queries, resume=resume, routes=routed)
 
     def _resume(self, parts: list[tuple[Dataset, Rows]]) -> tuple[int, Tensor] | None:
         layer = self.lowest_layer()
@@ -182,12 +254,12 @@ class Context:
         return self.store.hidden(dataset, f"layer{layer}-{self.base_key}", int(width), compute)
 
 
-def state_key(adapter: Adapter) -> str:
-    """Short hash of an adapter's tensors."""
+def tensors_key(state: State) -> str:
+    """Short hash of a state's tensors."""
     import hashlib
 
     digest = hashlib.sha256()
-    for name, tensor in sorted(adapter.state().tensors.items()):
+    for name, tensor in sorted(state.tensors.items()):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
     return digest.hexdigest()[:16]

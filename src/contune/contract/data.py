@@ -1,7 +1,7 @@
 """What a learner learns from: examples made ready for one backbone, and batches of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import final
 
@@ -21,7 +21,10 @@ TASK = "task"  # the segment of a batch that holds the current task's own exampl
 @final
 @dataclass(frozen=True)
 class TaskInfo:
-    """Where the learner is, in head columns: `classes` of this task, `known` columns before it, `seen` now."""
+    """Where the learner is, in head columns: `classes` of this task, `known` columns before it, `seen` now.
+
+    `class_names` (seen,) are the names of all columns.
+    """
 
     index: int
     name: str
@@ -29,6 +32,7 @@ class TaskInfo:
     known: int
     seen: int
     kind: Kind
+    class_names: tuple[str, ...] = ()
 
 
 @final
@@ -77,6 +81,7 @@ class Batch:
     `counts` holds each segment's number of rows over all processes: a mean over a segment is the local sum divided by
     it, so that the sum over processes is the mean. `queries` (B, d) are features of the frozen model, `resume` the
     cached states below the lowest trained layer, `features` (B, d) all that is needed where nothing inside is trained.
+    `routes` (B,) are the modules of a modular adapter; `route` is the one module where a whole batch goes through it.
     """
 
     parts: tuple[tuple[Dataset, Rows], ...]
@@ -88,9 +93,30 @@ class Batch:
     queries: Tensor | None = None
     resume: tuple[int, Tensor] | None = None
     features: Tensor | None = None
+    routes: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def route(self) -> int:
+        """The module that all rows go through."""
+        assert self.routes is not None
+        return int(self.routes[0])
+
+    def through(self, module: int) -> tuple[Tensor, "Batch"]:
+        """The places of the rows that go through `module`, and those rows as a batch."""
+        assert self.routes is not None
+        places = (self.routes == module).nonzero()[:, 0]
+        if len(places) == len(self):
+            return places, self
+        kept: dict[str, Tensor] = {}
+        for name in ("labels", "tasks", "queries", "features", "routes"):
+            value: Tensor | None = getattr(self, name)
+            if value is not None:
+                kept[name] = value[places]
+        resume = None if self.resume is None else (self.resume[0], self.resume[1][places])
+        return places, replace(self, inputs=self.inputs.take(places), resume=resume, **kept)  # type: ignore[arg-type]
 
     def mean(self, values: Tensor, segment: str = TASK) -> Tensor:
         """Mean of per-row `values` (rows of the segment) over all processes' rows of that segment."""

@@ -1,4 +1,4 @@
-"""The contract: what an adapter, a head and a rule are. Every part is one of these, and concrete parts are final.
+"""The contract: what an adapter, a head, a router and a rule are. Every part is one of them, and concrete parts are final.
 
 What a part remembers between steps is in `state()` and nowhere else. A part never keeps the context it is handed.
 """
@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Tensor, nn
 
 from contune.backbone.backbone import Backbone
-from contune.contract.data import Batch, Outputs, Selection
+from contune.contract.data import Batch, Dataset, Outputs, Selection
 from contune.contract.state import State
+from contune.errors import CombinationError
 
 if TYPE_CHECKING:
     from contune.contract.context import Context
 
 Parameters = Mapping[str, nn.Parameter]
+Tensors = Mapping[str, Tensor]
 
 
 class Part(ABC):  # noqa: B024  every hook of a part is optional; the rooms below name what is not
@@ -35,9 +37,16 @@ class Part(ABC):  # noqa: B024  every hook of a part is optional; the rooms belo
 
 
 class Adapter(Part):
-    """What is trained inside the frozen backbone, and how it grows."""
+    """What is trained inside the frozen backbone, and how it grows.
+
+    A modular adapter has several modules (one per task, or several views of the model) and `encode` goes through the
+    one that `batch.route` names. With a router each example is answered through the module chosen for it; without, by
+    the features of all modules side by side. `grows` says whether tasks add modules.
+    """
 
     needs_queries: ClassVar[bool] = False
+    modular: ClassVar[bool] = False
+    grows: ClassVar[bool] = True
     lr_scale: float = 1.0
 
     def attach(self, backbone: Backbone, seed: int) -> None:
@@ -65,6 +74,22 @@ class Adapter(Part):
     def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Features (B, d) of a batch and the adapter's own penalty, if it has one."""
 
+    def modules(self) -> int:
+        """How many modules there are to answer with."""
+        return 1
+
+    def routes(self, tasks: Tensor) -> Tensor:
+        """The module (B,) that learns rows of these tasks; here every task has its own."""
+        return tasks
+
+    def module_state(self, module: int) -> State | None:
+        """What a module that will not change any more depends on, beside the base; None where it may still change."""
+        del module
+        return None
+
+    def after_step(self, context: "Context") -> None:
+        """After every gradient step: running means of what it trains."""
+
     def absent(self) -> AbstractContextManager[None]:
         """The block sees the frozen model without what the adapter put into it."""
         return nullcontext()
@@ -80,9 +105,14 @@ class Adapter(Part):
 
 
 class Head(Part):
-    """How features become answers: one score per seen class."""
+    """How features become answers: one score per seen class.
+
+    `takes_modules`: whether prediction features (B, m d) of a modular adapter's m modules side by side make sense to it:
+    not at all, while their number stays the same, or though it grows.
+    """
 
     closed_form: ClassVar[bool] = False
+    takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "one"
     loss_over: Literal["seen", "own-task"] = "seen"
     lr_scale: float = 1.0
 
@@ -102,11 +132,48 @@ class Head(Part):
         """Scores (B, seen) that the gradient loop trains; a closed-form head may lend the adapter another head."""
         return self.logits(features)
 
+    def routed_logits(self, features: Tensor, routes: Tensor, *, training: bool) -> Tensor:
+        """Scores (B, seen) where it is known through which module (B,) each row came."""
+        del routes
+        return self.training_logits(features) if training else self.logits(features)
+
+    def forget(self, context: "Context") -> None:
+        """Closed form: take the examples of `context.dataset` out again, as if they had never been learned."""
+        del context
+        raise CombinationError(
+            f"head {self.name!r} cannot take examples out again; unlearning needs a head of sums: ridge or class-means"
+        )
+
     def fit(self, context: "Context") -> None:
         """Closed form: learn the task in one pass over its features."""
 
     def end_task(self, context: "Context") -> None:
         """Consolidate."""
+
+
+class Router(Part):
+    """Which module of a modular adapter answers an example, where nobody names its task."""
+
+    lr_scale: float = 1.0
+
+    def begin_task(self, context: "Context") -> None:
+        """Grow for the task that begins."""
+
+    def trained(self) -> Parameters:
+        """What is trained by gradient, by stable names."""
+        return {}
+
+    def loss(self, context: "Context", batch: Batch) -> Tensor | None:
+        """A term that trains the router: build it with `batch.mean`."""
+        del context, batch
+        return None
+
+    @abstractmethod
+    def route(self, context: "Context", dataset: Dataset) -> Tensor:
+        """The module (n,) for every example; depends on no other example."""
+
+    def end_task(self, context: "Context") -> None:
+        """Learn where the task's examples lie."""
 
 
 class Rule(Part):
@@ -134,6 +201,25 @@ class Rule(Part):
         """A term that depends on weights alone."""
         del context
         return None
+
+    def before_step(self, context: "Context", batch: Batch | None) -> None:
+        """Before the step's forward pass: perturb the trained tensors (`context.write`), on every process alike.
+
+        `batch` is what this process will learn from, None where the step has no row for it.
+        """
+
+    def gradients(self, context: "Context", gradients: Tensors) -> Tensors:
+        """The gradients, summed over processes, that the optimizer may use; a tensor left out is not stepped."""
+        del context
+        return gradients
+
+    def moves(self, context: "Context", moves: Tensors) -> Tensors:
+        """What the optimizer would add to each trained tensor, as it may be added: masks and projectors of the step."""
+        del context
+        return moves
+
+    def after_step(self, context: "Context") -> None:
+        """After the step: running means of the trained tensors."""
 
     def end_task(self, context: "Context") -> None:
         """Consolidate what the task taught, with its data still at hand."""

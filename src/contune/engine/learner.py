@@ -1,6 +1,7 @@
 """The learner: a frozen model, a method, and what it has learned so far."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -79,7 +80,7 @@ class Learner:
             raise ConfigError("the learner has not learned any task yet; call learn(task) first")
         rows = np.zeros(len(inputs), dtype=np.int64)
         examples = Examples(inputs, rows, np.arange(len(inputs)), self.backbone.modality)
-        dataset = Dataset.of(examples, self.backbone, rows, rows)
+        dataset = Dataset.of(examples, self.backbone, rows, rows + (task or 0))
         columns = self.answers(dataset, self._allowed(task))
         return [self.class_names[column] for column in columns.tolist()]
 
@@ -94,6 +95,8 @@ class Learner:
         context = self.context(tasks, known)
         with self.ledger.phase("begin"):
             self.method.adapter.begin_task(context)
+            if self.method.router is not None:
+                self.method.router.begin_task(context)
             self.method.head.begin_task(context)
             for rule in self.method.rules:
                 rule.begin_task(context)
@@ -112,15 +115,29 @@ class Learner:
         classes = tuple(dict.fromkeys(column for each in tasks for column in self.columns(each)))
         name = tasks[0].name if len(tasks) == 1 else f"all {len(tasks)} tasks"
         seen = len(self.class_names)
-        info = TaskInfo(index, name, classes, known, seen, self.kind)
+        info = TaskInfo(index, name, classes, known, seen, self.kind, tuple(self.class_names))
         prepared = Dataset.of(dataset, self.backbone, labels, task_rows)
-        mask = torch.zeros(len(self.class_tasks), seen, dtype=torch.bool)
+        adapting = self.method.adapt == "every-task" or index == 0
+        return self._context(info, prepared, adapting=adapting, answering=False)
+
+    def _context(self, info: TaskInfo, dataset: Dataset, *, adapting: bool, answering: bool) -> Context:
+        mask = torch.zeros(max(len(self.class_tasks), 1), info.seen, dtype=torch.bool)
         for row, columns in enumerate(self.class_tasks):
             mask[row, list(columns)] = True
-        adapting = self.method.adapt == "every-task" or index == 0
-        head, adapter = self.method.head, self.method.adapter
+        method = self.method
         return Context(
-            self.backbone, adapter, head, self.settings, self.store, info, prepared, adapting, mask, self._base_key()
+            backbone=self.backbone,
+            adapter=method.adapter,
+            head=method.head,
+            router=method.router,
+            settings=self.settings,
+            store=self.store,
+            task=info,
+            dataset=dataset,
+            adapting=adapting,
+            answering=answering,
+            class_tasks=mask,
+            base_key=self._base_key(),
         )
 
     def fit(
@@ -155,24 +172,41 @@ class Learner:
             for rule in self.method.rules:
                 rule.end_task(context)
             self.method.head.end_task(context)
+            if self.method.router is not None:
+                self.method.router.end_task(context)
             self.method.adapter.end_task(context)
         self.learned = len(self.class_tasks)
 
     def resting(self, context: Context) -> Context:
         """The context after the gradient steps: an adapter that learns in the first task only rests from here on."""
-        if self.method.adapt == "every-task":
-            return context
-        values = {name: getattr(context, name) for name in context.__dataclass_fields__}
-        return Context(**(values | {"adapting": False}))
+        return context if self.method.adapt == "every-task" else replace(context, adapting=False)
 
     def steps(self, context: Context) -> int:
         """Gradient steps of the task."""
         return steps_of(context)
 
-    def test_dataset(self, task: Task) -> Dataset:
-        """A task's test examples, ready; classes that were not learned are refused."""
+    def test_dataset(self, task: Task, index: int = 0) -> Dataset:
+        """A task's test examples, ready; classes that were not learned are refused.
+
+        `index`, the task's place in the stream, counts in task-incremental streams alone: elsewhere nothing may read it.
+        """
         labels = np.asarray(self.columns(task), dtype=np.int64)[task.test.labels]
-        return Dataset.of(task.test, self.backbone, labels, np.zeros(len(labels), dtype=np.int64))
+        named = index if self.kind == "task-incremental" else 0
+        return Dataset.of(task.test, self.backbone, labels, np.full(len(labels), named, dtype=np.int64))
+
+    def forget(self, task: Task) -> None:
+        """Unlearn these training examples exactly, with a head of sums: as if they had never been learned.
+
+        Give the examples as they were learned (a task, or a part of one); a class that loses all of its examples is
+        never answered again. What a trained adapter took from them stays in it.
+        """
+        if self.method.adapter.name != "none" and self.method.adapt == "every-task":
+            raise ConfigError(
+                "only a frozen feature can be unlearned exactly; this method trains its adapter in every task"
+            )
+        labels = np.asarray(self.columns(task), dtype=np.int64)[task.train.labels]
+        dataset = Dataset.of(task.train, self.backbone, labels, np.zeros(len(labels), dtype=np.int64))
+        self.method.head.forget(replace(self._reading(None), dataset=dataset, adapting=False))
 
     def answers(self, dataset: Dataset, allowed: Sequence[int] | None = None) -> NDArray[np.int64]:
         """The best column (n,) for every example, among the allowed ones; depends on no other row."""
@@ -196,6 +230,8 @@ class Learner:
     def state(self) -> State:
         """Everything the learner remembers."""
         parts = {"adapter": self.method.adapter.state(), "head": self.method.head.state()}
+        if self.method.router is not None:
+            parts["router"] = self.method.router.state()
         parts |= {f"rule{i}": rule.state() for i, rule in enumerate(self.method.rules)}
         nested = State.nested(parts)
         own = {
@@ -223,6 +259,8 @@ class Learner:
         context = self.context(tasks, len(before)) if tasks else self._reading(None)
         self.method.adapter.load_state(state.inner("adapter"), context)
         self.method.head.load_state(state.inner("head"), context)
+        if self.method.router is not None:
+            self.method.router.load_state(state.inner("router"), context)
         for i, rule in enumerate(self.method.rules):
             rule.load_state(state.inner(f"rule{i}"), context)
         return context
@@ -243,13 +281,8 @@ class Learner:
         empty = Examples([], rows, rows, self.backbone.modality)
         data = dataset or Dataset(empty, self.backbone.prepare([]), rows, rows)
         seen = len(self.class_names)
-        info = TaskInfo(max(self.learned - 1, 0), "", (), seen, seen, self.kind)
-        adapting = self.method.adapt == "every-task"
-        mask = torch.ones(max(len(self.class_tasks), 1), seen, dtype=torch.bool)
-        head, adapter = self.method.head, self.method.adapter
-        return Context(
-            self.backbone, adapter, head, self.settings, self.store, info, data, adapting, mask, self._base_key()
-        )
+        info = TaskInfo(max(self.learned - 1, 0), "", (), seen, seen, self.kind, tuple(self.class_names))
+        return self._context(info, data, adapting=self.method.adapt == "every-task", answering=True)
 
     def _base_key(self) -> str:
         config = self.backbone.config

@@ -2,11 +2,12 @@
 
 for batch:
     rules.select         replay mixes in the past
+    rules.before_step    perturb what is trained
     forward              from cached features, queries or lower layers where they are frozen
-    loss                 classification + the rules' terms + the adapter's own
+    loss                 classification + the rules' terms + the adapter's and the router's own
     finite?              otherwise stop before anything is changed
-    backward, sum over processes, clip, optimizer step
-    after_step           progress, checkpoints
+    backward, sum over processes, rules.gradients, clip, optimizer step, rules.moves
+    after_step           running means of rules and adapter, then progress and checkpoints
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +16,11 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import Parameter, functional
 
 from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Outputs, Rows, Selection
-from contune.contract.parts import Rule
+from contune.contract.parts import Rule, Tensors
 from contune.contract.processes import Processes
 from contune.contract.randomness import derived_seed, numpy_generator, torch_generator
 from contune.engine.optimizer import (
@@ -104,23 +105,60 @@ def take_step(
     place: tuple[int, int],
 ) -> float:
     """One step on the selected rows, shared among the processes; gives the loss of this process's share."""
-    settings, parameters = context.settings, list(context.trained().values())
-    seed = derived_seed(settings.seed, "step", context.task.index, place[1], processes.rank)
+    seed = derived_seed(context.settings.seed, "step", context.task.index, place[1], processes.rank)
     torch.manual_seed(seed)  # dropout of the adapter, the only draw from torch's global generator
-    loss = total_loss(context, rules, processes, selections, place)
+    batch = local_batch(context, processes, selections, place)
+    for rule in rules:
+        rule.before_step(context, batch)
+    loss = total_loss(context, rules, processes, selections, batch)
     value = loss.item()
     if not torch.isfinite(loss):
         raise NumericError(not_finite(context, selections[TASK].rows, place, value))
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
-    share_gradients(parameters, processes)
-    if settings.clip is not None:
-        torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
-    optimizer.step()
+    trained = context.trained()
+    share_gradients(list(trained.values()), processes)
+    allow_gradients(context, rules, trained)
+    if context.settings.clip is not None:
+        torch.nn.utils.clip_grad_norm_(trained.values(), context.settings.clip)
+    step_within_moves(context, rules, optimizer, trained)
+    context.adapter.after_step(context)
+    for rule in rules:
+        rule.after_step(context)
     return value
 
 
-def share_gradients(parameters: Sequence[torch.nn.Parameter], processes: Processes) -> None:
+def allow_gradients(context: Context, rules: Sequence[Rule], trained: Mapping[str, Parameter]) -> None:
+    """Give the optimizer the gradients that every rule lets through."""
+    choosing = [rule for rule in rules if type(rule).gradients is not Rule.gradients]
+    if not choosing:
+        return
+    gradients: Tensors = {name: p.grad for name, p in trained.items() if p.grad is not None}
+    for rule in choosing:
+        gradients = rule.gradients(context, gradients)
+    for name, parameter in trained.items():
+        parameter.grad = gradients.get(name)
+
+
+def step_within_moves(
+    context: Context, rules: Sequence[Rule], optimizer: torch.optim.Optimizer, trained: Mapping[str, Parameter]
+) -> None:
+    """The optimizer's step, changed by every rule that masks or projects it: momentum and decay do not escape them."""
+    changing = [rule for rule in rules if type(rule).moves is not Rule.moves]
+    if not changing:
+        optimizer.step()
+        return
+    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    optimizer.step()
+    moves: Tensors = {name: parameter.detach() - before[name] for name, parameter in trained.items()}
+    for rule in changing:
+        moves = rule.moves(context, moves)
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(before[name] + moves[name])
+
+
+def share_gradients(parameters: Sequence[Parameter], processes: Processes) -> None:
     """Sum the gradients of all processes; a parameter that this process's rows did not reach counts as zero."""
     if processes.count == 1:
         return
@@ -135,17 +173,18 @@ def total_loss(
     rules: Sequence[Rule],
     processes: Processes,
     selections: Mapping[str, Selection],
-    place: tuple[int, int],
+    batch: Batch | None,
 ) -> Tensor:
     """The loss of this process's share of the rows, so that the sum over the processes is the step's loss."""
     terms: list[Tensor] = []
-    batch = local_batch(context, processes, selections, place)
     if batch is not None:
         outputs = context.forward(batch)
         terms.append(classification_loss(context, batch, outputs, selections))
         terms += [term for rule in rules if (term := rule.loss(context, batch, outputs)) is not None]
         if outputs.penalty is not None:
             terms.append(outputs.penalty)
+        if context.router is not None and (term := context.router.loss(context, batch)) is not None:
+            terms.append(term)
     penalties = [term / processes.count for rule in rules if (term := rule.penalty(context)) is not None]
     zero = sum(parameter.sum() * 0.0 for parameter in context.trained().values()) if not terms else 0.0
     return torch.as_tensor(sum(terms) + sum(penalties) + zero)

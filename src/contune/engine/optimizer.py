@@ -16,6 +16,8 @@ def make_optimizer(context: Context) -> torch.optim.Optimizer:
     """An optimizer over what is trained and nothing else; a group's own rate is `lr` times its part's `lr_scale`."""
     settings = context.settings
     scales = {"adapter": context.adapter.lr_scale, "head": context.head.lr_scale}
+    if context.router is not None:
+        scales["router"] = context.router.lr_scale
     groups = []
     for part, scale in scales.items():
         parameters = [p for name, p in context.trained().items() if name.startswith(f"{part}.")]

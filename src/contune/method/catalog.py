@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
-from contune.contract.parts import Adapter, Head, Part, Rule
+from contune.contract.parts import Adapter, Head, Part, Router, Rule
 from contune.errors import ConfigError, ContuneError, did_you_mean
 from contune.method.method import Method
 
@@ -20,6 +20,7 @@ ROOMS: Mapping[str, tuple[str, type[Part]]] = {
     "adapter": ("contune.adapter", Adapter),
     "head": ("contune.head", Head),
     "rule": ("contune.rule", Rule),
+    "router": ("contune.router", Router),
 }
 _plugins: list[ModuleType] = []
 
@@ -72,8 +73,8 @@ def build_method(name: str, options: Mapping[str, Any]) -> Method:
 
 
 def compose(config: Mapping[str, Any]) -> Method:
-    """A method from parts: `adapter`, `head`, `rules`, and optionally `adapt` and `joint`."""
-    allowed = ("adapter", "head", "rules", "adapt", "joint")
+    """A method from parts: `adapter`, `head`, `rules`, and optionally `router`, `adapt` and `joint`."""
+    allowed = ("adapter", "head", "rules", "router", "adapt", "joint")
     for key in config:
         if key not in allowed:
             raise ConfigError(f"unknown key {key!r} in method; {did_you_mean(key, allowed)}")
@@ -87,6 +88,7 @@ def compose(config: Mapping[str, Any]) -> Method:
         adapter=build_part("adapter", config.get("adapter", "none")),
         head=build_part("head", config.get("head", "linear")),
         rules=tuple(build_part("rule", rule) for rule in rules),
+        router=build_part("router", config["router"]) if config.get("router") else None,
         adapt=adapt,
         joint=bool(config.get("joint", False)),
     )

@@ -1,10 +1,10 @@
-"""What a method is: one adapter, one head, some rules, and how training is best run for it."""
+"""What a method is: one adapter, one head, some rules, perhaps a router, and how training is best run for it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
-from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.parts import Adapter, Head, Router, Rule
 from contune.errors import CombinationError
 
 
@@ -21,11 +21,13 @@ class Method:
     adapter: Adapter
     head: Head
     rules: tuple[Rule, ...] = ()
+    router: Router | None = None
     adapt: Literal["every-task", "first-task"] = "every-task"
     joint: bool = False
     train: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_modules()
         if self.head.closed_form and self.adapter.name != "none" and self.adapt == "every-task" and not self.joint:
             raise CombinationError(
                 f"head {self.head.name!r} keeps sums of features, and adapter {self.adapter.name!r} would change the "
@@ -41,3 +43,24 @@ class Method:
             reason = rule.refuses(self.adapter, self.head)
             if reason:
                 raise CombinationError(reason)
+
+    def _check_modules(self) -> None:
+        adapter, head = self.adapter, self.head
+        if self.router is not None and not adapter.modular:
+            raise CombinationError(
+                f"router {self.router.name!r} chooses among modules, but adapter {adapter.name!r} has only one; leave the "
+                "router out, or take an adapter with one module per task"
+            )
+        if not adapter.modular:
+            return
+        if self.joint:
+            raise CombinationError(
+                f"adapter {adapter.name!r} has several modules, which makes no sense where all tasks are learned at once; "
+                "take adapter: lora for joint training"
+            )
+        wanted = ("growing",) if adapter.grows else ("fixed", "growing")
+        if self.router is None and head.takes_modules not in wanted:
+            raise CombinationError(
+                f"adapter {adapter.name!r} answers with several modules and head {head.name!r} makes nothing of their "
+                "features side by side; add a router, or take a head that does, such as subspace-means"
+            )

@@ -1,0 +1,1 @@
+"""Which module of a modular adapter answers an example."""
