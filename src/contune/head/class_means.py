@@ -9,6 +9,7 @@ from torch.nn import functional
 from contune.contract.context import Context
 from contune.contract.parts import Head, Parameters
 from contune.contract.state import State
+from contune.errors import DataError
 from contune.head.linear import Linear
 
 
@@ -33,6 +34,16 @@ def nearest_mean_scores(features: Tensor, means: Tensor, metric: str) -> Tensor:
     return -torch.cdist(features, means, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
+def require_learned(learned: Tensor, forgotten: Tensor) -> None:
+    """Refuse to take out more examples (classes,) of a class than were learned."""
+    if (forgotten > learned).any():
+        column = int((forgotten > learned).nonzero()[0, 0])
+        raise DataError(
+            f"class {column} has {int(learned[column])} learned examples and {int(forgotten[column])} are to be forgotten; "
+            "give only examples that were learned, each once"
+        )
+
+
 @final
 class ClassMeans(Head):
     """The class with the nearest mean answers; sums are kept in float64, so order and batch size do not matter.
@@ -42,6 +53,7 @@ class ClassMeans(Head):
 
     name: ClassVar[str] = "class-means"
     closed_form: ClassVar[bool] = True
+    takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "fixed"
 
     def __init__(self, *, metric: Literal["cosine", "euclidean"] = "cosine") -> None:
         self.metric = metric
@@ -50,7 +62,7 @@ class ClassMeans(Head):
         self._lent = Linear()
 
     def begin_task(self, context: Context) -> None:
-        width = context.adapter.feature_size(context.backbone)
+        width = context.feature_size()
         sums = torch.zeros(context.task.seen, width, dtype=torch.float64)
         counts = torch.zeros(context.task.seen, dtype=torch.int64)
         if len(self._counts):
@@ -70,13 +82,21 @@ class ClassMeans(Head):
         sums, counts = class_sums(context.features(context.dataset), labels, context.task.seen)
         self._sums, self._counts = self._sums + sums, self._counts + counts
 
+    def forget(self, context: Context) -> None:
+        labels = torch.from_numpy(context.dataset.labels)
+        sums, counts = class_sums(context.features(context.dataset), labels, len(self._counts))
+        require_learned(self._counts, counts)
+        self._sums, self._counts = self._sums - sums, self._counts - counts
+        self._sums[self._counts == 0] = 0.0
+
     def end_task(self, context: Context) -> None:
         del context
         self._lent = Linear()
 
     def logits(self, features: Tensor) -> Tensor:
         means = self._sums / self._counts.clamp(min=1).unsqueeze(1)
-        return nearest_mean_scores(features.double().cpu(), means, self.metric).float()
+        scores = nearest_mean_scores(features.double().cpu(), means, self.metric)
+        return scores.masked_fill(self._counts == 0, float("-inf")).float()
 
     def state(self) -> State:
         lent = State.nested({"lent": self._lent.state()}).tensors

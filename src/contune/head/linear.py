@@ -1,5 +1,6 @@
 """Heads trained by gradient that grow with the classes: linear and cosine."""
 
+from collections.abc import Callable
 from typing import ClassVar, Literal, final
 
 import torch
@@ -19,14 +20,26 @@ def grown(weight: Tensor | None, rows: int, width: int, generator: torch.Generat
     return torch.cat([old, new / width**0.5])
 
 
+def strongest(scores: Callable[[Tensor], Tensor], features: Tensor, width: int) -> Tensor:
+    """Scores (B, C) of features (B, m width): with several modules side by side, log of the largest softmax of each class.
+
+    LAE (arXiv 2303.10070), equation 10, stated there for two modules.
+    """
+    if features.shape[1] == width:
+        return scores(features)
+    each = [functional.log_softmax(scores(part), dim=1) for part in torch.split(features, width, dim=1)]
+    return torch.stack(each).amax(dim=0)
+
+
 @final
 class Linear(Head):
-    """One weight row and one bias per class.
+    """One weight row and one bias per class; where several modules answer, the surest one wins.
 
     `loss_over` says which classes compete in the loss: all seen, or the task's own.
     """
 
     name: ClassVar[str] = "linear"
+    takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "growing"
 
     def __init__(self, *, loss_over: Literal["seen", "own-task"] = "seen", lr_scale: float = 1.0) -> None:
         self.loss_over = loss_over
@@ -53,6 +66,10 @@ class Linear(Head):
 
     def logits(self, features: Tensor) -> Tensor:
         assert self._weight is not None
+        return strongest(self._scores, features, self._weight.shape[1])
+
+    def _scores(self, features: Tensor) -> Tensor:
+        assert self._weight is not None
         return functional.linear(features, self._weight, self._bias)
 
     def state(self) -> State:
@@ -67,6 +84,7 @@ class Cosine(Head):
     """Cosine of feature and class weight, times a learnt scale (APER, arXiv 2303.07338: sigma starts at `scale`)."""
 
     name: ClassVar[str] = "cosine"
+    takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "growing"
 
     def __init__(
         self, *, loss_over: Literal["seen", "own-task"] = "seen", lr_scale: float = 1.0, scale: float = 10.0
@@ -92,6 +110,10 @@ class Cosine(Head):
         return {"weight": self._weight, "scale": self._scale}
 
     def logits(self, features: Tensor) -> Tensor:
+        assert self._weight is not None
+        return strongest(self._scores, features, self._weight.shape[1])
+
+    def _scores(self, features: Tensor) -> Tensor:
         assert self._weight is not None
         assert self._scale is not None
         return self._scale * functional.normalize(features, dim=1) @ functional.normalize(self._weight, dim=1).T

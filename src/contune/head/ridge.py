@@ -1,7 +1,7 @@
 """Ridge regression on features or on random features of them, exact over the whole stream (RanPAC, arXiv 2307.02251)."""
 
 from collections.abc import Sequence
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from contune.contract.context import Context
 from contune.contract.parts import Head, Parameters
 from contune.contract.randomness import numpy_generator, torch_generator
 from contune.contract.state import State
+from contune.head.class_means import require_learned
 from contune.head.linear import Linear
 
 STRENGTHS = tuple(10.0**power for power in range(-8, 9))  # section 4 and the official code: 17 values
@@ -67,6 +68,7 @@ class Ridge(Head):
 
     name: ClassVar[str] = "ridge"
     closed_form: ClassVar[bool] = True
+    takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "fixed"
 
     def __init__(self, *, random_features: int = 0, strength: float | None = None) -> None:
         self.random_features = random_features
@@ -75,6 +77,7 @@ class Ridge(Head):
         self._gram = torch.zeros(0, 0, dtype=torch.float64)
         self._targets = torch.zeros(0, 0, dtype=torch.float64)
         self._weight = torch.zeros(0, 0, dtype=torch.float64)
+        self._counts = torch.zeros(0, dtype=torch.int64)
         self._projection: Tensor | None = None
         self._used_strength = 0.0
 
@@ -82,13 +85,14 @@ class Ridge(Head):
         if context.adapting and context.adapter.trained():
             self._lent.begin_task(context)
         if not len(self._gram):
-            width = context.adapter.feature_size(context.backbone)
+            width = context.feature_size()
             self._project(width, context.settings.seed)
             size = self.random_features or width
             self._gram = torch.zeros(size, size, dtype=torch.float64)
             self._targets = torch.zeros(size, 0, dtype=torch.float64)
         missing = context.task.seen - self._targets.shape[1]
         self._targets = torch.cat([self._targets, self._targets.new_zeros(len(self._gram), missing)], dim=1)
+        self._counts = torch.cat([self._counts, self._counts.new_zeros(missing)])
 
     def _project(self, width: int, seed: int) -> None:
         if self.random_features:
@@ -102,15 +106,28 @@ class Ridge(Head):
         return self._lent.logits(features)
 
     def fit(self, context: Context) -> None:
-        features = context.features(context.dataset)
-        labels = torch.from_numpy(context.dataset.labels)
-        one_hot = torch.nn.functional.one_hot(labels, context.task.seen).double()
-        for rows in torch.split(torch.arange(len(features)), 2048):
-            h = random_features(features[rows], self._projection)
-            self._gram += h.T @ h
-            self._targets += h.T @ one_hot[rows]
+        features, one_hot = context.features(context.dataset), self._one_hot(context)
+        self._add(features, one_hot, 1.0)
         self._used_strength = self.strength or self._search(features, one_hot, context)
         self._weight = ridge_solution(self._gram, self._targets, self._used_strength)
+
+    def forget(self, context: Context) -> None:
+        one_hot = self._one_hot(context)
+        require_learned(self._counts, one_hot.sum(dim=0).long())
+        self._add(context.features(context.dataset), one_hot, -1.0)
+        self._targets[:, self._counts == 0] = 0.0
+        self._weight = ridge_solution(self._gram, self._targets, self._used_strength)
+
+    def _one_hot(self, context: Context) -> Tensor:
+        labels = torch.from_numpy(context.dataset.labels)
+        return torch.nn.functional.one_hot(labels, self._targets.shape[1]).double()
+
+    def _add(self, features: Tensor, one_hot: Tensor, sign: float) -> None:
+        for rows in torch.split(torch.arange(len(features)), 2048):
+            h = random_features(features[rows], self._projection)
+            self._gram += sign * (h.T @ h)
+            self._targets += sign * (h.T @ one_hot[rows])
+        self._counts += (sign * one_hot.sum(dim=0)).long()
 
     def _search(self, features: Tensor, one_hot: Tensor, context: Context) -> float:
         order = numpy_generator(context.settings.seed, "strength", context.task.index).permutation(len(features))
@@ -126,18 +143,19 @@ class Ridge(Head):
         self._lent = Linear()
 
     def logits(self, features: Tensor) -> Tensor:
-        return (random_features(features.cpu(), self._projection) @ self._weight).float()
+        scores = random_features(features.cpu(), self._projection) @ self._weight
+        return scores.masked_fill(self._counts == 0, float("-inf")).float()
 
     def state(self) -> State:
-        tensors = {"gram": self._gram, "targets": self._targets, "weight": self._weight}
+        tensors = {"gram": self._gram, "targets": self._targets, "weight": self._weight, "counts": self._counts}
         lent = State.nested({"lent": self._lent.state()}).tensors
         return State({**tensors, **lent}, {"strength": self._used_strength})
 
     def load_state(self, state: State, context: Context) -> None:
         self._gram, self._targets = state.tensors["gram"], state.tensors["targets"]
-        self._weight = state.tensors["weight"]
+        self._weight, self._counts = state.tensors["weight"], state.tensors["counts"]
         self._used_strength = float(state.values["strength"])
-        self._project(context.adapter.feature_size(context.backbone), context.settings.seed)
+        self._project(context.feature_size(), context.settings.seed)
         lent = state.inner("lent")
         if lent.tensors:
             self._lent.load_state(lent, context)
