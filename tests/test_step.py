@@ -3,11 +3,11 @@
 import torch
 
 from contune.adapter.peft_adapter import lora
-from contune.checks import SETTINGS, digit_tasks, tiny_model
 from contune.contract.parts import Rule
 from contune.engine.learner import Learner
 from contune.head.linear import Linear
 from contune.method.method import Method
+from contune.trial import SETTINGS, digit_tasks, tiny_model
 
 
 class Spy(Rule):

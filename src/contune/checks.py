@@ -1,221 +1,233 @@
-"""The common checks of a method: what must hold for every one, tried on real digits with a tiny frozen model."""
+"""The common checks: what must hold for every method and every part, tried on real digits with a tiny frozen model."""
 
-import json
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from contune.contract.state import State
-from contune.engine.learner import Learner
-from contune.engine.loop import StepReport
-from contune.method.method import Method
-from contune.stream.build import load_stream
-from contune.stream.config import StreamConfig
-from contune.stream.task import Examples, Task
+from contune.backbone.backbone import Backbone
+from contune.backbone.config import ModelConfig
+from contune.contract.data import Dataset
+from contune.stream.task import Examples, Image, Task
+from contune.trial import (
+    CheckFailed,
+    MakeMethod,
+    Trial,
+    accuracy,
+    copied,
+    digit_tasks,
+    new_learner,
+    require,
+    run_trial,
+    same_state,
+    tiny_model,
+)
 
-MakeMethod = Callable[[], Method]
-SETTINGS = {"epochs": 3, "batch_size": 16, "lr": 5e-3, "schedule": "constant"}
-
-
-class CheckFailed(Exception):
-    """A check found that something does not hold; the message says what."""
-
-
-@cache
-def tiny_model() -> str:
-    """The folder of a tiny random image transformer, made once per process."""
-    from transformers import ViTConfig, ViTModel
-
-    folder = Path(tempfile.mkdtemp(prefix="contune-check-"))
-    config = ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=64,
-        image_size=16,
-        patch_size=4,
-        initializer_range=0.2,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
-    size = {"height": 16, "width": 16}
-    processor = {"image_processor_type": "ViTImageProcessor", "size": size, "do_resize": True, "resample": 3}
-    values = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
-    means = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps({**processor, **values, **means}))
-    return str(folder)
+Check = Callable[[MakeMethod, Trial], None]
 
 
-@cache
-def digit_tasks() -> tuple[Task, ...]:
-    """Three tasks of two digits, 24 training examples a class."""
-    stream = load_stream(StreamConfig(data="digits", tasks=5, per_class=24))
-    return tuple(small(task) for task in stream.tasks[:3])
-
-
-def small(task: Task) -> Task:
-    """A task with its first 30 test examples."""
-    return Task(task.name, task.class_names, task.train, task.test.take(range(30)))
-
-
-def new_learner(method: Method) -> Learner:
-    """A learner on the tiny model; closed-form methods keep their own number of epochs."""
-    changes = SETTINGS if method.train.get("epochs", 1) else {**SETTINGS, "epochs": 0}
-    return Learner(tiny_model(), method, train=changes, device="cpu")
-
-
-def learn_all(learner: Learner, tasks: Sequence[Task]) -> None:
-    """Learn the tasks as the method wants them."""
-    if learner.method.joint:
-        learner.learn(tasks)
-        return
-    for task in tasks:
-        learner.learn(task)
-
-
-def accuracy(learner: Learner, tasks: Sequence[Task]) -> float:
-    """Share of right answers over all test examples, no task named."""
-    right = [learner.answers(data) == data.labels for data in (learner.test_dataset(task) for task in tasks)]
-    return float(np.concatenate(right).mean())
-
-
-def same_state(first: State, second: State) -> str | None:
-    """What differs between two states, or None where they are equal to the bit."""
-    if set(first.tensors) != set(second.tensors):
-        return f"the states hold different tensors: {sorted(set(first.tensors) ^ set(second.tensors))[:3]}"
-    for name, tensor in first.tensors.items():
-        if not torch.equal(tensor.nan_to_num(), second.tensors[name].nan_to_num()):
-            return f"tensor {name} differs"
-    return None if first.values == second.values else "the JSON values differ"
-
-
-def require(holds: bool, problem: str) -> None:
-    """Fail with a sentence."""
-    if not holds:
-        raise CheckFailed(problem)
-
-
-def check_learns(make: MakeMethod) -> None:
+def check_learns(make: MakeMethod, trial: Trial) -> None:
     """Right after a task the method answers it well above chance."""
-    learner, tasks = new_learner(make()), digit_tasks()
-    lessons: Sequence[Task | Sequence[Task]] = [tasks] if learner.method.joint else tasks
-    scores = []
-    for lesson in lessons:
-        learner.learn(lesson)
-        scores.append(accuracy(learner, [lesson] if isinstance(lesson, Task) else lesson))
-    chance = 1 / len(learner.class_names)
-    reached = float(np.mean(scores))
+    del make
+    chance, reached = 1 / len(trial.learner.class_names), float(np.mean(trial.scores))
     require(reached > chance + 0.1, f"accuracy on the task just learned is {reached:.2f}, chance {chance:.2f}")
 
 
-def check_base_unchanged(make: MakeMethod) -> None:
-    """The base weights keep every bit, and no frozen tensor holds a gradient; methods that train the base are exempt."""
-    learner = new_learner(make())
-    learn_all(learner, digit_tasks()[:2])
-    trained = {id(p) for p in learner.method.adapter.trained().values()}
-    base = learner.backbone.base_parameters()
-    if any(id(parameter) in trained for parameter in base.values()):
+def check_absent(make: MakeMethod, trial: Trial) -> None:
+    """With the adapter absent the features are those of the untouched model, to the bit, before and after training."""
+    if trial.trains_the_base:
         return
-    require(learner.base_unchanged(), "the base weights have changed")
+    untouched = Backbone.load(ModelConfig(path=tiny_model()), device="cpu")
+    fresh = new_learner(make())
+    require(fresh.base_unchanged(), "attaching the adapter changed the base weights")
+    for learner, when in ((fresh, "attached"), (trial.learner, "trained")):
+        with learner.method.adapter.absent():
+            features = frozen_features(learner.backbone)
+        same = torch.equal(features, frozen_features(untouched))
+        require(same, f"with the adapter {when} and absent, the features differ from the untouched model's")
+
+
+def frozen_features(backbone: Backbone) -> Tensor:
+    """Features of a few digits."""
+    images = digit_tasks()[0].train.take(range(8)).inputs
+    with torch.no_grad():
+        return backbone.features(backbone.collate([(backbone.prepare(images), np.arange(8))]))
+
+
+def check_base_unchanged(make: MakeMethod, trial: Trial) -> None:
+    """The base weights keep every bit, and no frozen tensor holds a gradient; methods that train the base are exempt."""
+    del make
+    if trial.trains_the_base:
+        return
+    require(trial.learner.base_unchanged(), "the base weights have changed")
+    base = trial.learner.backbone.base_parameters()
     held = [name for name, parameter in base.items() if parameter.grad is not None]
     require(not held, f"frozen tensor {held[:1]} holds a gradient")
 
 
-def check_no_dead_tensor(make: MakeMethod) -> None:
+def check_declared(make: MakeMethod, trial: Trial) -> None:
+    """Gradient steps move what the method declares as trained, and no other tensor of the model."""
+    del make
+    require(not trial.undeclared, f"tensor {trial.undeclared[:1]} moved but is not declared as trained")
+
+
+def check_no_dead_tensor(make: MakeMethod, trial: Trial) -> None:
     """Every trained tensor has moved after the first task."""
-    learner, task = new_learner(make()), digit_tasks()[0]
-    lesson = digit_tasks() if learner.method.joint else task
-    context = learner.begin(lesson)
-    before = {name: p.detach().clone() for name, p in context.trained().items()}
-    learner.fit(context, lambda report: None)
-    dead = [name for name, value in before.items() if torch.equal(value, context.trained()[name])]
-    require(not dead, f"tensor {dead[:1]} is trained but has not moved")
+    del make
+    require(not trial.dead, f"tensor {trial.dead[:1]} is trained but has not moved")
 
 
-def check_exact_resume(make: MakeMethod) -> None:
-    """Stopped inside the second task and loaded into a fresh process, it ends with the same bits."""
-    tasks = digit_tasks()[:2]
-    whole = new_learner(make())
-    lessons: list[Sequence[Task]] = [tasks] if whole.method.joint else [[task] for task in tasks]
-    saved: list[tuple[State, int, dict[str, torch.Tensor]]] = []
-
-    def keep(report: StepReport) -> None:
-        if report.step == max(1, report.steps // 2):
-            saved.append((copied(whole.state()), report.step, {n: t.clone() for n, t in report.memory().items()}))
-
-    for lesson in lessons:
-        saved.clear()
-        boundary = copied(whole.state())
-        context = whole.begin(lesson)
-        whole.fit(context, keep)
-        whole.end(context)
-    state, done, memory = saved[0] if saved else (boundary, 0, {})
+def check_exact_resume(make: MakeMethod, trial: Trial) -> None:
+    """Stopped inside the second task and loaded into a fresh learner, it ends with the same bits."""
+    place = trial.checkpoint
+    assert place is not None
     again = new_learner(make())
-    loaded = again.load_state(state, lessons[-1] if done else ())
-    context = loaded if done and loaded is not None else again.begin(lessons[-1])
-    again.fit(context, lambda report: None, done=done, memory=memory)
+    loaded = again.load_state(copied(place.state), trial.lessons[place.lesson] if place.step else ())
+    context = loaded if place.step and loaded is not None else again.begin(trial.lessons[place.lesson])
+    again.fit(context, lambda report: None, done=place.step, memory=place.memory)
     again.end(context)
-    problem = same_state(whole.state(), again.state())
-    require(problem is None, f"after resuming at step {done}: {problem}")
+    for lesson in trial.lessons[place.lesson + 1 :]:
+        again.learn(lesson)
+    problem = same_state(trial.learner.state(), again.state())
+    require(problem is None, f"after resuming at step {place.step}: {problem}")
 
 
-def copied(state: State) -> State:
-    """A state that later training does not reach."""
-    return State({name: tensor.clone() for name, tensor in state.tensors.items()}, json.loads(json.dumps(state.values)))
-
-
-def check_rows_independent(make: MakeMethod) -> None:
+def check_rows_independent(make: MakeMethod, trial: Trial) -> None:
     """An answer does not depend on the other rows of its batch."""
-    learner, tasks = new_learner(make()), digit_tasks()[:2]
-    learn_all(learner, tasks)
-    images = [image for image in tasks[0].test.inputs if isinstance(image, np.ndarray)][:6]
-    together = learner.predict(images)
-    alone = [learner.predict([image])[0] for image in images]
+    del make
+    images = few_images()
+    together = trial.learner.predict(images)
+    alone = [trial.learner.predict([image])[0] for image in images]
     require(together == alone, f"together the answers are {together}, one by one {alone}")
 
 
-def check_no_peeking(make: MakeMethod) -> None:
-    """What is learned does not depend on the test data."""
-    states = []
-    for test in (False, True):
-        learner = new_learner(make())
-        tasks = [blank_test(task) if test else task for task in digit_tasks()[:2]]
-        learn_all(learner, tasks)
-        states.append(learner.state())
-    problem = same_state(*states)
-    require(problem is None, f"with other test data {problem}")
+def few_images() -> list[Image]:
+    """Two test digits of every task."""
+    return [image for task in digit_tasks() for image in task.test.inputs[:2] if isinstance(image, np.ndarray)]
 
 
-def blank_test(task: Task) -> Task:
-    """The task with black test images."""
-    blank = [np.zeros_like(image) for image in task.test.inputs if isinstance(image, np.ndarray)]
-    return Task(task.name, task.class_names, task.train, Examples(blank, task.test.labels, task.test.ids, "image"))
+def check_predicts_purely(make: MakeMethod, trial: Trial) -> None:
+    """Answering changes nothing that the method remembers, and gives the same answers again."""
+    del make
+    before, first = copied(trial.learner.state()), trial.learner.predict(few_images())
+    require(trial.learner.predict(few_images()) == first, "asked twice, the answers differ")
+    problem = same_state(before, trial.learner.state())
+    require(problem is None, f"answering changed the method's memory: {problem}")
 
 
-CHECKS: dict[str, Callable[[MakeMethod], None]] = {
+def check_no_task_named(make: MakeMethod, trial: Trial) -> None:
+    """The answers do not depend on which task an example is said to come from."""
+    del make
+    data = trial.learner.test_dataset(digit_tasks()[0])
+    said = Dataset(data.examples, data.prepared, data.labels, np.full_like(data.tasks, trial.learner.learned - 1))
+    same = np.array_equal(trial.learner.answers(data), trial.learner.answers(said))
+    require(same, "the answers change with the task that the test examples are said to come from")
+
+
+def check_any_classes(make: MakeMethod, trial: Trial) -> None:
+    """Tasks of unequal size with their classes in another order are learned as well."""
+    del trial
+    learner = new_learner(make())
+    first, second, third = digit_tasks()
+    tasks, scores = [renamed(third), merged(second, first)], []
+    for lesson in [tasks] if learner.method.joint else [[task] for task in tasks]:
+        learner.learn(lesson)
+        scores.append(accuracy(learner, lesson))
+    chance, reached = 1 / len(learner.class_names), float(np.mean(scores))
+    require(reached > chance, f"with other class orders accuracy is {reached:.2f}, chance {chance:.2f}")
+
+
+def renamed(task: Task) -> Task:
+    """The task with its classes listed the other way round."""
+    last = len(task.class_names) - 1
+    train, test = (Examples(e.inputs, last - e.labels, e.ids, e.modality) for e in (task.train, task.test))
+    return Task(task.name, tuple(reversed(task.class_names)), train, test)
+
+
+def merged(first: Task, second: Task) -> Task:
+    """One task with the classes of two."""
+    shift = len(first.class_names)
+    both = []
+    for one, two in ((first.train, second.train), (first.test, second.test)):
+        labels = np.concatenate([one.labels, two.labels + shift])
+        ids = np.concatenate([one.ids, two.ids])
+        both.append(Examples([*one.inputs, *two.inputs], labels, ids, "image"))
+    return Task("merged", (*first.class_names, *second.class_names), *both)
+
+
+def check_degenerate_tasks(make: MakeMethod, trial: Trial) -> None:
+    """A task with one class, one with one example a class, and classes that come back are survived."""
+    del trial
+    learner = new_learner(make())
+    first, second, _ = digit_tasks()
+    alone = np.flatnonzero(first.train.labels == 0)
+    single = Task("one class", first.class_names[:1], first.train.take(alone[:5]), first.test.take(range(0)))
+    rows = [int(np.flatnonzero(second.train.labels == label)[0]) for label in (0, 1)]
+    few = Task("one example a class", second.class_names, second.train.take(rows), second.test)
+    for lesson in [[single, few]] if learner.method.joint else [[single], [few], [few]]:
+        learner.learn(lesson)
+    answers = set(learner.predict(few_images()))
+    require(answers <= set(learner.class_names), f"after degenerate tasks it answers {sorted(answers)}")
+
+
+def check_memory(make: MakeMethod, trial: Trial) -> None:
+    """What is kept grows at most linearly with the tasks."""
+    del make
+    kept = trial.bytes_kept
+    if len(kept) == 3:
+        earlier, later = kept[1] - kept[0], kept[2] - kept[1]
+        require(
+            later <= 1.5 * max(earlier, 0) + 4096,
+            f"the third task added {later} bytes, the second {earlier}: more each time",
+        )
+
+
+CHECKS: dict[str, Check] = {
     "learns": check_learns,
     "leaves the base unchanged": check_base_unchanged,
+    "is gone when absent": check_absent,
+    "changes only what it declares": check_declared,
     "has no dead tensor": check_no_dead_tensor,
     "resumes exactly": check_exact_resume,
     "answers each row on its own": check_rows_independent,
-    "never looks at test data": check_no_peeking,
+    "changes nothing by answering": check_predicts_purely,
+    "needs no task named": check_no_task_named,
+    "takes classes in any order": check_any_classes,
+    "survives degenerate tasks": check_degenerate_tasks,
+    "keeps no more each time": check_memory,
 }
+NO_PEEKING = "never looks at test data"
 
 
-def run_checks(name: str) -> Iterator[tuple[str, str | None]]:
+def check_method(make: MakeMethod) -> Iterator[tuple[str, str | None]]:
     """Every check's title and what is wrong, or None."""
-    from contune.method.catalog import build_method
-
-    build_method(name, {})
+    try:
+        trial = run_trial(make)
+    except CheckFailed as problem:
+        yield NO_PEEKING, str(problem)
+        return
+    yield NO_PEEKING, None
     for title, check in CHECKS.items():
         try:
-            check(lambda: build_method(name, {}))
+            check(make, trial)
         except CheckFailed as problem:
             yield title, str(problem)
         else:
             yield title, None
+
+
+def run_checks(name: str) -> Iterator[tuple[str, str | None]]:
+    """`check_method` for a recipe by its name, and whether it is documented."""
+    import inspect
+
+    from contune.method.catalog import build_method, option_defaults, recipes
+
+    build_method(name, {})
+    described = bool(inspect.getdoc(recipes()[name]))
+    yield "is documented", None if described else "the recipe has no docstring"
+    missing = [
+        option for option, default in option_defaults(recipes()[name]).items() if default is inspect.Parameter.empty
+    ]
+    yield "works with its defaults", f"option {missing[0]!r} has no default" if missing else None
+    yield from check_method(lambda: build_method(name, {}))
