@@ -204,7 +204,7 @@ FAULTS: dict[str, Callable[[], Method]] = {
     ),
     "changes nothing by answering": lambda: Method(NoAdapter(), Counting(lambda head, scores: scores)),
     "needs no task named": leaky_method,
-    "takes classes in any order": lambda: Method(NoAdapter(), FaultyHead(lambda head, scores: scores.roll(1, dims=1))),
+    "takes classes in any order": lambda: Method(lora(), FaultyHead(lambda head, scores: -scores)),
     "survives degenerate tasks": lambda: Method(NoAdapter(), Touchy()),
     "keeps no more each time": lambda: Method(NoAdapter(), Linear(), (Hoarder(),)),
 }
