@@ -109,3 +109,11 @@ def test_component_slices_start_orthonormal_and_weights_ignore_scale() -> None:
     alpha = component_weights(queries, new, old)
     assert bool((alpha.abs() <= 1 + 1e-6).all())
     assert torch.allclose(alpha, component_weights(7 * queries, new, 3 * old), atol=1e-6)
+
+
+def test_new_rows_are_unit_rows_where_no_room_is_left() -> None:
+    generator = torch.Generator().manual_seed(0)
+    old = orthonormal_rows(torch.zeros(0, 6), 4, generator)
+    new = orthonormal_rows(old, 4, generator)
+    torch.testing.assert_close((new @ new.T).diagonal(), torch.ones(4))
+    assert (old @ new[:2].T).abs().max() < 1e-6

@@ -1,11 +1,8 @@
 """A run as a user sees it: the directory, exact resume after kill -9, damage, locks and refusals."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,7 +10,6 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from contune.checks import tiny_model
 from contune.cli import app
 from contune.contract.processes import Processes
 from contune.engine.observer import Observer
@@ -21,38 +17,10 @@ from contune.errors import ConfigError, RunDirectoryError
 from contune.run.config import parse_config
 from contune.run.directory import RunDirectory
 from contune.run.execute import resume_run, start_run
+from contune.trial import tiny_model
+from run_helpers import config_text, run, same_run
 
 CONTUNE = [sys.executable, "-c", "from contune.cli import main; main()"]
-
-
-def config_text(method: object, **train: object) -> str:
-    values = {
-        "model": {"path": tiny_model()},
-        "stream": {"data": "digits", "tasks": 5, "per_class": 24},
-        "method": method,
-        "train": {"epochs": 2, "batch_size": 16, "lr": 0.005, **train},
-    }
-    return yaml.safe_dump(values)
-
-
-def run(text: str, out: Path) -> Path:
-    return start_run(parse_config(text), Path.cwd(), out, processes=Processes(), observer=Observer())
-
-
-def same_run(first: Path, second: Path) -> None:
-    """Results but for seconds, memory and counts, predictions, and the weights to the last bit."""
-    one, two = (json.loads((folder / "results.json").read_text()) for folder in (first, second))
-    for results in (one, two):
-        for key in ("train_seconds", "eval_seconds", "seconds", "peak_memory_bytes", "examples_forward", "cache_hits"):
-            results["cost"].pop(key)
-    assert one == two
-    assert pq.read_table(first / "predictions.parquet").equals(pq.read_table(second / "predictions.parquet"))
-    assert (first / "events.jsonl").read_text() == (second / "events.jsonl").read_text()
-    newest = [sorted((folder / "checkpoints").iterdir())[-1] for folder in (first, second)]
-    assert newest[0].name == newest[1].name
-    states = [load_file(folder / "state.safetensors") for folder in newest]
-    assert states[0].keys() == states[1].keys()
-    assert all(states[0][name].equal(states[1][name]) for name in states[0])
 
 
 def test_the_directory_holds_what_it_promises(tmp_path: Path) -> None:
@@ -81,30 +49,6 @@ def test_exported_adapters_load_in_stock_peft(tmp_path: Path) -> None:
     names = [name for name in state if name.startswith("adapter/")]
     assert names
     assert all(state[name].equal(loaded[name.removeprefix("adapter/")]) for name in names)
-
-
-@pytest.mark.parametrize("method", ["er", "o-lora", "ranpac"])
-def test_killed_anywhere_it_ends_with_the_same_bits(tmp_path: Path, method: str) -> None:
-    text = config_text(method, checkpoint_steps=2)
-    (tmp_path / "config.yaml").write_text(text)
-    whole = run(text, tmp_path / "whole")
-    out, places = tmp_path / "killed", []
-    command = [*CONTUNE, "run", str(tmp_path / "config.yaml"), "--out", str(out), "-q"]
-    for wait in (1, 3):
-        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            folders = list((out / "checkpoints").glob("0*")) if out.exists() else []
-            if len(folders) >= 2 and max(int(f.name[:5]) for f in folders) >= wait:
-                break
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        places.append(max(f.name for f in (out / "checkpoints").glob("0*")))
-        command = [*CONTUNE, "resume", str(out), "-q"]
-    assert any(not place.startswith("00005") for place in places), f"every kill came too late: {places}"
-    resume_run(out, processes=Processes(), observer=Observer(), say=lambda text: None)
-    same_run(whole, out)
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(tmp_path: Path) -> None:

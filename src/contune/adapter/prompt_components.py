@@ -13,7 +13,6 @@ from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
-from contune.errors import CombinationError
 
 KINDS = ("components", "keys", "attention")
 
@@ -25,19 +24,19 @@ def component_weights(queries: Tensor, attention: Tensor, keys: Tensor) -> Tenso
 
 
 def orthonormal_rows(old: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` new unit rows, orthogonal to each other and to the span of the `old` rows (n, d).
+    """`count` new unit rows, orthogonal to each other and to the span of the `old` rows (n, d) while there is room.
 
-    Raises `CombinationError` where the width leaves no room for them.
+    After d rows there is none: what does not fit are random unit rows.
     """
-    if len(old) + count > old.shape[1]:
-        raise CombinationError(
-            f"{len(old) + count} components cannot be orthogonal in {old.shape[1]} dimensions; "
-            "lower components_per_task"
-        )
-    basis = torch.linalg.qr(old.double().T).Q if len(old) else old.double().T
-    fresh = torch.randn(old.shape[1], count, generator=generator, dtype=torch.float64)
-    for _ in range(2):  # once more, because the first pass leaves rounding
-        fresh = torch.linalg.qr(fresh - basis @ (basis.T @ fresh)).Q
+    width = old.shape[1]
+    fresh = functional.normalize(torch.randn(count, width, generator=generator, dtype=torch.float64), dim=1).T
+    fits = min(count, max(0, width - len(old)))
+    if fits:
+        basis = torch.linalg.qr(old.double().T).Q if len(old) else old.double().T
+        free = fresh[:, :fits]
+        for _ in range(2):  # once more, because the first pass leaves rounding
+            free = torch.linalg.qr(free - basis @ (basis.T @ free)).Q
+        fresh = torch.cat([free, fresh[:, fits:]], dim=1)
     return fresh.T.float()
 
 
@@ -51,7 +50,7 @@ class PromptComponents(Adapter):
     """Each task adds `components_per_task` components with keys and attention vectors; earlier ones are frozen.
 
     Per chosen layer p = sum over m of cos(q * A_m, K_m) P_m, whose first half of rows are keys and the rest values in
-    front of that layer's own. New slices start orthonormal to all earlier ones, as released. Differs: the pool grows with
+    front of that layer's own. New slices start orthonormal to all earlier ones while the width has room, as released. Differs: the pool grows with
     the tasks, where the official code divides a fixed pool by their number, known in advance.
     """
 
