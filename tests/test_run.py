@@ -1,6 +1,7 @@
 """A run as a user sees it: the directory, exact resume after kill -9, damage, locks and refusals."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from contune.cli import app
 from contune.contract.processes import Processes
@@ -171,3 +173,30 @@ def test_a_tracker_is_given_losses_and_accuracies(tmp_path: Path) -> None:
     events.Reload()
     assert len(events.Scalars("accuracy/mean of seen")) == 5
     assert len(events.Scalars("loss")) > 0
+
+
+def test_a_comparison_of_methods_is_gone_on_with_as_a_whole(tmp_path: Path) -> None:
+    values = {**yaml.safe_load(config_text("nmc")), "methods": ["nmc", "er", {"name": "er", "size": 10}]}
+    del values["method"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    arguments = [str(tmp_path / "config.yaml"), "--out", str(tmp_path / "whole"), "-q"]
+    runner = CliRunner()
+    assert runner.invoke(app, ["run", *arguments]).exit_code == 0
+    assert sorted(p.name for p in (tmp_path / "whole").iterdir() if p.is_dir()) == ["er", "er-2", "nmc"]
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    shutil.rmtree(tmp_path / "broken" / "er-2")
+    cut_back(tmp_path / "broken" / "er")
+    done = runner.invoke(app, ["resume", str(tmp_path / "broken"), "--json"])
+    assert done.exit_code == 0
+    assert [result["finished"] for result in json.loads(done.stdout)] == [True] * 3
+    for name in ("nmc", "er", "er-2"):
+        same_run(tmp_path / "whole" / name, tmp_path / "broken" / name)
+    again = runner.invoke(app, ["run", *arguments])
+    assert "never overwritten" in str(again.exception or again.output)
+
+
+def cut_back(run_directory: Path) -> None:
+    """As if the run had been killed right before its last checkpoint."""
+    shutil.rmtree(sorted((run_directory / "checkpoints").iterdir())[-1])
+    results = json.loads((run_directory / "results.json").read_text())
+    (run_directory / "results.json").write_text(json.dumps({**results, "finished": False}))

@@ -14,6 +14,7 @@ from contune.errors import ConfigError, ContuneError
 
 if TYPE_CHECKING:
     from contune.contract.processes import Processes
+    from contune.run.group import Group
 
 app = typer.Typer(
     help="Keep a pretrained model learning: tasks arrive one by one, small parts are trained, the past is protected.",
@@ -57,21 +58,16 @@ def run(
     loaded, base = load_config(config, changes or [])
     out = out or free_folder(Path("runs") / Path(config).stem)
     if loaded.methods is None:
-        single = loaded.single(loaded.method or {})
-        folders = [carry_out(single, base, out, quiet or as_json, track)]
+        folders = [carry_out(loaded.single(loaded.method or {}), base, out, quiet or as_json, track)]
     else:
         from contune.run.execute import make_method
+        from contune.run.group import Group, members_of
 
-        singles = [loaded.single(method) for method in loaded.methods]
-        for single in singles:
+        for _, single in members_of(loaded):
             make_method(single)
-        if out.exists() and any(out.iterdir()):
-            from contune.errors import RunDirectoryError
-
-            raise RunDirectoryError(f"{out} exists already and is never overwritten; choose another --out")
-        labels = unique([single.label() for single in singles])
-        pairs = zip(singles, labels, strict=True)
-        folders = [carry_out(single, base, out / label, quiet or as_json, track) for single, label in pairs]
+        main = find_processes().main
+        group = Group.create(out, loaded, base) if main else Group(out, base, members_of(loaded))
+        folders = carry_out_group(group, quiet or as_json, track)
     show(folders, out / "report.html", quiet=quiet, as_json=as_json)
 
 
@@ -79,14 +75,15 @@ def run(
 def resume(directory: Path, plugin: Plugin = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Go on with a run that was stopped or killed; it ends with the same numbers as if it had not been."""
     load_plugins(plugin)
-    from contune.run.execute import resume_run
-    from contune.run.terminal import TerminalObserver, stderr_console
+    from contune.run.group import Group
 
-    console = stderr_console(quiet or as_json)
-    watcher = TerminalObserver(console, directory.name)
-    with watcher.shown():
-        resume_run(directory, processes=find_processes(), observer=watcher, say=lambda text: console.print(text))
-    show([directory], directory / "report.html", quiet=quiet, as_json=as_json)
+    group = Group.read(directory)
+    if group is None:
+        go_on(directory, quiet or as_json)
+        folders = [directory]
+    else:
+        folders = carry_out_group(group, quiet or as_json, None)
+    show(folders, directory / "report.html", quiet=quiet, as_json=as_json)
 
 
 @app.command()
@@ -202,6 +199,30 @@ def carry_out(config: Any, base: Path, out: Path, quiet: bool, track: str | None
             tracker.close()
 
 
+def carry_out_group(group: "Group", quiet: bool, track: str | None) -> list[Path]:
+    """Every run of a group that is not finished yet; the folders of all."""
+    plan = [(label, single) for label, single in group.members if not group.finished(label)]
+    begun = {label for label, _ in plan if group.begun(label)}
+    find_processes().wait()
+    for label, single in plan:
+        if label in begun:
+            go_on(group.folder / label, quiet)
+        else:
+            carry_out(single, group.base, group.folder / label, quiet, track)
+    return [group.folder / label for label, _ in group.members]
+
+
+def go_on(folder: Path, quiet: bool) -> None:
+    """Resume one run with progress on the terminal."""
+    from contune.run.execute import resume_run
+    from contune.run.terminal import TerminalObserver, stderr_console
+
+    console = stderr_console(quiet)
+    watcher = TerminalObserver(console, folder.name)
+    with watcher.shown():
+        resume_run(folder, processes=find_processes(), observer=watcher, say=lambda text: console.print(text))
+
+
 def show(folders: list[Path], report_path: Path, *, quiet: bool, as_json: bool) -> None:
     """Print what came out and write the report."""
     from contune.run.compare import compare as compare_runs
@@ -271,20 +292,6 @@ def free_folder(folder: Path) -> Path:
         number += 1
         free = folder.with_name(f"{folder.name}-{number}")
     return free
-
-
-def unique(labels: list[str]) -> list[str]:
-    """The labels with numbers behind those that repeat.
-
-    >>> unique(["lora", "er", "lora"])
-    ['lora', 'er', 'lora-2']
-    """
-    seen: dict[str, int] = {}
-    out = []
-    for label in labels:
-        seen[label] = seen.get(label, 0) + 1
-        out.append(label if seen[label] == 1 else f"{label}-{seen[label]}")
-    return out
 
 
 def print_rich(*things: Any) -> None:

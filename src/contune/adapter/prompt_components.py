@@ -50,8 +50,9 @@ class PromptComponents(Adapter):
     """Each task adds `components_per_task` components with keys and attention vectors; earlier ones are frozen.
 
     Per chosen layer p = sum over m of cos(q * A_m, K_m) P_m, whose first half of rows are keys and the rest values in
-    front of that layer's own. New slices start orthonormal to all earlier ones while the width has room, as released. Differs: the pool grows with
-    the tasks, where the official code divides a fixed pool by their number, known in advance.
+    front of that layer's own. New slices start orthonormal to all earlier ones, as released, while the width has room.
+    Differs: the pool grows with the tasks, where the official code divides a fixed pool by their number, known in
+    advance.
     """
 
     name: ClassVar[str] = "prompt-components"
