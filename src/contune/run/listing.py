@@ -1,8 +1,11 @@
 """What is there, and what a configuration would do, in tables for the terminal."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from contune.contract.processes import Processes
 from contune.engine.learner import Learner
@@ -16,26 +19,46 @@ from contune.stream.builtin import BUILTIN_STREAMS
 
 
 def listing(what: str) -> Table:
-    """A table of methods, streams or parts."""
-    table = Table("name", "what it is", "options and defaults", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    """A table of methods, streams or parts: name, what it is, options with their defaults."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
     if what == "methods":
         for name, recipe in recipes().items():
-            table.add_row(name, first_sentence(recipe), spelled(option_defaults(recipe)))
+            table.add_row(name, described(first_sentence(recipe), option_defaults(recipe)))
     elif what == "parts":
         for room in ROOMS:
+            table.add_row(f"{room}:", "")
             for name, part in parts(room).items():
-                table.add_row(f"{room}: {name}", first_sentence(part), spelled(option_defaults(part)))
+                table.add_row(f"  {name}", described(first_sentence(part), option_defaults(part)))
     elif what == "streams":
         for name, stream in BUILTIN_STREAMS.items():
-            table.add_row(name, stream.description, f"tasks={stream.tasks}")
+            table.add_row(name, described(stream.description, {"tasks": stream.tasks}))
     else:
         raise ConfigError(f"{what!r} cannot be listed; give methods, streams or parts")
     return table
 
 
-def spelled(options: dict[str, object]) -> str:
-    """Options as `name=default`."""
-    return ", ".join(f"{name}={value}" for name, value in options.items())
+def described(sentence: str, options: Mapping[str, object]) -> Text:
+    """A sentence with the options and their defaults below it, kept in the background."""
+    text = Text(sentence)
+    if options:
+        text.append("\n" + "  ".join(f"{name}={value}" for name, value in options.items()), style="dim")
+    return text
+
+
+def grouped(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, str]]:
+    """Tensors that differ in their layer's number alone as one line: name and shape, with how many there are.
+
+    >>> grouped({"layers.0.q.lora_A.default.weight": (8, 192), "layers.1.q.lora_A.default.weight": (8, 192)})
+    [('layers.*.q.lora_A', '2 x (8, 192)')]
+    """
+    counts: dict[tuple[str, tuple[int, ...]], int] = {}
+    for name, shape in shapes.items():
+        short = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name).replace("base_model.model.", "")
+        key = (short.removesuffix(".default.weight"), shape)
+        counts[key] = counts.get(key, 0) + 1
+    return [(name, f"{count} x {shape}" if count > 1 else f"{shape}") for (name, shape), count in counts.items()]
 
 
 def explanation(config: RunConfig, base: Path) -> Table:
@@ -63,10 +86,11 @@ def explanation(config: RunConfig, base: Path) -> Table:
     )
     table.add_row("where", where(learner, layer, depth))
     table.add_row("passes", passes(learner, layer, depth, examples, tests, len(stream.tasks)))
-    for name, parameter in list(trained.items())[:6]:
-        table.add_row("", f"{name}  {tuple(parameter.shape)}")
-    if len(trained) > 6:
-        table.add_row("", f"… and {len(trained) - 6} more tensors")
+    groups = grouped({name: tuple(parameter.shape) for name, parameter in trained.items()})
+    for number, (name, shape) in enumerate(groups[:12]):
+        table.add_row("tensors" if number == 0 else "", f"{shape}  {name}")
+    if len(groups) > 12:
+        table.add_row("", f"… and {len(groups) - 12} more kinds")
     return table
 
 
@@ -84,4 +108,5 @@ def passes(learner: Learner, layer: int, depth: int, examples: int, tests: int, 
         return f"{examples + tests:,} examples forward, none backward"
     forward = tests * (tasks + 1) // 2 if not learner.method.joint else tests
     steps = examples * learner.settings.epochs
-    return f"about {steps:,} examples forward and backward, {forward:,} more forward in evaluation"
+    replayed = " (and what rules replay)" if learner.method.rules else ""
+    return f"about {steps:,} examples forward and backward{replayed}, {forward:,} more forward in evaluation"
