@@ -116,6 +116,11 @@ class Head(Part):
     loss_over: Literal["seen", "own-task"] = "seen"
     lr_scale: float = 1.0
 
+    def refuses(self, adapter: Adapter) -> str | None:
+        """Why this head makes no sense with this adapter, or None."""
+        del adapter
+        return None
+
     @abstractmethod
     def begin_task(self, context: "Context") -> None:
         """Grow to the columns of the task that begins."""
@@ -177,7 +182,12 @@ class Router(Part):
 
 
 class Rule(Part):
-    """What protects the past: before, inside and after each step."""
+    """What protects the past: before, inside and after each step.
+
+    `idle` names the options with which the rule leaves its carrier as it is, to the bit; the checks hold it to that.
+    """
+
+    idle: ClassVar[Mapping[str, object]] = {}
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
         """Why this rule makes no sense with these parts, or None."""

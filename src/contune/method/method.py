@@ -39,8 +39,10 @@ class Method:
                 f"head {self.head.name!r} is solved in closed form and forgets nothing, so rule {names} would have "
                 "nothing to protect; leave the rules out, or take a head trained by gradient"
             )
-        for rule in self.rules:
-            reason = rule.refuses(self.adapter, self.head)
+        for reason in (
+            self.head.refuses(self.adapter),
+            *(rule.refuses(self.adapter, self.head) for rule in self.rules),
+        ):
             if reason:
                 raise CombinationError(reason)
 

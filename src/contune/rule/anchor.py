@@ -114,6 +114,7 @@ class L2(Rule):
     """
 
     name = "l2"
+    idle = {"strength": 0.0}
 
     def __init__(self, *, strength: float = 0.01, from_start: bool = False) -> None:
         self.strength, self.from_start = strength, from_start
@@ -150,6 +151,7 @@ class EWC(Rule):
     """
 
     name = "ewc"
+    idle = {"strength": 0.0}
 
     def __init__(
         self,
@@ -191,6 +193,7 @@ class MAS(Rule):
     """
 
     name = "mas"
+    idle = {"strength": 0.0}
 
     def __init__(self, *, strength: float = 1.0, examples: int = 200) -> None:
         self.strength, self.examples = strength, examples

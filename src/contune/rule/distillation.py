@@ -32,6 +32,7 @@ class Distillation(Rule):
     """
 
     name = "distillation"
+    idle = {"weight": 0.0}
 
     def __init__(self, *, weight: float = 1.0, temperature: float = 2.0) -> None:
         self.weight, self.temperature = weight, temperature

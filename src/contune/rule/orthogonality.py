@@ -30,6 +30,7 @@ class Orthogonality(Rule):
     """
 
     name: ClassVar[str] = "orthogonality"
+    idle = {"strength": 0.0}
 
     def __init__(self, *, strength: float = 0.5) -> None:
         self.strength = strength
