@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
-from contune.checks import tiny_model
+from contune.trial import tiny_model
 
 
 def free_port() -> int:
@@ -21,9 +22,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def launch(config: Path, out: Path, count: int) -> None:
+def launch(count: int, *work: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port"]
-    command += [str(free_port()), "-m", "contune", "run", str(config), "--out", str(out), "-q"]
+    command += [str(free_port()), *work]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -42,7 +43,7 @@ def test_two_processes_agree_with_one(tmp_path: Path, method: str) -> None:
     config.write_text(yaml.safe_dump(values))
     outs = [tmp_path / "one", tmp_path / "two"]
     for count, out in enumerate(outs, start=1):
-        launch(config, out, count)
+        launch(count, "-m", "contune", "run", str(config), "--out", str(out), "-q")
     tables = [pq.read_table(out / "predictions.parquet").to_pydict()["prediction"] for out in outs]
     different = sum(a != b for a, b in zip(*tables, strict=True))
     assert different <= (0 if method == "ranpac" else 0.002 * len(tables[0]))
@@ -52,3 +53,18 @@ def test_two_processes_agree_with_one(tmp_path: Path, method: str) -> None:
         if tensor.is_floating_point():
             assert float((tensor - states[1][name]).abs().max()) <= 1e-5 * scale, name
     assert all(json.loads((out / "results.json").read_text())["finished"] for out in outs)
+
+
+@pytest.mark.parametrize("method", ["lora", "er"])
+def test_the_gradient_of_every_step_is_that_of_one_process(tmp_path: Path, method: str) -> None:
+    outs = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    for count, out in enumerate(outs, start=1):
+        launch(count, str(Path(__file__).with_name("gradient_worker.py")), tiny_model(), method, str(out))
+    one, two = (load_file(out) for out in outs)
+    steps = {name.split("|")[0] for name in one}
+    assert len(steps) == 8
+    for step in steps:
+        names = [name for name in one if name.startswith(f"{step}|")]
+        whole = torch.cat([one[name].flatten() for name in names])
+        shared = torch.cat([two[name].flatten() for name in names])
+        assert float((whole - shared).norm()) <= 1e-6 * float(whole.norm()), step
