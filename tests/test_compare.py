@@ -55,6 +55,14 @@ def test_runs_that_differ_in_seeds_are_one_group(study: list[Path]) -> None:
     assert comparison.joint is comparison.groups[2]
 
 
+def test_where_a_run_was_started_changes_no_group(tmp_path: Path) -> None:
+    runs = write_study(tmp_path, ["replay"], seeds=(0, 1), tasks=3)
+    for number, folder in enumerate(runs):
+        with (folder / "config.yaml").open("a") as file:
+            file.write(f"\nbase: /somewhere/{number}\ncache: {{folder: /cache/{number}}}\n")
+    assert [len(group.runs) for group in compare(runs).groups] == [2]
+
+
 def test_mean_and_spread_by_hand(study: list[Path]) -> None:
     values = [json.loads((folder / "results.json").read_text())["metrics"]["forgetting"] for folder in study[:3]]
     found = compare(study).groups[0].metrics["forgetting"]
