@@ -1,5 +1,6 @@
 """Every recipe that discovery finds passes the common checks, and each check catches the fault planted for it."""
 
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -8,12 +9,12 @@ from torch import nn
 
 from contune.adapter.none import NoAdapter
 from contune.adapter.peft_adapter import lora
-from contune.checks import CHECKS, NO_PEEKING, check_method, run_checks
+from contune.checks import CHECKS, NO_PEEKING, check_method, check_part, run_checks
 from contune.contract.parts import Head, Router, Rule
 from contune.contract.state import State
 from contune.head.class_means import ClassMeans
 from contune.head.linear import Linear
-from contune.method.catalog import recipes
+from contune.method.catalog import ROOMS, option_defaults, parts, recipes
 from contune.method.method import Method
 from contune.trial import SETTINGS, digit_tasks, tiny_model
 
@@ -21,6 +22,24 @@ from contune.trial import SETTINGS, digit_tasks, tiny_model
 @pytest.mark.parametrize("name", recipes())
 def test_method(name: str) -> None:
     assert [f"{title}: {problem}" for title, problem in run_checks(name) if problem] == []
+
+
+def untried_parts() -> list[tuple[str, str]]:
+    """Parts that no recipe uses by default."""
+    methods = [recipe() for recipe in recipes().values() if not missing_options(recipe)]
+    used = {("adapter", m.adapter.name) for m in methods} | {("head", m.head.name) for m in methods}
+    used |= {("rule", rule.name) for m in methods for rule in m.rules}
+    used |= {("router", m.router.name) for m in methods if m.router is not None}
+    return [(room, name) for room in ROOMS for name in parts(room) if (room, name) not in used]
+
+
+def missing_options(make: Callable) -> list[str]:
+    return [name for name, default in option_defaults(make).items() if default is inspect.Parameter.empty]
+
+
+@pytest.mark.parametrize(("room", "name"), untried_parts())
+def test_part(room: str, name: str) -> None:
+    assert [f"{title}: {problem}" for title, problem in check_part(room, name) if problem] == []
 
 
 class Faulty(Rule):

@@ -1,6 +1,8 @@
 """The common checks: what must hold for every method and every part, tried on real digits with a tiny frozen model."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
 from contune.contract.data import Dataset
+from contune.errors import CombinationError
 from contune.stream.task import Examples, Image, Task
 from contune.trial import (
     CheckFailed,
@@ -215,6 +218,56 @@ def check_method(make: MakeMethod) -> Iterator[tuple[str, str | None]]:
             yield title, str(problem)
         else:
             yield title, None
+
+
+CARRIERS: dict[str, tuple[dict[str, Any], ...]] = {
+    "adapter": ({"head": "linear"}, {"head": "linear", "router": "centroids"}),
+    "head": (
+        {"adapter": "none"},
+        {"adapter": "bottleneck-per-task"},
+        {"adapter": "prefix-per-task", "router": "centroids"},
+    ),
+    "rule": ({"adapter": "lora", "head": "linear"}, {"adapter": "lora-per-task", "head": "linear"}),
+    "router": ({"adapter": "prefix-per-task", "head": "linear"},),
+}
+
+
+def carrier_of(room: str, name: str) -> dict[str, Any]:
+    """A plain composition that holds this part; raises the last refusal where none takes it."""
+    from contune.method.catalog import compose
+
+    refusal: CombinationError | None = None
+    for others in CARRIERS[room]:
+        config = {**others, "rules": [name]} if room == "rule" else {**others, room: name}
+        try:
+            compose(config)
+        except CombinationError as error:
+            refusal = error
+        else:
+            return config
+    assert refusal is not None
+    raise refusal
+
+
+def check_part(room: str, name: str) -> Iterator[tuple[str, str | None]]:
+    """`check_method` for one part in a plain composition, and whether it is documented and idle where it says so."""
+    import inspect
+
+    from contune.method.catalog import compose, parts
+
+    config, part = carrier_of(room, name), parts(room)[name]
+    yield "is documented", None if inspect.getdoc(part) else "the part has no docstring"
+    yield from check_method(lambda: compose(config))
+    idle = getattr(part, "idle", {})
+    if room == "rule" and idle:
+        bare = {key: value for key, value in config.items() if key != "rules"}
+        plain, still = (
+            run_trial(partial(compose, {**bare, "rules": rules})).learner.state()
+            for rules in ([], [{name: dict(idle)}])
+        )
+        differs = [same_state(plain.inner(each), still.inner(each)) for each in ("adapter", "head")]
+        problem = next((found for found in differs if found), None)
+        yield "is idle where it says so", problem and f"with {dict(idle)} the carrier ends differently: {problem}"
 
 
 def run_checks(name: str) -> Iterator[tuple[str, str | None]]:

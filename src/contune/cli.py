@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from contune.errors import ConfigError, ContuneError
+from contune.errors import ConfigError, ContuneError, did_you_mean
 
 if TYPE_CHECKING:
     from contune.contract.processes import Processes
@@ -164,16 +164,22 @@ def explain(config: Config, changes: Set = None, plugin: Plugin = None) -> None:
 
 @app.command()
 def check(
-    method: Annotated[str, typer.Argument(help="A recipe's name, or a Python file that holds one recipe.")],
+    method: Annotated[
+        str, typer.Argument(help="A recipe's name, a Python file that holds one, or a part such as rule:ewc.")
+    ],
     plugin: Plugin = None,
 ) -> None:
     """Put a method through the common checks: learns, resumes exactly, leaves the base unchanged, peeks at nothing."""
     names = load_plugins([*(plugin or []), method] if method.endswith(".py") else plugin)
-    from contune.checks import run_checks
+    from contune.checks import check_part, run_checks
+    from contune.method.catalog import ROOMS, parts
 
     name = names[-1] if method.endswith(".py") else method
+    room, _, part = name.partition(":")
+    if room in ROOMS and part not in parts(room):
+        raise ConfigError(f"{room} {part!r} is unknown; {did_you_mean(part, parts(room))} (contune list parts)")
     failed = 0
-    for title, problem in run_checks(name):
+    for title, problem in check_part(room, part) if room in ROOMS else run_checks(name):
         typer.echo(f"{'ok  ' if problem is None else 'FAIL'} {title}" + (f": {problem}" if problem else ""))
         failed += problem is not None
     if failed:
