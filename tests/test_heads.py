@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contune.checks import digit_tasks, new_learner
 from contune.head.class_means import class_sums, nearest_mean_scores
 from contune.head.ridge import STRENGTHS, best_strength, random_features, ridge_solution
 from contune.method.catalog import build_method
+from contune.trial import digit_tasks, new_learner
 
 
 def joint_ridge(h: torch.Tensor, y: torch.Tensor, strength: float) -> torch.Tensor:

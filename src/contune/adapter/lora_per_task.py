@@ -31,6 +31,7 @@ class LoraPerTask(Adapter):
     """
 
     name: ClassVar[str] = "lora-per-task"
+    fresh: ClassVar[bool] = True
 
     def __init__(
         self,

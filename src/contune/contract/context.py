@@ -1,5 +1,6 @@
 """What a part may see while the engine runs it: the model, the task's own training data, and passes over data."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ class Context:
     def module_features(self, dataset: Dataset, module: int) -> Tensor:
         """Features (n, d) through one module of a modular adapter; kept where that module will not change any more."""
         state = self.adapter.module_state(module)
-        key = None if state is None else f"module{module}-{tensors_key(state)}"
+        key = None if state is None else f"module{module}-{frozen_key(self.adapter, state)}"
         return self._features(dataset, key, torch.full((len(dataset),), module))
 
     def routes(self, dataset: Dataset) -> Tensor:
@@ -200,7 +201,7 @@ class Context:
 
     def adapter_key(self) -> str:
         """Names the adapter's frozen weights in the store."""
-        return "none" if self.adapter.name == "none" else tensors_key(self.adapter.state())
+        return "none" if self.adapter.name == "none" else frozen_key(self.adapter, self.adapter.state())
 
     @contextmanager
     def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
@@ -254,12 +255,22 @@ class Context:
         return self.store.hidden(dataset, f"layer{layer}-{self.base_key}", int(width), compute)
 
 
-def tensors_key(state: State) -> str:
-    """Short hash of a state's tensors."""
-    import hashlib
-
-    digest = hashlib.sha256()
+def frozen_key(adapter: Adapter, state: State) -> str:
+    """Short hash of an adapter's options and of a state's tensors: what its frozen features depend on."""
+    digest = hashlib.sha256(repr(options_of(adapter)).encode())
     for name, tensor in sorted(state.tensors.items()):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
     return digest.hexdigest()[:16]
+
+
+def options_of(adapter: Adapter) -> list[object]:
+    """Name and public plain values of an adapter and of the adapters inside it."""
+    plain = (bool, int, float, str, list, tuple, dict, type(None))
+    found: list[object] = [adapter.name]
+    for name, value in sorted(vars(adapter).items()):
+        if isinstance(value, Adapter):
+            found.append((name, options_of(value)))
+        elif not name.startswith("_") and isinstance(value, plain):
+            found.append((name, value))
+    return found

@@ -41,12 +41,14 @@ class Adapter(Part):
 
     A modular adapter has several modules (one per task, or several views of the model) and `encode` goes through the
     one that `batch.route` names. With a router each example is answered through the module chosen for it; without, by
-    the features of all modules side by side. `grows` says whether tasks add modules.
+    the features of all modules side by side. `grows` says whether tasks add modules. `fresh`: every task trains tensors
+    of its own and leaves those of earlier tasks as they are.
     """
 
     needs_queries: ClassVar[bool] = False
     modular: ClassVar[bool] = False
     grows: ClassVar[bool] = True
+    fresh: ClassVar[bool] = False
     lr_scale: float = 1.0
 
     def attach(self, backbone: Backbone, seed: int) -> None:

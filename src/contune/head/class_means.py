@@ -10,7 +10,9 @@ from contune.contract.context import Context
 from contune.contract.parts import Head, Parameters
 from contune.contract.state import State
 from contune.errors import DataError
-from contune.head.linear import Linear
+from contune.head.linear import Cosine, Linear
+
+LENT_SCALE = 1.0  # where the lent cosine head's learnt factor starts (APER, 2303.07338)
 
 
 def class_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -44,22 +46,37 @@ def require_learned(learned: Tensor, forgotten: Tensor) -> None:
         )
 
 
+def lent_head(kind: Literal["linear", "cosine"]) -> Linear | Cosine:
+    """A head trained by gradient, for a closed-form head to lend to an adapter.
+
+    >>> lent_head("cosine").name
+    'cosine'
+    """
+    return Linear() if kind == "linear" else Cosine(scale=LENT_SCALE)
+
+
 @final
 class ClassMeans(Head):
     """The class with the nearest mean answers; sums are kept in float64, so order and batch size do not matter.
 
-    While an adapter trains (first-task adaptation), a linear head trains it and is dropped.
+    While an adapter trains (first-task adaptation), the `lent` head trains it and is dropped: linear, or cosine with a
+    learnt factor that starts at 1 (APER, arXiv 2303.07338).
     """
 
     name: ClassVar[str] = "class-means"
     closed_form: ClassVar[bool] = True
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "fixed"
 
-    def __init__(self, *, metric: Literal["cosine", "euclidean"] = "cosine") -> None:
-        self.metric = metric
+    def __init__(
+        self,
+        *,
+        metric: Literal["cosine", "euclidean"] = "cosine",
+        lent: Literal["linear", "cosine"] = "linear",
+    ) -> None:
+        self.metric, self.lent = metric, lent
         self._sums = torch.zeros(0, 0, dtype=torch.float64)
         self._counts = torch.zeros(0, dtype=torch.int64)
-        self._lent = Linear()
+        self._lent = lent_head(lent)
 
     def begin_task(self, context: Context) -> None:
         width = context.feature_size()
@@ -91,7 +108,7 @@ class ClassMeans(Head):
 
     def end_task(self, context: Context) -> None:
         del context
-        self._lent = Linear()
+        self._lent = lent_head(self.lent)
 
     def logits(self, features: Tensor) -> Tensor:
         means = self._sums / self._counts.clamp(min=1).unsqueeze(1)

@@ -4,7 +4,7 @@ Anchored is everything trained by gradient that existed at the anchor: the adapt
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -87,10 +87,10 @@ def fisher(context: Context, count: int, kind: str) -> Tensors:
 
 def refuse_fresh_adapters(rule: str, adapter: Adapter) -> str | None:
     """An anchor needs tensors that live through several tasks."""
-    if adapter.name == "lora-per-task":
+    if adapter.fresh or (adapter.modular and adapter.grows):
         return (
-            f"rule {rule!r} anchors tensors that earlier tasks trained, but adapter 'lora-per-task' starts fresh ones for "
-            "every task and freezes the old; set adapter: lora, or take rule orthogonality"
+            f"rule {rule!r} anchors tensors that earlier tasks trained, but adapter {adapter.name!r} starts fresh ones for "
+            "every task and leaves the old as they are; set adapter: lora, or take rule orthogonality"
         )
     return None
 
@@ -114,7 +114,7 @@ class L2(Rule):
     """
 
     name = "l2"
-    idle = {"strength": 0.0}
+    idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
     def __init__(self, *, strength: float = 0.01, from_start: bool = False) -> None:
         self.strength, self.from_start = strength, from_start
@@ -151,7 +151,7 @@ class EWC(Rule):
     """
 
     name = "ewc"
-    idle = {"strength": 0.0}
+    idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ class MAS(Rule):
     """
 
     name = "mas"
-    idle = {"strength": 0.0}
+    idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
     def __init__(self, *, strength: float = 1.0, examples: int = 200) -> None:
         self.strength, self.examples = strength, examples

@@ -1,7 +1,7 @@
 """Dark experience replay: match the logits an example had when it was kept (DER++, arXiv 2004.07211)."""
 
 from collections.abc import Mapping
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class DarkExperience(Rule):
     """
 
     name = "der++"
-    idle = {"alpha": 0.0, "beta": 0.0}
+    idle: ClassVar[Mapping[str, object]] = {"alpha": 0.0, "beta": 0.0}
 
     def __init__(self, *, size: int = 500, batch_size: int = 32, alpha: float = 0.1, beta: float = 0.5) -> None:
         check_sizes(size, batch_size)

@@ -1,6 +1,7 @@
 """Distillation from the model as it was before the task (LwF, arXiv 1606.09282)."""
 
-from typing import final
+from collections.abc import Mapping
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch.nn import functional
 
 from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Outputs
-from contune.contract.parts import Rule
+from contune.contract.parts import Adapter, Head, Rule
 from contune.contract.state import State
 
 
@@ -32,12 +33,21 @@ class Distillation(Rule):
     """
 
     name = "distillation"
-    idle = {"weight": 0.0}
+    idle: ClassVar[Mapping[str, object]] = {"weight": 0.0}
 
     def __init__(self, *, weight: float = 1.0, temperature: float = 2.0) -> None:
         self.weight, self.temperature = weight, temperature
         self._teacher: dict[str, Tensor] = {}
         self._known = 0
+
+    def refuses(self, adapter: Adapter, head: Head) -> str | None:
+        del head
+        if adapter.modular and adapter.grows:
+            return (
+                f"rule 'distillation' keeps a trained model near its last state, but adapter {adapter.name!r} starts a new "
+                "module for every task and leaves the old as they are; take an adapter that lives on, such as lora"
+            )
+        return None
 
     def begin_task(self, context: Context) -> None:
         self._known = context.task.known

@@ -1,6 +1,6 @@
 """Orthogonality between the LoRA of the task and those of finished tasks (O-LoRA, arXiv 2310.14152, equation 8)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
@@ -30,7 +30,7 @@ class Orthogonality(Rule):
     """
 
     name: ClassVar[str] = "orthogonality"
-    idle = {"strength": 0.0}
+    idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
     def __init__(self, *, strength: float = 0.5) -> None:
         self.strength = strength
