@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from contune.adapter.bottleneck import Bottleneck
 from contune.adapter.bottleneck_per_task import BottleneckPerTask
+from contune.checks import check_method
 from contune.contract.context import Context
 from contune.contract.state import State
 from contune.engine.learner import Learner
@@ -19,7 +20,7 @@ from contune.head.subspace_means import SubspaceMeans, completed_means, similari
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
 from contune.stream.task import Examples, Kind, Task
-from contune.trial import SETTINGS, check_method, copied, digit_tasks, same_state, tiny_model
+from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
 from word_tasks import tiny_folder, word_tasks
 
 

@@ -22,7 +22,9 @@ HEADLINE_METRICS = (
 # What may differ between two runs of one group: they repeat the same experiment.
 SEED_KEYS = frozenset({"train.seed", "stream.order_seed"})
 # What changes no number: where a run was started, where its cache lies, how often it saves.
-NEUTRAL_KEYS = frozenset({"base", "cache.folder", "cache.memory_mb", "train.checkpoint_steps", "train.checkpoint_seconds"})
+NEUTRAL_KEYS = frozenset(
+    {"base", "cache.folder", "cache.memory_mb", "train.checkpoint_steps", "train.checkpoint_seconds"}
+)
 STREAM_KEYS = ("name", "kind", "tasks", "modality")
 STREAM_TOTALS = ("classes_per_task", "train_examples", "test_examples")
 
