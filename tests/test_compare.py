@@ -286,6 +286,19 @@ def test_the_terminal_table_fits_and_shows_markup_as_text(tmp_path: Path) -> Non
     assert "[red]x[/red]" in text
 
 
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_the_terminal_table_cuts_no_number(study: list[Path], width: int) -> None:
+    comparison = compare(study)
+    plain = Console(width=width, file=io.StringIO(), color_system=None)
+    plain.print(terminal_table(comparison, width))
+    text = plain.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    last = comparison.groups[0].metrics["last_accuracy"].mean
+    assert last is not None
+    assert f"{100 * last:.1f} ±" in text
+
+
 @pytest.mark.parametrize(("tasks", "rows"), [(1, 1), (2, 2), (16, 16), (17, 9), (50, 13)])
 def test_the_terminal_matrix_fits_eighty_columns(tasks: int, rows: int, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", tasks=tasks, classes=1, examples=2)

@@ -5,6 +5,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from contune.errors import ConfigError, did_you_mean
@@ -211,25 +212,46 @@ SHORT_HEADINGS = {  # so that the table fits in 80 columns
     "Trainable parameters": "Trained\nvalues",
     "Training time": "Time",
 }
+MISSED_FIRST = ("Average accuracy", "Learning accuracy", "Trainable parameters", "Runs")
 
 
-def terminal_table(comparison: Comparison) -> "Table":
-    """The comparison for `rich.print`."""
+def fitting(found: list[tuple[str, list[str]]], width: int) -> list[tuple[str, list[str]]]:
+    """The columns without those that can best be missed, as many as it takes to fit `width` characters.
+
+    >>> [heading for heading, _ in fitting([("Method", ["nmc"]), ("Average accuracy", ["12.3"])], 8)]
+    ['Method']
+    """
+    found = list(found)
+    for missed in MISSED_FIRST:
+        if sum(column_width(heading, cells) for heading, cells in found) <= width:
+            break
+        found = [(heading, cells) for heading, cells in found if heading != missed]
+    return found
+
+
+def column_width(heading: str, cells: Sequence[str]) -> int:
+    """Characters that a column takes in the terminal, its margin included."""
+    lines = SHORT_HEADINGS.get(heading, heading).split("\n")
+    return 2 + max(len(_one_line(text)) for text in (*lines, *cells))
+
+
+def terminal_table(comparison: Comparison, width: int | None = None) -> "Table":
+    """The comparison for `rich.print`, in `width` characters: the terminal's where none is given."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    found = columns(comparison)
+    found = fitting(columns(comparison), (width or get_terminal_size().columns) - 2)
     names = _text_columns([heading for heading, _ in found])
     caption = "accuracies and forgetting in percent: mean ± sample standard deviation over runs"
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     for number, (heading, cells) in enumerate(found):
-        heading = SHORT_HEADINGS.get(heading, heading)
-        widest = max(len(_one_line(cell)) for cell in cells)
+        short = SHORT_HEADINGS.get(heading, heading)
+        widest = column_width(heading, cells) - 2
         if number < names:
-            shown.add_column(heading, overflow="fold", min_width=min(widest, 16))
+            shown.add_column(short, overflow="fold", min_width=min(widest, 16))
         else:
-            shown.add_column(heading, justify="right", no_wrap=False, min_width=min(widest, 11))
+            shown.add_column(short, justify="right", no_wrap=True, min_width=widest)
     for row in zip(*(cells for _, cells in found), strict=True):
         shown.add_row(*(Text(_one_line(cell)) for cell in row))
     return shown
