@@ -212,7 +212,7 @@ SHORT_HEADINGS = {  # so that the table fits in 80 columns
     "Trainable parameters": "Trained\nvalues",
     "Training time": "Time",
 }
-MISSED_FIRST = ("Average accuracy", "Learning accuracy", "Trainable parameters", "Runs")
+MISSED_FIRST = ("Average accuracy", "Learning accuracy", "Trainable parameters", "Stored")
 
 
 def fitting(found: list[tuple[str, list[str]]], width: int) -> list[tuple[str, list[str]]]:
