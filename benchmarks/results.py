@@ -2,6 +2,11 @@
 
     python benchmarks/results.py ../shared runs/results            # everything, about 2 hours on 4 cores
     python benchmarks/results.py ../shared runs/results --only clinc150 --methods nmc ranpac
+    python benchmarks/results.py ../shared runs/all --every --tune --epochs 5 --batch-size 32 --page docs/all-methods.md
+
+With --every all recipes that learn by themselves take part. With --tune the learning rate of a method is a third, once or
+three times its recipe's, whichever is most accurate on a fifth of the training data of the first two tasks of order 0,
+held out; no test example is looked at for it. With --epochs and --batch-size all take the same number of steps.
 
 Recorded choices that make it affordable: images are read at 112 pixels with interpolated positions (--image-size), texts
 are 40 a class (--per-class), and LoRA sits in the upper half of the layers, so that the lower half is computed once.
@@ -9,11 +14,15 @@ Frozen results are shared between runs through one cache folder. The page is wri
 """
 
 import argparse
+import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import yaml
+
+from contune import Task
 
 METHODS = ["nmc", "ranpac", "lora", "er", "joint", "o-lora", "lwf", "ewc", "linear-probe", "der++", "l2", "mas"]
 PROMPT_METHODS = ["l2p", "coda-prompt"]  # nothing below a prompt can be cached: most of the time goes here
@@ -49,6 +58,52 @@ def streams(shared: Path, image_size: int, per_class: int) -> dict[str, dict[str
     }
 
 
+def every_method() -> list[str]:
+    """All recipes that can be built without options, joint training last."""
+    from contune.method.catalog import option_defaults, recipes
+
+    found = [
+        name for name, recipe in recipes().items() if inspect.Parameter.empty not in option_defaults(recipe).values()
+    ]
+    return sorted(found, key=lambda name: (name == "joint", name in PROMPT_METHODS))
+
+
+def tuned_rate(base: dict[str, object], method: str, train: dict[str, object], file: Path) -> float | None:
+    """The learning rate chosen on held-out training data of the first two tasks, kept in `file`; None where none is used."""
+    import numpy as np
+
+    from contune import Learner, StreamConfig, load_stream
+    from contune.backbone.config import ModelConfig
+    from contune.contract.settings import TrainSettings
+    from contune.method.catalog import build_method
+
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    if method in kept:
+        return kept[method]
+    recipe = build_method(method, options(method))
+    tasks = load_stream(StreamConfig(**{**base["stream"], "order_seed": 0, "validation": 0.2})).tasks[:2]  # type: ignore[dict-item]
+    scores: dict[float, float] = {}
+    if {**recipe.train, **train}.get("epochs", 1) and recipe.train.get("epochs", 1):
+        rate = float(recipe.train.get("lr", TrainSettings().lr))
+        for lr in (rate / 3, rate, rate * 3):
+            learner = Learner(
+                ModelConfig(**base["model"]), build_method(method, options(method)), train={**train, "lr": lr}
+            )  # type: ignore[arg-type]
+            for lesson in [tasks] if recipe.joint else tasks:
+                learner.learn(lesson)
+            held = [Task(t.name, t.class_names, t.train, t.validation) for t in tasks if t.validation is not None]
+            right = [learner.answers(data) == data.labels for data in map(learner.test_dataset, held)]
+            scores[lr] = float(np.concatenate(right).mean())
+            print(
+                f"{method}: lr {lr:.2g} reaches {scores[lr]:.3f} on held-out data of the first two tasks",
+                file=sys.stderr,
+            )
+    kept[method] = max(scores, key=lambda lr: scores[lr]) if scores else None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(kept, indent=1))
+    return kept[method]
+
+
 def run_one(config: dict[str, object], out: Path) -> None:
     """Start the run, or go on with it; a failure is said and the sweep goes on."""
     if (out / "config.yaml").exists():
@@ -74,17 +129,40 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--per-class", type=int, default=40)
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--every", action="store_true", help="all recipes instead of --methods")
+    parser.add_argument("--tune", action="store_true", help="choose learning rates on held-out training data")
+    parser.add_argument("--epochs", type=int, help="passes over each task for every method that takes gradient steps")
+    parser.add_argument("--batch-size", type=int, help="examples in a step for every method")
     chosen = parser.parse_args()
+    methods = every_method() if chosen.every else chosen.methods
+    same = {key: value for key in ("epochs", "batch_size") if (value := getattr(chosen, key)) is not None}
     benchmarks = streams(chosen.shared.resolve(), chosen.image_size, chosen.per_class)
     for order in range(chosen.orders):
-        for method in chosen.methods:
+        for method in methods:
             for name in chosen.only:
                 base = benchmarks[name]
+                train = train_of(method, same)
+                if chosen.tune and train != {"epochs": 0}:
+                    rate = tuned_rate(base, method, train, chosen.out / name / "rates.json")
+                    train |= {} if rate is None else {"lr": rate}
                 stream = {**base["stream"], "order_seed": order}  # type: ignore[dict-item]
                 cache = {"folder": str((chosen.out / "cache").resolve())}
-                config = {**base, "stream": stream, "method": {"name": method, **options(method)}, "cache": cache}
+                config = {
+                    **base,
+                    "stream": stream,
+                    "method": {"name": method, **options(method)},
+                    "cache": cache,
+                    "train": train,
+                }
                 run_one(config, chosen.out / name / f"{method}-order{order}")
                 write_page(chosen.out, chosen.only, chosen.page)
+
+
+def train_of(method: str, same: dict[str, object]) -> dict[str, object]:
+    """The settings shared by all methods, but no gradient steps where the recipe takes none."""
+    from contune.method.catalog import build_method
+
+    return {"epochs": 0} if build_method(method, {}).train.get("epochs", 1) == 0 else dict(same)
 
 
 def write_page(out: Path, names: list[str], page: Path) -> None:
