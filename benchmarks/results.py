@@ -173,14 +173,22 @@ def write_page(out: Path, names: list[str], page: Path) -> None:
     lines = [
         "# Results",
         "",
-        "Made by `python benchmarks/results.py`: mean and sample standard deviation over class orders.",
+        "Made by `python benchmarks/results.py ../shared runs/results`: mean and sample standard deviation over class orders.",
+        "CIFAR-100 in ten tasks of ten classes (60 training images a class, read at 112 pixels) with ViT-Tiny, CLINC150 in ten",
+        "tasks of fifteen classes (40 texts a class) with all-MiniLM-L6-v2, class-incremental, recipes as they are, LoRA in",
+        "the upper half of the layers. Times are those of one machine that did other work beside, so compare them roughly.",
         "",
     ]
     for name in names:
-        runs = sorted(path.parent for path in (out / name).glob("*/results.json"))
+        runs = sorted(file.parent for file in (out / name).glob("*/results.json") if finished(file))
         if runs:
             lines += [f"## {name}", "", table(compare(runs), "md"), ""]
     page.write_text("\n".join(lines))
+
+
+def finished(results: Path) -> bool:
+    """Whether a run has come to its end."""
+    return bool(json.loads(results.read_text())["finished"])
 
 
 if __name__ == "__main__":
