@@ -175,8 +175,9 @@ def write_page(out: Path, names: list[str], page: Path) -> None:
         "",
         "Made by `python benchmarks/results.py ../shared runs/results`: mean and sample standard deviation over class",
         "orders. CIFAR-100 in ten tasks of ten classes (60 training images a class, read at 112 pixels) with ViT-Tiny,",
-        "CLINC150 in ten tasks of fifteen classes (40 texts a class) with all-MiniLM-L6-v2, class-incremental, recipes as they are, LoRA in",
-        "the upper half of the layers. Times are those of one machine that did other work beside, so compare them roughly.",
+        "CLINC150 in ten tasks of fifteen classes (40 texts a class) with all-MiniLM-L6-v2, class-incremental, recipes as",
+        "they are, LoRA in the upper half of the layers. Times are those of one machine that did other work beside, so",
+        "compare them roughly.",
         "",
     ]
     for name in names:
