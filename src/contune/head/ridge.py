@@ -1,4 +1,8 @@
-"""Ridge regression on features or on random features of them, exact over the whole stream (RanPAC, arXiv 2307.02251)."""
+"""Ridge regression on features or on random features of them, exact over the whole stream.
+
+RanPAC (arXiv 2307.02251) and ACIL (arXiv 2205.14922) are this head: the recursive update of the latter gives the same
+matrix as the sums kept here, by Woodbury's identity.
+"""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal, final
@@ -11,17 +15,37 @@ from contune.contract.context import Context
 from contune.contract.parts import Head, Parameters
 from contune.contract.randomness import numpy_generator, torch_generator
 from contune.contract.state import State
+from contune.errors import ConfigError
 from contune.head.class_means import require_learned
 from contune.head.linear import Linear
 
+Start = Literal["normal", "kaiming-uniform"]
 STRENGTHS = tuple(10.0**power for power in range(-8, 9))  # section 4 and the official code: 17 values
 
 
 def random_features(features: Tensor, projection: Tensor | None) -> Tensor:
-    """h(x) = relu(f(x) W) with fixed W (d, M), or the features themselves where there is no projection; float64."""
+    """h(x) = relu(f(x) W) with fixed W (d, M), or the features themselves where there is no projection; float64.
+
+    The product is taken in float64 as well, so that how rows are split into batches shows nowhere.
+
+    >>> random_features(torch.tensor([[1.0]]), torch.tensor([[2.0, -2.0]])).tolist()
+    [[2.0, 0.0]]
+    """
     if projection is None:
         return features.double()
-    return (features @ projection).clamp_(min=0).double()
+    return (features.double() @ projection.double()).clamp_(min=0)
+
+
+def random_projection(width: int, count: int, start: Start, generator: torch.Generator) -> Tensor:
+    """W (width, count): standard normal (RanPAC), or uniform in +-1/sqrt(width) as torch starts a layer (ACIL).
+
+    >>> bool((random_projection(4, 99, "kaiming-uniform", torch.Generator()).abs() <= 0.5).all())
+    True
+    """
+    if start == "normal":
+        return torch.randn(width, count, generator=generator).double()
+    uniform: Tensor = (torch.rand(width, count, generator=generator) * 2 - 1) / width**0.5
+    return uniform.double()
 
 
 def ridge_solution(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
@@ -62,17 +86,24 @@ def best_strength(
 class Ridge(Head):
     """Scores h(x) W with W = (G + strength I)^-1 Q, where G and Q are sums over every example seen.
 
-    `random_features`: 0 for the features themselves. `strength`: None chooses among 17 powers of ten on a seeded fifth
-    of the current task's features, as the paper does; a number makes the result independent of the order of tasks.
+    `random_features`: 0 for the features themselves; `projection` says how their weights are drawn. `strength`: None
+    chooses among 17 powers of ten on a seeded fifth of the current task's features, as RanPAC does; a number makes the
+    result independent of the order of tasks, and is what ACIL does. A task of one example keeps the strength before it.
+
+    `forget` subtracts examples: exact as far as the same examples give the same features, so to the last bit of float32
+    features where they come in other batches. A class without examples is never answered.
     """
 
     name: ClassVar[str] = "ridge"
     closed_form: ClassVar[bool] = True
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "fixed"
 
-    def __init__(self, *, random_features: int = 0, strength: float | None = None) -> None:
-        self.random_features = random_features
-        self.strength = strength
+    def __init__(
+        self, *, random_features: int = 0, strength: float | None = None, projection: Start = "normal"
+    ) -> None:
+        if random_features < 0 or (strength is not None and strength < 0):
+            raise ConfigError(f"random_features is {random_features} and strength {strength}; neither may be below 0")
+        self.random_features, self.strength, self.projection = random_features, strength, projection
         self._lent = Linear()
         self._gram = torch.zeros(0, 0, dtype=torch.float64)
         self._targets = torch.zeros(0, 0, dtype=torch.float64)
@@ -97,7 +128,7 @@ class Ridge(Head):
     def _project(self, width: int, seed: int) -> None:
         if self.random_features:
             generator = torch_generator(seed, "random features")
-            self._projection = torch.randn(width, self.random_features, generator=generator)
+            self._projection = random_projection(width, self.random_features, self.projection, generator)
 
     def trained(self) -> Parameters:
         return self._lent.trained()
@@ -108,7 +139,8 @@ class Ridge(Head):
     def fit(self, context: Context) -> None:
         features, one_hot = context.features(context.dataset), self._one_hot(context)
         self._add(features, one_hot, 1.0)
-        self._used_strength = self.strength or self._search(features, one_hot, context)
+        given = self.strength
+        self._used_strength = self._search(features, one_hot, context) if given is None else given
         self._weight = ridge_solution(self._gram, self._targets, self._used_strength)
 
     def forget(self, context: Context) -> None:
@@ -134,7 +166,7 @@ class Ridge(Head):
         cut = max(1, int(0.8 * len(order)))
         fit, held = torch.from_numpy(order[:cut]), torch.from_numpy(order[cut:])
         if not len(held):
-            return 1.0
+            return self._used_strength or 1.0
         h, held_h = random_features(features[fit], self._projection), random_features(features[held], self._projection)
         return best_strength(h, one_hot[fit], held_h, one_hot[held], STRENGTHS)
 

@@ -1,0 +1,69 @@
+"""Class means or ridge regression on the features that an adapter will have once its task is merged (SoTU)."""
+
+from typing import ClassVar, Literal, final
+
+from torch import Tensor
+
+from contune.adapter.sparse_deltas import SparseDeltas
+from contune.contract.context import Context
+from contune.contract.parts import Adapter, Head, Parameters
+from contune.contract.state import State
+from contune.head.class_means import ClassMeans
+from contune.head.ridge import Ridge
+
+
+@final
+class Merged(Head):
+    """Learns each task in one pass over its features at the end, in the merged model of that time.
+
+    `classifier` is `class-means` or `ridge` (with `random_features` and `strength` as there). A linear head over the
+    task's own classes trains the adapter and is dropped. Later merges change the features, and what was learned before
+    is not computed again, as no data of old tasks is at hand: old classes are answered from older features.
+    """
+
+    name: ClassVar[str] = "merged"
+    loss_over = "own-task"
+
+    def __init__(
+        self,
+        *,
+        classifier: Literal["class-means", "ridge"] = "class-means",
+        random_features: int = 0,
+        strength: float | None = None,
+    ) -> None:
+        self.classifier = classifier
+        self._inner: ClassMeans | Ridge = (
+            ClassMeans() if classifier == "class-means" else Ridge(random_features=random_features, strength=strength)
+        )
+
+    def refuses(self, adapter: Adapter) -> str | None:
+        if isinstance(adapter, SparseDeltas):
+            return None
+        return (
+            f"head 'merged' waits for an adapter that merges its weights after each task, and {adapter.name!r} does not; "
+            "set adapter: sparse-deltas, or head: class-means"
+        )
+
+    def begin_task(self, context: Context) -> None:
+        self._inner.begin_task(context)
+
+    def trained(self) -> Parameters:
+        return self._inner.trained()
+
+    def training_logits(self, features: Tensor) -> Tensor:
+        return self._inner.training_logits(features)
+
+    def end_task(self, context: Context) -> None:
+        assert isinstance(context.adapter, SparseDeltas)
+        with context.adapter.merged():
+            self._inner.fit(context)
+        self._inner.end_task(context)
+
+    def logits(self, features: Tensor) -> Tensor:
+        return self._inner.logits(features)
+
+    def state(self) -> State:
+        return self._inner.state()
+
+    def load_state(self, state: State, context: Context) -> None:
+        self._inner.load_state(state, context)
