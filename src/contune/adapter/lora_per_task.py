@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from contune.adapter.layers import resolve_layers
 from contune.adapter.peft_adapter import inject, lora_config, set_dropout
+from contune.adapter.targets import FUSED, KEY, VALUE
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
@@ -19,6 +20,17 @@ from contune.contract.state import State
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+
+
+def key_value_targets(targets: str | list[str]) -> str | list[str]:
+    """`key-value` as the last names of key and value projections; any other targets as they are.
+
+    A projection that makes queries, keys and values in one is wrapped whole.
+
+    >>> key_value_targets("all-linear"), "k_proj" in key_value_targets("key-value")
+    ('all-linear', True)
+    """
+    return [*KEY, *VALUE, *FUSED] if targets == "key-value" else targets
 
 
 @final
@@ -90,6 +102,20 @@ class LoraPerTask(Adapter):
             for name, a in self._matrices("default").items()
             if "lora_A" in name and name in past
         ]
+
+    def places(self) -> dict[str, nn.Module]:
+        """The wrapped modules by name."""
+        return {name: self.wrapped.get_submodule(name) for name in self.factors()}
+
+    def factors(self, *, finished: bool = False) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+        """A (rank, d_in) and B (d_out, rank) of the task's LoRA by wrapped module.
+
+        `finished`: those of all finished tasks, A below one another and B side by side, in the order of tasks.
+        """
+        matrices = self._matrices("past" if finished else "default")
+        ends = (".lora_A.weight", ".lora_B.weight")
+        names = [name.removesuffix(ends[0]) for name in matrices if name.endswith(ends[0])]
+        return {name: (matrices[name + ends[0]], matrices[name + ends[1]]) for name in names}
 
     def state(self) -> State:
         tensors = {f"default/{name}": p.detach() for name, p in self._matrices("default").items()}
