@@ -1,0 +1,105 @@
+"""One trained key per task: the module whose key is nearest to the frozen feature answers (DualPrompt, 2204.04799)."""
+
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from contune.adapter.prompt_pool import nearest_keys
+from contune.contract.context import Context
+from contune.contract.data import TASK, Batch, Dataset
+from contune.contract.parts import Parameters, Router
+from contune.contract.randomness import torch_generator
+from contune.contract.state import State
+
+REACH = 0.01  # keys start uniform in [0, 0.01), as in the official JAX code
+
+
+def own_module(context: Context) -> int:
+    """The module that learns the rows of the task at hand."""
+    return int(context.adapter.routes(torch.tensor([context.task.index]))[0])
+
+
+def frozen_queries(context: Context, batch: Batch) -> Tensor:
+    """Features (B, d) of the frozen model on the very views of the batch: of its augmented images, where there are."""
+    if batch.queries is not None:
+        return batch.queries
+    backbone = context.backbone
+    inputs = batch.inputs
+    if not (context.settings.augment and backbone.modality == "image"):
+        if all(context.store.keeps_features((len(dataset), backbone.feature_size)) for dataset, _ in batch.parts):
+            rows = [context.base_features(dataset)[torch.from_numpy(chosen)] for dataset, chosen in batch.parts]
+            return torch.cat(rows).to(backbone.device)
+        inputs = backbone.collate([(dataset.prepared, chosen) for dataset, chosen in batch.parts])
+    with torch.no_grad(), context.adapter.absent():
+        return backbone.features(inputs)
+
+
+@final
+class Keys(Router):
+    """Draws each task's key to the frozen features of its examples by cosine; the nearest key's module answers.
+
+    Loss: -`pull` x mean over the task's own rows of cos(q(x), k_t) (section 4; 1 as in the official code). A finished
+    key is frozen to the bit, and only keys of tasks that were met compete, so none that was never trained can win. Each
+    row chooses for itself. Memory: d per task. Compute: one pass of the frozen model over every example, kept; with
+    augmented images one more for every step. Keys start uniform in [0, 0.01) and are not copied from task to task.
+    """
+
+    name: ClassVar[str] = "keys"
+
+    def __init__(self, *, pull: float = 1.0, lr_scale: float = 1.0) -> None:
+        self.pull, self.lr_scale = pull, lr_scale
+        self._keys: dict[int, nn.Parameter] = {}
+        self._current: int | None = None
+
+    def begin_task(self, context: Context) -> None:
+        module = own_module(context)
+        self._freeze()
+        self._current = None
+        if module not in self._keys:
+            generator = torch_generator(context.settings.seed, "router key", module)
+            start = REACH * torch.rand(context.backbone.feature_size, generator=generator)
+            self._keys[module] = nn.Parameter(start.to(context.backbone.device))
+            self._current = module
+        self._prepare(context)
+
+    def _freeze(self) -> None:
+        for key in self._keys.values():
+            key.requires_grad_(False)
+
+    def _prepare(self, context: Context) -> None:
+        """Have the features at hand before a step: in the loss, a process without rows would be missing."""
+        if not context.settings.augment:
+            context.base_features(context.dataset)
+
+    def trained(self) -> Parameters:
+        return {} if self._current is None else {f"key{self._current}": self._keys[self._current]}
+
+    def loss(self, context: Context, batch: Batch) -> Tensor | None:
+        place = batch.segments[TASK]
+        if not self.pull or self._current is None or place.start == place.stop:
+            return None
+        queries = frozen_queries(context, batch)[place]
+        cosines = functional.cosine_similarity(queries, self._keys[self._current].unsqueeze(0), dim=1)
+        return -self.pull * batch.mean(cosines)
+
+    def route(self, context: Context, dataset: Dataset) -> Tensor:
+        modules = sorted(self._keys)
+        keys = torch.stack([self._keys[module].detach().cpu() for module in modules])
+        nearest, _ = nearest_keys(context.base_features(dataset), keys, 1)
+        return torch.tensor(modules)[nearest[:, 0]]
+
+    def state(self) -> State:
+        tensors = {f"key{module}": key.detach() for module, key in self._keys.items()}
+        return State(tensors, {"modules": sorted(self._keys), "current": self._current})
+
+    def load_state(self, state: State, context: Context) -> None:
+        device = context.backbone.device
+        modules = [int(module) for module in state.values["modules"]]
+        self._keys = {module: nn.Parameter(state.tensors[f"key{module}"].clone().to(device)) for module in modules}
+        self._freeze()
+        self._current = state.values["current"]
+        for key in [self._keys[self._current]] if self._current is not None else []:
+            key.requires_grad_(True)
+        self._prepare(context)
