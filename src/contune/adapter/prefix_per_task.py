@@ -56,8 +56,10 @@ class PrefixPerTask(Adapter):
     """Module t is the frozen model with the general prefix in low layers and the expert prefix of task t above them.
 
     Section 4 of the paper: `general_length` keys and values in each of the `general_layers`, trained by every
-    task, and `expert_length` in each of the `expert_layers`, trained by one task and then frozen to the bit. Keys and
-    values join behind the projections, so the sequence stays as long as it was. `start`: expert t begins as a `copy` of
+    task, and `expert_length` in each of the `expert_layers`, trained by one task and then frozen to the bit. A length
+    counts keys, and there are as many values; CODA-Prompt's comparison counts both together. Keys and values join behind
+    the projections, so the sequence stays as long as it was. Where a layer has both prefixes, the general one comes
+    first. `start`: expert t begins as a `copy` of
     expert t - 1, as released, or `fresh`. Prompts start uniform in [0, 0.01). A prefix of zeros is not the identity: it
     takes a share of the attention. With `general_length` 0 this is a plain prefix per task, whose finished modules never
     change, and the layers below the lowest one are cached.

@@ -19,9 +19,11 @@ class PromptPerTask(Adapter):
     """Module t is the frozen model with the `length` tokens of task t in front of its input.
 
     Every task starts from its own small normal values and shares nothing with the others, so no later task changes what
-    its module answers. An image's tokens have no position; the official code puts them behind the class token, which in a
-    transformer gives the same features. Length 0 is the frozen model. Memory: length x d per task. Where the adapter
-    learns in the first task only, later tasks add no prompt and go through the first.
+    its module answers. The released code starts them uniform in +-1/sqrt(d), which at d = 768 has the same spread. An
+    image's tokens have no position; the released code puts them behind the class token, which in a transformer gives the
+    same features. Those of a text come before its first token, whose positions move up by `length`. Length 0 is the
+    frozen model. Memory: length x d per task. Where the adapter learns in the first task only, later tasks add no prompt
+    and go through the first.
     """
 
     name: ClassVar[str] = "prompt-per-task"

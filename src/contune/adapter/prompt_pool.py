@@ -41,6 +41,7 @@ class PromptPool(Adapter):
     """
 
     name: ClassVar[str] = "prompt-pool"
+    language: ClassVar[bool] = False
     needs_queries: ClassVar[bool] = True
 
     def __init__(self, *, pool: int = 10, length: int = 5, top: int = 5, pull: float = 0.1) -> None:

@@ -23,7 +23,8 @@ def dualprompt(
     the loss over the task's own classes alone protects old head rows.
     Defaults: the official code's for CIFAR-100; it takes `expert_length` 20 for ImageNet-R. Learning rate and epochs suit
     small data. Differs: every input chooses for itself, where the official code lets a batch vote (it does not for
-    ImageNet-R); the pool grows with the tasks, and keys that no task trained take no part in the choice.
+    ImageNet-R); the pool grows with the tasks, and keys that no task trained take no part in the choice; the head starts
+    with small uniform values, there with zeros. A weight decay would move old head rows, and is off there and here.
 
     >>> dualprompt().router.name
     'keys'

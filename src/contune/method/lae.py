@@ -23,7 +23,9 @@ def lae(
     answer. The answer is no distribution: it is the larger of two softmaxes for each class.
     Defaults: the released code's for CIFAR-100, where images are cropped and flipped too (set train.augment): LoRA of
     rank 5 with learnt factors on keys and values of layers 0 to 4. Differs: other adapters are used as they are here,
-    without the paper's compensated attention for prefixes, learnt factors, and adapters beside the attention.
+    without the paper's compensated attention for prefixes, learnt factors, and adapters beside the attention; the last,
+    smaller batch of an epoch is learned from, there it is dropped; new head rows start uniform in +-1/sqrt(d), there
+    normal with a spread of 0.001.
 
     >>> lae().adapter.name
     'accumulated'

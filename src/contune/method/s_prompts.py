@@ -28,8 +28,9 @@ def s_prompts(*, length: int = 10, count: int = 5, distance: Literal["l1", "eucl
     streams whose tasks show the same classes in new domains; with new classes it works as well. Memory: length x d, the
     head and count x d centres per task. Compute: a full backward pass; an answer takes a pass of the frozen model and one
     with the prompt. Defaults: length 10, 5 centres, L1 distance, SGD as in the official code, whose first domain has a
-    weight decay of 5e-4. Differs: centres come from images in the deterministic view; the number of domains need not be
-    known.
+    weight decay of 5e-4. Differs: centres come from images in the deterministic view; the learning rate falls with every
+    step, there with every epoch; the number of domains need not be known. In a stream whose test set is of domains that
+    training never showed, such as CORe50, every choice is wrong by construction, and the score measures transfer.
 
     >>> s_prompts().router.name
     'centroids'

@@ -44,7 +44,8 @@ class Entropy(Router):
     """Asks every module and takes the one whose answer over its own classes has the lowest entropy.
 
     `relative` divides by log C, the largest entropy of C classes: without it a module with few classes looks sure, and one
-    with a single class would answer everything. Tasks of equal size make no difference. Nothing is trained or kept.
+    with a single class would answer everything. With it, a module of one class answers only where no other has more than
+    one, or is as unsure as can be. Tasks of equal size make no difference. Nothing is trained or kept.
     Trained modules are sure of themselves on foreign examples too, so expect less of this router than of `centroids`
     where tasks look different. Compute: a pass through every module for every answer.
     """

@@ -22,12 +22,14 @@ def own_module(context: Context) -> int:
 
 
 def frozen_queries(context: Context, batch: Batch) -> Tensor:
-    """Features (B, d) of the frozen model on the very views of the batch: of its augmented images, where there are."""
+    """Features (B, d) of the frozen model on the very views of the batch: of its augmented images, where there are.
+
+    A batch whose own features are at hand holds no pixels; its queries are those of the deterministic view.
+    """
     if batch.queries is not None:
         return batch.queries
-    backbone = context.backbone
-    inputs = batch.inputs
-    if not (context.settings.augment and backbone.modality == "image"):
+    backbone, inputs = context.backbone, batch.inputs
+    if not context.settings.augment or inputs.pixels is None:
         if all(context.store.keeps_features((len(dataset), backbone.feature_size)) for dataset, _ in batch.parts):
             rows = [context.base_features(dataset)[torch.from_numpy(chosen)] for dataset, chosen in batch.parts]
             return torch.cat(rows).to(backbone.device)
@@ -42,8 +44,9 @@ class Keys(Router):
 
     Loss: -`pull` x mean over the task's own rows of cos(q(x), k_t) (section 4; 1 as in the official code). A finished
     key is frozen to the bit, and only keys of tasks that were met compete, so none that was never trained can win. Each
-    row chooses for itself. Memory: d per task. Compute: one pass of the frozen model over every example, kept; with
-    augmented images one more for every step. Keys start uniform in [0, 0.01) and are not copied from task to task.
+    row chooses for itself, where the official code lets a batch vote for CIFAR-100. Keys start uniform in [0, 0.01) and
+    are not copied from task to task. Memory: d per task. Compute: one pass of the frozen model over every example, kept;
+    with augmented images one more for every step.
     """
 
     name: ClassVar[str] = "keys"
@@ -62,7 +65,7 @@ class Keys(Router):
             start = REACH * torch.rand(context.backbone.feature_size, generator=generator)
             self._keys[module] = nn.Parameter(start.to(context.backbone.device))
             self._current = module
-        self._prepare(context)
+            self._prepare(context)
 
     def _freeze(self) -> None:
         for key in self._keys.values():
@@ -70,7 +73,7 @@ class Keys(Router):
 
     def _prepare(self, context: Context) -> None:
         """Have the features at hand before a step: in the loss, a process without rows would be missing."""
-        if not context.settings.augment:
+        if not context.settings.augment or context.lowest_layer() == context.backbone.depth:
             context.base_features(context.dataset)
 
     def trained(self) -> Parameters:
@@ -87,7 +90,8 @@ class Keys(Router):
     def route(self, context: Context, dataset: Dataset) -> Tensor:
         modules = sorted(self._keys)
         keys = torch.stack([self._keys[module].detach().cpu() for module in modules])
-        nearest, _ = nearest_keys(context.base_features(dataset), keys, 1)
+        # float64: in float32 the last bits depend on what else is in the data set, and may decide between close keys
+        nearest, _ = nearest_keys(context.base_features(dataset).double(), keys.double(), 1)
         return torch.tensor(modules)[nearest[:, 0]]
 
     def state(self) -> State:
@@ -100,6 +104,6 @@ class Keys(Router):
         self._keys = {module: nn.Parameter(state.tensors[f"key{module}"].clone().to(device)) for module in modules}
         self._freeze()
         self._current = state.values["current"]
-        for key in [self._keys[self._current]] if self._current is not None else []:
-            key.requires_grad_(True)
-        self._prepare(context)
+        if self._current is not None:
+            self._keys[self._current].requires_grad_(True)
+            self._prepare(context)

@@ -100,7 +100,8 @@ class Ema(Rule):
     The shadow starts each task where the trained tensors do, so a long memory stays near the last task's end. It is
     never trained, and training does not see it before the end of the task. `which`: the `adapter` alone, or `all` with
     head and router. List it before rules that measure the model at the end of a task. `decay` 0 keeps what was trained,
-    1 what the task began with. Memory: one copy of the tensors while a task is learned.
+    1 what the task began with. An adapter that learns in the first task only is left as it was trained. Memory: one copy
+    of the tensors while a task is learned.
     """
 
     name: ClassVar[str] = "ema"
