@@ -4,7 +4,7 @@ import inspect
 from pathlib import Path
 
 from contune.errors import ConfigError
-from contune.method.catalog import ROOMS, compose, first_sentence, option_defaults, parts, recipes
+from contune.method.catalog import ROOMS, Recipe, compose, first_sentence, option_defaults, parts, recipes
 
 
 def catalogue() -> str:
@@ -14,12 +14,21 @@ def catalogue() -> str:
         title = (inspect.getdoc(inspect.getmodule(recipe)) or "").split("\n")[0]
         options = ", ".join(f"`{key}={value}`" for key, value in option_defaults(recipe).items()) or "none"
         text = (inspect.getdoc(recipe) or "").split(">>>")[0].strip()
-        lines += [f"## {name}", "", f"*{title}*", "", text, "", f"Options: {options}", ""]
+        lines += [f"## {name}", "", f"*{title}*", "", text, "", f"Options: {options}", "", in_language(recipe), ""]
     lines += ["# Parts for free composition", ""]
     for room in ROOMS:
         lines += [f"## {room}", "", "| name | what it is |", "|---|---|"]
         lines += [f"| `{name}` | {first_sentence(part)} |" for name, part in parts(room).items()] + [""]
     return "\n".join([*lines, *grid()])
+
+
+def in_language(recipe: Recipe) -> str:
+    """Whether the recipe learns language streams, or why not."""
+    try:
+        recipe().for_language()
+    except ConfigError as refusal:
+        return f"In language streams: no; {refusal}."
+    return "In language streams: yes, with the model's own language head."
 
 
 def grid() -> list[str]:

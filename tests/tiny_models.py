@@ -13,6 +13,7 @@ import torch
 
 TEXT_ENCODERS = ("bert", "roberta", "distilbert", "modernbert", "minilm", "t5")
 DECODERS = ("llama", "gpt2")
+WRITERS = ("llama-writer", "gpt2-writer")  # with their language heads
 TEXT_MODELS = TEXT_ENCODERS + DECODERS
 IMAGE_MODELS = ("vit", "deit", "dinov2", "clip-vision")
 ALL_MODELS = TEXT_MODELS + IMAGE_MODELS
@@ -142,8 +143,27 @@ def _llama(changes: dict[str, Any]) -> Any:
     return LlamaModel(LlamaConfig(**_bert_like() | own | changes))
 
 
+def _llama_writer(changes: dict[str, Any]) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    own = {"num_key_value_heads": 2, "pad_token_id": None, "bos_token_id": 4, "eos_token_id": 5}
+    return LlamaForCausalLM(LlamaConfig(**_bert_like() | own | changes))
+
+
+def _gpt2_writer(changes: dict[str, Any]) -> Any:
+    from transformers import GPT2LMHeadModel
+
+    return GPT2LMHeadModel(_gpt2_config(changes))
+
+
 def _gpt2(changes: dict[str, Any]) -> Any:
-    from transformers import GPT2Config, GPT2Model
+    from transformers import GPT2Model
+
+    return GPT2Model(_gpt2_config(changes))
+
+
+def _gpt2_config(changes: dict[str, Any]) -> Any:
+    from transformers import GPT2Config
 
     own = {
         "vocab_size": _vocabulary_size(),
@@ -155,7 +175,7 @@ def _gpt2(changes: dict[str, Any]) -> Any:
         "bos_token_id": 4,
         "eos_token_id": 5,
     }
-    return GPT2Model(GPT2Config(**own | changes))
+    return GPT2Config(**own | changes)
 
 
 def t5_config(**changes: Any) -> Any:
@@ -219,6 +239,8 @@ _BUILDERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "distilbert": _distilbert,
     "modernbert": _modernbert,
     "llama": _llama,
+    "llama-writer": _llama_writer,
+    "gpt2-writer": _gpt2_writer,
     "gpt2": _gpt2,
     "t5": _t5,
     "vit": _vit,

@@ -5,6 +5,7 @@ Exit codes: 0 well; 1 failed; 2 configuration; 3 data; 4 run directory; 5 not fi
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +41,12 @@ Config = Annotated[str, typer.Argument(help="A YAML file, or a built-in configur
 def run(
     config: Config,
     changes: Set = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V1,V2", help="Try each value, such as train.seed=0,1,2; several sweeps: every combination."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The new run directory.", show_default="runs/<name>")] = None,
     track: Annotated[
         str | None, typer.Option(help="Also log to tensorboard, mlflow or wandb, where installed.")
@@ -50,14 +57,16 @@ def run(
 ) -> None:
     """Learn a stream of tasks and write a run directory with results, predictions, checkpoints and a report.
 
-    Example: contune run quickstart; contune run my.yaml --set method.rank=16 --set train.epochs=3 --out runs/rank16
+    Example: contune run quickstart; contune run my.yaml --set method.rank=16 --set train.epochs=3 --out runs/rank16;
+    contune run my.yaml --sweep method.strength=1,10,100 --sweep train.seed=0,1,2
     """
     load_plugins(plugin)
     from contune.run.config import load_config
 
-    loaded, base = load_config(config, changes or [])
+    loaded, base = load_config(config, changes or [], sweep or [])
     out = out or free_folder(Path("runs") / Path(config).stem)
-    if loaded.methods is None:
+    failed = False
+    if not loaded.several:
         folders = [carry_out(loaded.single(loaded.method or {}), base, out, quiet or as_json, track)]
     else:
         from contune.run.execute import make_method
@@ -67,8 +76,10 @@ def run(
             make_method(single)
         main = find_processes().main
         group = Group.create(out, loaded, base) if main else Group(out, base, members_of(loaded))
-        folders = carry_out_group(group, quiet or as_json, track)
+        folders, failed = carry_out_group(group, quiet or as_json, track)
     show(folders, out / "report.html", quiet=quiet, as_json=as_json)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -77,13 +88,15 @@ def resume(directory: Path, plugin: Plugin = None, quiet: Quiet = False, as_json
     load_plugins(plugin)
     from contune.run.group import Group
 
-    group = Group.read(directory)
+    group, failed = Group.read(directory), False
     if group is None:
         go_on(directory, quiet or as_json)
         folders = [directory]
     else:
-        folders = carry_out_group(group, quiet or as_json, None)
+        folders, failed = carry_out_group(group, quiet or as_json, None)
     show(folders, directory / "report.html", quiet=quiet, as_json=as_json)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -155,11 +168,12 @@ def explain(config: Config, changes: Set = None, plugin: Plugin = None) -> None:
     """Say what a configuration would train, how large it is and how many passes it takes, before any compute."""
     load_plugins(plugin)
     from contune.run.config import load_config
+    from contune.run.group import members_of
     from contune.run.listing import explanation
 
     loaded, base = load_config(config, changes or [])
-    for method in loaded.methods or [loaded.method or {}]:
-        print_rich(explanation(loaded.single(method), base))
+    for _, single in members_of(loaded):
+        print_rich(explanation(single, base))
 
 
 @app.command()
@@ -186,39 +200,61 @@ def check(
         raise typer.Exit(1)
 
 
-def carry_out(config: Any, base: Path, out: Path, quiet: bool, track: str | None) -> Path:
+def carry_out(
+    config: Any, base: Path, out: Path, quiet: bool, track: str | None, *, label: str = "", shared: Any = None
+) -> Path:
     """One run with progress on the terminal."""
     from contune.run.execute import start_run
     from contune.run.terminal import TerminalObserver, stderr_console
 
-    watcher = TerminalObserver(stderr_console(quiet), config.label())
+    watcher = TerminalObserver(stderr_console(quiet), label or config.label())
     processes = find_processes()
     with watcher.shown():
         if track is None or not processes.main:
-            return start_run(config, base, out, processes=processes, observer=watcher)
+            return start_run(config, base, out, processes=processes, observer=watcher, shared=shared)
         from contune.run.tracking import TrackingObserver
 
         tracker = TrackingObserver(watcher, track, out.parent / "tracking", out.name)
         try:
-            return start_run(config, base, out, processes=processes, observer=tracker)
+            return start_run(config, base, out, processes=processes, observer=tracker, shared=shared)
         finally:
             tracker.close()
 
 
-def carry_out_group(group: "Group", quiet: bool, track: str | None) -> list[Path]:
-    """Every run of a group that is not finished yet; the folders of all."""
+def carry_out_group(group: "Group", quiet: bool, track: str | None) -> tuple[list[Path], bool]:
+    """Every run of a group that is not finished yet; the folders of those that are, and whether one has failed.
+
+    A run that fails is named, and the others go on; `contune resume` tries it again. All share one store of frozen
+    results and read the stream once.
+    """
+    from contune.run.execute import Interrupted
+    from contune.run.shared import Shared
+
     plan = [(label, single) for label, single in group.members if not group.finished(label)]
-    begun = {label for label, _ in plan if group.begun(label)}
+    begun, shared = {label for label, _ in plan if group.begun(label)}, Shared()
     find_processes().wait()
+    failures: list[Exception] = []
     for label, single in plan:
-        if label in begun:
-            go_on(group.folder / label, quiet)
-        else:
-            carry_out(single, group.base, group.folder / label, quiet, track)
-    return [group.folder / label for label, _ in group.members]
+        folder = group.folder / label
+        try:
+            if label in begun:
+                go_on(folder, quiet, shared)
+            else:
+                carry_out(single, group.base, folder, quiet, track, label=label, shared=shared)
+        except Interrupted:
+            raise
+        except Exception as error:  # whatever went wrong in one run, the others can still be had
+            failures.append(error)
+            if not isinstance(error, ContuneError):
+                traceback.print_exc()
+            typer.secho(f"contune: {label} failed: {error}", err=True, fg="red")
+    folders = [group.folder / label for label, _ in group.members if group.finished(label)]
+    if failures and not folders:
+        raise failures[0]
+    return folders, bool(failures)
 
 
-def go_on(folder: Path, quiet: bool) -> None:
+def go_on(folder: Path, quiet: bool, shared: Any = None) -> None:
     """Resume one run with progress on the terminal."""
     from contune.run.execute import resume_run
     from contune.run.terminal import TerminalObserver, stderr_console
@@ -226,7 +262,8 @@ def go_on(folder: Path, quiet: bool) -> None:
     console = stderr_console(quiet)
     watcher = TerminalObserver(console, folder.name)
     with watcher.shown():
-        resume_run(folder, processes=find_processes(), observer=watcher, say=lambda text: console.print(text))
+        processes = find_processes()
+        resume_run(folder, processes=processes, observer=watcher, say=lambda text: console.print(text), shared=shared)
 
 
 def show(folders: list[Path], report_path: Path, *, quiet: bool, as_json: bool) -> None:

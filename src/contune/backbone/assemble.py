@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
@@ -13,8 +13,10 @@ from contune.backbone.base import base_tensors
 from contune.backbone.config import Feature, ModelConfig
 from contune.backbone.images import ImageReader, Preprocessing, read_preprocessing
 from contune.backbone.inputs import Reader
+from contune.backbone.language import LanguageModel, LanguageReader, ends_of, score_rule
 from contune.backbone.layers import Anatomy, find_layers
 from contune.backbone.load import (
+    has_plain_attention,
     load_config,
     load_image_settings,
     load_model,
@@ -26,12 +28,15 @@ from contune.backbone.load import (
 from contune.backbone.seam import Kernel, watch
 from contune.backbone.text import TextReader, choose_max_length
 from contune.errors import ConfigError
+from contune.stream.task import Modality
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Models whose output is not yet normed: they norm the class token alone, so contune applies that norm to all positions.
 _NORM_AFTER: dict[str, str] = {"clip_vision_model": "post_layernorm"}
+# Tokens of a prompt and its answer, where neither the user nor the model sets a lower limit.
+LONGEST_EXCHANGE = 2048
 # What the first position's learned vector is called in stock image models.
 _CLASS_TOKENS = frozenset({"cls_token", "class_embedding", "class_token"})
 
@@ -43,10 +48,11 @@ class Assembly:
 
     `forward` runs the model on named inputs and gives the states (B, L, width) after the final norm. `leading`
     positions of an image are no patches. `blank` (1, 3, height, width) stands for pixels that are not needed.
+    `tensors` are the model's own, `outside` those of its language head.
     """
 
     model: "PreTrainedModel"
-    modality: Literal["text", "image"]
+    modality: Modality
     feature: Feature
     width: int
     prompt_width: int
@@ -58,18 +64,35 @@ class Assembly:
     position_limit: int | None
     blank: Tensor | None
     device: torch.device
+    language: LanguageModel | None = None
+    outside: dict[str, Tensor] = field(default_factory=dict)
 
 
-def assemble(config: ModelConfig, device: torch.device | str, kernel: Kernel | None = None) -> Assembly:
-    """Load the model of `config` and find out how to read it; `kernel` is the attention the seam calls."""
+def assemble(
+    config: ModelConfig,
+    device: torch.device | str,
+    kernel: Kernel | None = None,
+    *,
+    language: bool = False,
+    plain_attention: bool = False,
+) -> Assembly:
+    """Load the model of `config` and find out how to read it; `kernel` is the attention the seam calls.
+
+    `language`: the model answers with its own language head. `plain_attention` asks for matrix products in place of
+    fused kernels, where the model has them.
+    """
     where, local = source.locate(config.path)
     with quiet():
         stock_config = load_config(where, local)
         modality = _modality(stock_config)
-        _refuse_unused(config, modality)
+        _refuse_unused(config, modality, language=language)
         settings = load_image_settings(where, local) if modality == "image" else None
         tokenizer = load_tokenizer(where, local) if modality == "text" else None
-        model = load_model(where, local, stock_config, device, kernel)
+        if kernel is None and plain_attention and has_plain_attention(stock_config):
+            kernel = "eager"
+        model = load_model(where, local, stock_config, device, kernel, language=language)
+    if language:
+        return _assemble_language(config, model, tokenizer)
     if settings is not None:
         return _assemble_image(config, model, read_preprocessing(settings, config.image_size, config.path))
     return _assemble_text(config, model, tokenizer, where, local)
@@ -103,6 +126,56 @@ def _assemble_text(config: ModelConfig, model: Any, tokenizer: Any, where: str, 
         position_limit=limit,
         blank=None,
         device=model.device,
+    )
+
+
+def _assemble_language(config: ModelConfig, whole: Any, tokenizer: Any) -> Assembly:
+    """A causal model below its language head, which keeps the whole of it for scores and generation."""
+    model = whole.base_model
+    own = tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None
+    limits = [own, position_limit(model, whole.config)]
+    length = choose_max_length(config.max_length, LONGEST_EXCHANGE, limits)
+    if config.template == "chat" and tokenizer.chat_template is None:
+        raise ConfigError(
+            f"model.template is chat, but the tokenizer of {config.path} has no chat template; set model.template: plain"
+        )
+    chat = config.template == "chat" or (config.template == "auto" and tokenizer.chat_template is not None)
+    ends = ends_of(tokenizer, whole.generation_config)
+    reader = LanguageReader(
+        tokenizer=tokenizer,
+        max_length=length,
+        pad_id=_padding(tokenizer, whole.config),
+        end=ends,
+        template="chat" if chat else "plain",
+        cut_prompts=config.cut_prompts,
+        device=whole.device,
+    )
+    forward = _forward_function(model, {})
+    ids = torch.arange(2, device=whole.device).unsqueeze(0)
+    states, anatomy, prompt_width = _probe(model, forward, input_ids=ids, attention_mask=torch.ones_like(ids))
+    with torch.no_grad():
+        raw, scores = whole.get_output_embeddings()(states), whole(input_ids=ids).logits
+    cap = getattr(whole.config, "final_logit_softcapping", None)
+    rule = score_rule(raw, scores, cap, config.path)
+    inner = base_tensors(model)
+    known = {id(tensor) for tensor in inner.values()}
+    outer = {f"language head {name}": t for name, t in base_tensors(whole).items() if id(t) not in known}
+    return Assembly(
+        model=model,
+        modality="language",
+        feature="last-token" if config.feature == "auto" else config.feature,
+        width=states.shape[2],
+        prompt_width=prompt_width,
+        leading=0,
+        anatomy=anatomy,
+        reader=reader,
+        forward=forward,
+        tensors=inner,
+        outside=outer,
+        position_limit=position_limit(model, whole.config),
+        blank=None,
+        device=whole.device,
+        language=LanguageModel(whole, reader, *rule),
     )
 
 
@@ -200,7 +273,14 @@ def _modality(stock_config: Any) -> Literal["text", "image"]:
     )
 
 
-def _refuse_unused(config: ModelConfig, modality: str) -> None:
+def _refuse_unused(config: ModelConfig, modality: str, *, language: bool) -> None:
+    if language and modality != "text":
+        raise ConfigError(
+            f"{config.path} reads images and writes no text; a language stream needs a causal language model"
+        )
+    if not language and (config.template != "auto" or config.cut_prompts):
+        key = "cut_prompts" if config.cut_prompts else "template"
+        raise ConfigError(f"model.{key} is for streams of kind language, and this is none; leave it out")
     if modality == "text" and config.image_size is not None:
         raise ConfigError(f"model.image_size is {config.image_size} but {config.path} reads text; leave it out")
     if modality == "image" and config.max_length is not None:

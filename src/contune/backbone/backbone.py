@@ -7,10 +7,10 @@
 Shapes: B rows, L positions, d width, n prompt or prefix length, kv joint width of a layer's key (or value) heads.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from contune.backbone import pooling, seam
 from contune.backbone.assemble import Assembly, assemble
 from contune.backbone.base import tensors_hash
-from contune.backbone.config import Feature, ModelConfig
+from contune.backbone.config import Feature, ModelConfig, Precision
 from contune.backbone.inputs import Encoded, ModelInputs, Prepared, Rows
+from contune.backbone.language import LanguageModel
 from contune.backbone.layers import changed_input, input_of, started_at
+from contune.backbone.precision import computing, halve
 from contune.errors import CombinationError, ConfigError
-from contune.stream.task import Image
+from contune.stream.task import Inputs, Modality
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,15 +40,34 @@ class Backbone:
 
     config: ModelConfig
     parts: Assembly
+    precision: Precision = "fp32"
 
     @classmethod
-    def load(cls, config: ModelConfig, *, device: torch.device | str = "cpu") -> "Backbone":
+    def load(
+        cls,
+        config: ModelConfig,
+        *,
+        device: torch.device | str = "cpu",
+        language: bool = False,
+        precision: Precision = "fp32",
+    ) -> "Backbone":
         """The model of `config`: float32, evaluation mode, nothing trainable, nothing missing.
+
+        `language`: to be answered by its own language head, from prompts. With `precision` bf16 the model computes in
+        bf16, and `halve` stores its frozen matrices so too, once it is known what will be trained.
 
         Reads safetensors only and never runs code from a model's folder. Raises `ConfigError` where the model cannot be
         used, and says why.
         """
-        return cls(config, assemble(config, device))
+        # On a CPU, the backward pass of PyTorch's fused attention kernels is several times slower in bf16 than products.
+        plain = precision == "bf16" and torch.device(device).type == "cpu"
+        return cls(config, assemble(config, device, language=language, plain_attention=plain), precision)
+
+    def halve(self, trained: Collection[nn.Parameter]) -> None:
+        """Where the precision is bf16, store in bf16 what is frozen and multiplied, all but these parameters."""
+        if self.precision == "bf16":
+            kept = {id(parameter) for parameter in trained}
+            halve(self.model, [value for value in self.base_parameters().values() if id(value) not in kept])
 
     @property
     def model(self) -> "PreTrainedModel":
@@ -54,7 +75,7 @@ class Backbone:
         return self.parts.model
 
     @property
-    def modality(self) -> Literal["text", "image"]:
+    def modality(self) -> Modality:
         """What the model reads."""
         return self.parts.modality
 
@@ -102,7 +123,7 @@ class Backbone:
             )
         return keys
 
-    def prepare(self, inputs: Sequence[str] | Sequence[Image]) -> Prepared:
+    def prepare(self, inputs: Inputs) -> Prepared:
         """Tokenise texts, or check images; once per example. Raises `DataError` naming the first row that is wrong."""
         return self.parts.reader.prepare(inputs)
 
@@ -157,13 +178,44 @@ class Backbone:
     def features(
         self, inputs: ModelInputs, *, prompts: Tensor | None = None, resume: tuple[int, Tensor] | None = None
     ) -> Tensor:
-        """`pool(encode(...))`: (B, feature_size)."""
-        return self.pool(self.encode(inputs, prompts=prompts, resume=resume))
+        """`pool(encode(...))`: (B, feature_size). In language the states (T, feature_size) that predict an answer's tokens.
+
+        Where the batch leaves room for an answer, that answer in tokens (B, room), written with whatever is attached.
+        """
+        if inputs.room:
+            with computing(self.precision, self.device):
+                return self._written(inputs, prompts)
+        encoded = self.encode(inputs, prompts=prompts, resume=resume)
+        return self.pool(encoded) if inputs.targets is None else pooling.before_targets(encoded, inputs.targets)
+
+    def questions(self, parts: Sequence[tuple[Prepared, Rows]], *, room: int = 0) -> ModelInputs:
+        """The rows as one knows them before they are answered; `room` for so many new tokens, in language alone."""
+        return self.parts.reader.questions(parts, room)
+
+    def _written(self, inputs: ModelInputs, prompts: Tensor | None) -> Tensor:
+        language, mask = self.language, inputs.mask
+        assert mask is not None
+        if prompts is None:
+            return language.generate(inputs, None, mask)
+        prompts = self._batch_of_prompts(prompts, inputs, None)
+        words: Tensor = self.model.get_input_embeddings()(inputs.ids)
+        # Between padding on the left and the text, prompts would be cut off from it; so they come first.
+        wide = torch.cat([mask.new_ones(prompts.shape[:2]), mask], dim=1)
+        return language.generate(inputs, torch.cat([prompts, words], dim=1), wide)
+
+    @property
+    def language(self) -> LanguageModel:
+        """The model's own language head; only where it was loaded with it."""
+        if self.parts.language is None:
+            raise CombinationError(f"{self.config.path} was loaded without its language head")
+        return self.parts.language
 
     def hidden(self, inputs: ModelInputs, layer: int) -> Tensor:
         """The states (B, L, d) that `layer` receives; that layer and those above it are not computed."""
         self._require_layer(layer)
-        return input_of(self.layers[layer], lambda: self._forward(inputs, inputs.mask, None, pixels_needed=True))
+        return input_of(
+            self.layers[layer], lambda: self._forward(inputs, inputs.mask, None, pixels_needed=True)
+        ).float()
 
     @contextmanager
     def prefixes(self, prefixes: Mapping[int, tuple[Tensor, Tensor]]) -> Iterator[None]:
@@ -179,13 +231,17 @@ class Backbone:
 
     def base_hash(self) -> str:
         """Hex sha256 of the base weights as they are now: equal before and after training, whatever was injected."""
-        return tensors_hash(self.parts.tensors)
+        return tensors_hash({**self.parts.tensors, **self.parts.outside})
 
     def base_parameters(self) -> dict[str, nn.Parameter]:
         """The base parameters by the names they had when loaded, also after adapters were injected around them."""
         return {name: value for name, value in self.parts.tensors.items() if isinstance(value, nn.Parameter)}
 
     def _forward(self, inputs: ModelInputs, mask: Tensor | None, prompts: Tensor | None, pixels_needed: bool) -> Tensor:
+        with computing(self.precision, self.device):
+            return self._states(inputs, mask, prompts, pixels_needed).float()
+
+    def _states(self, inputs: ModelInputs, mask: Tensor | None, prompts: Tensor | None, pixels_needed: bool) -> Tensor:
         if self.modality == "image":
             if inputs.pixels is None and pixels_needed:
                 raise CombinationError("the batch was made with pixels=False; give resume=(layer, states) with it")

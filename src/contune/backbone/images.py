@@ -4,6 +4,7 @@ On the CPU, resizing stays in uint8, where PyTorch's antialiased kernels follow 
 and rounds. Shapes: B images, H and W pixels.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from contune.backbone.inputs import ModelInputs, Prepared, PreparedImages, Reader, Rows, gather
-from contune.errors import ConfigError, DataError
+from contune.errors import CombinationError, ConfigError, DataError
 from contune.stream.task import Image
 
 Resample = Literal["nearest", "bilinear", "bicubic"]
@@ -178,6 +179,34 @@ def draw_crops(sizes: Sequence[tuple[int, int]], generator: torch.Generator) -> 
     return [_box(size, tries) for size, tries in zip(sizes, draws, strict=True)], flips.tolist()
 
 
+def draw_view(image: Image, view: int) -> tuple[Box, bool]:
+    """Box and flip of the image's fixed augmented view of that number, by its pixels and the number alone.
+
+    So the view is the same in every run and in every set that the image is part of.
+
+    >>> image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    >>> draw_view(image, 0) == draw_view(image.copy(), 0) != draw_view(image, 2)
+    True
+    """
+    digest = hashlib.blake2b(f"{view}|{image.shape}|".encode(), digest_size=8)
+    digest.update(np.ascontiguousarray(image).data)
+    generator = torch.Generator().manual_seed(int.from_bytes(digest.digest(), "little") >> 1)
+    (box,), (flip,) = draw_crops([_size(image)], generator)
+    return box, flip
+
+
+def one_view(parts: Sequence[PreparedImages]) -> int | None:
+    """The view that all parts of a batch show."""
+    views = {prepared.view for prepared in parts}
+    if len(views) > 1:
+        raise CombinationError(f"a batch was asked for in the views {views}; make one batch for each view")
+    return views.pop()
+
+
+def _size(image: Image) -> tuple[int, int]:
+    return int(image.shape[0]), int(image.shape[1])
+
+
 def _box(size: tuple[int, int], tries: list[list[float]]) -> Box:
     height, width = size
     for area, ratio, down, right in tries:
@@ -200,6 +229,9 @@ class ImageReader(Reader):
     positions: int
     device: torch.device
 
+    def description(self) -> str:
+        return repr(self.how)
+
     def prepare(self, inputs: Sequence[str] | Sequence[Image]) -> PreparedImages:
         return PreparedImages(tuple(_image(item, row) for row, item in enumerate(inputs)), self.positions)
 
@@ -214,7 +246,14 @@ class ImageReader(Reader):
         if not pixels:
             return ModelInputs(len(pairs))
         images = [prepared.images[row] for prepared, row in pairs]
-        small = self._views(images) if augment is None else self._crops(images, augment)
+        view = one_view([prepared for prepared, _ in pairs])
+        if augment is not None:
+            small = self._crops(images, *draw_crops([_size(image) for image in images], augment))
+        elif view is not None:
+            drawn = [draw_view(image, view) for image in images]
+            small = self._crops(images, [box for box, _ in drawn], [flip for _, flip in drawn])
+        else:
+            small = self._views(images)
         return ModelInputs(len(pairs), pixels=normalise(small, self.how))
 
     def _views(self, images: Sequence[Image]) -> Tensor:
@@ -226,8 +265,7 @@ class ImageReader(Reader):
             out[rows] = view(self._stack([images[row] for row in rows]), self.how)
         return out
 
-    def _crops(self, images: Sequence[Image], generator: torch.Generator) -> Tensor:
-        boxes, flips = draw_crops([(image.shape[0], image.shape[1]) for image in images], generator)
+    def _crops(self, images: Sequence[Image], boxes: Sequence[Box], flips: Sequence[bool]) -> Tensor:
         crops = []
         for image, (top, left, rows, columns), flip in zip(images, boxes, flips, strict=True):
             cut = self._stack([image[top : top + rows, left : left + columns]])

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contune.errors import DataError
+from contune.errors import ConfigError, DataError
 from contune.stream.task import Image
 
 Rows = NDArray[np.int64]
@@ -40,6 +40,14 @@ class Prepared(ABC):
     @abstractmethod
     def take(self, rows: Rows | Sequence[int]) -> Self:
         """The examples at `rows`, in that order."""
+
+    def units(self, rows: Rows) -> int:
+        """How many answers these examples ask for: one each, or in language one for every token of theirs."""
+        return len(rows)
+
+    @abstractmethod
+    def viewed(self, view: int) -> Self:
+        """The same examples, each in its fixed augmented view of that number."""
 
 
 @final
@@ -71,6 +79,9 @@ class PreparedText(Prepared):
         chosen = np.asarray(rows, dtype=np.int64)
         return from_token_lists([self.tokens(int(row)) for row in chosen], self.cut[chosen])
 
+    def viewed(self, view: int) -> "PreparedText":
+        raise ConfigError(f"view {view} was asked for texts; augmented views exist for images only, leave them off")
+
     def tokens(self, row: int) -> NDArray[np.int32]:
         """The token ids of one text."""
         return self.flat[self.offsets[row] : self.offsets[row + 1]]
@@ -89,11 +100,13 @@ def from_token_lists(lists: Sequence[NDArray[np.int32]], cut: NDArray[np.bool_])
 class PreparedImages(Prepared):
     """References to RGB images (height, width, 3) in uint8; the pixels are not copied.
 
-    `positions` is how many positions every image takes in the model.
+    `positions` is how many positions every image takes in the model. `view` is the number of the fixed augmented view
+    that batches show, None for the model's deterministic one.
     """
 
     images: tuple[Image, ...]
     positions: int
+    view: int | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -109,6 +122,9 @@ class PreparedImages(Prepared):
     def take(self, rows: Rows | Sequence[int]) -> "PreparedImages":
         return replace(self, images=tuple(self.images[int(row)] for row in rows))
 
+    def viewed(self, view: int) -> "PreparedImages":
+        return replace(self, view=view)
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -116,21 +132,30 @@ class ModelInputs:
     """One batch on the backbone's device.
 
     Text: `ids` (B, L) padded on the right and `mask` (B, L), true where there is a token. Images: `pixels`
-    (B, 3, height, width), or nothing when the batch will resume from cached states. `size` is B.
+    (B, 3, height, width), or nothing when the batch will resume from cached states. `size` is B. Language: `targets`
+    (B, L) is true on the tokens to be predicted; with `room`, that many tokens are to be written after each row, which
+    is then padded on the left.
     """
 
     size: int
     ids: Tensor | None = None
     mask: Tensor | None = None
     pixels: Tensor | None = None
+    targets: Tensor | None = None
+    room: int = 0
 
     def __len__(self) -> int:
         return self.size
 
     def take(self, places: Tensor) -> "ModelInputs":
         """The rows at `places` (n,), in that order."""
-        ids, mask, pixels = (None if t is None else t[places] for t in (self.ids, self.mask, self.pixels))
-        return ModelInputs(len(places), ids, mask, pixels)
+        tensors = (self.ids, self.mask, self.pixels, self.targets)
+        ids, mask, pixels, targets = (None if t is None else t[places] for t in tensors)
+        return ModelInputs(len(places), ids, mask, pixels, targets, self.room)
+
+    def unit_rows(self) -> Tensor:
+        """The row (T,) that each answer belongs to: every row once, or in language once for every token of its answer."""
+        return torch.arange(self.size) if self.targets is None else self.targets.nonzero()[:, 0]
 
 
 @final
@@ -151,6 +176,10 @@ class Reader(ABC):
     """Turns raw inputs of one modality into batches."""
 
     @abstractmethod
+    def description(self) -> str:
+        """All that batches depend on beside the inputs: readers with equal ones give equal batches."""
+
+    @abstractmethod
     def prepare(self, inputs: Sequence[str] | Sequence[Image]) -> Prepared:
         """Do once per example what can be done once; raises `DataError` naming the first example that does not fit."""
 
@@ -159,6 +188,11 @@ class Reader(ABC):
         self, parts: Sequence[tuple[Prepared, Rows]], *, augment: torch.Generator | None, pixels: bool
     ) -> ModelInputs:
         """The named rows of every part, in order, as one batch on the CPU or the reader's device."""
+
+    def questions(self, parts: Sequence[tuple[Prepared, Rows]], room: int = 0) -> ModelInputs:
+        """What is known of these rows before they are answered: all of them, or in language their prompts."""
+        del room
+        return self.collate(parts, augment=None, pixels=True)
 
 
 def gather(parts: Sequence[tuple[Prepared, Rows]], kind: type[OneKind]) -> list[tuple[OneKind, int]]:

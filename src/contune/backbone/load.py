@@ -1,6 +1,7 @@
 """Loading a stock `transformers` model: float32, frozen, evaluation mode, attention through the seam."""
 
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -63,16 +64,40 @@ def model_class(config: Any) -> Any:
     return found[0] if isinstance(found, tuple | list) else found
 
 
+def language_class(config: Any) -> Any:
+    """The stock class of a causal model with its own language head."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM._model_mapping[type(config)]
+    except KeyError as error:
+        raise ConfigError(
+            f"a {config.model_type} model writes no text; a stream of kind language needs a causal language model "
+            "(Llama, Qwen, Mistral, GPT-2, Pythia and their relatives)"
+        ) from error
+
+
+def has_plain_attention(config: Any) -> bool:
+    """Whether the model's own file has attention by plain matrix products, which the seam can call."""
+    return "eager_attention_forward" in vars(sys.modules[model_class(config).__module__])
+
+
 def load_model(
-    source: str, local: bool, config: Any, device: torch.device | str, kernel: Kernel | None = None
+    source: str,
+    local: bool,
+    config: Any,
+    device: torch.device | str,
+    kernel: Kernel | None = None,
+    *,
+    language: bool = False,
 ) -> "PreTrainedModel":
-    """The model with all its base weights and nothing else, frozen.
+    """The model with all its base weights and nothing else, frozen; `language` asks for its language head too.
 
     `kernel` is what the seam calls; without it, sdpa where the model supports it. Raises `ConfigError` when weights
     are missing, because `transformers` would fill them with random numbers.
     """
     register()
-    stock = model_class(config)
+    stock = language_class(config) if language else model_class(config)
     if kernel is None:
         kernel = "sdpa" if stock._supports_sdpa else "eager"
     options: dict[str, Any] = {}

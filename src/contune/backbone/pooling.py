@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from contune.backbone.config import Feature
+from contune.backbone.inputs import Encoded
 
 
 def pool(states: Tensor, mask: Tensor | None, *, prompts: int, feature: Feature, leading: int = 0) -> Tensor:
@@ -36,3 +37,14 @@ def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     """Mean (B, d) over the positions where `mask` (B, L) is true; every row has at least one."""
     weights = mask.to(states.dtype).unsqueeze(-1)
     return (states * weights).sum(1) / weights.sum(1)
+
+
+def before_targets(encoded: Encoded, targets: Tensor) -> Tensor:
+    """The states (T, d) one position before each of the `targets` (B, L), row by row: what predicts those tokens.
+
+    >>> states = torch.tensor([[[1.0], [2.0], [3.0]]])
+    >>> before_targets(Encoded(states, None, 0), torch.tensor([[False, True, True]])).flatten().tolist()
+    [1.0, 2.0]
+    """
+    own = encoded.states[:, encoded.prompts :]
+    return own[:, :-1][targets[:, 1:]]

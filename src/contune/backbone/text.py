@@ -1,5 +1,7 @@
 """Texts as token ids: tokenised once, padded on the right batch by batch."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -59,6 +61,9 @@ class TextReader(Reader):
     pad_id: int
     device: torch.device
 
+    def description(self) -> str:
+        return f"{tokenizer_hash(self.tokenizer)} {self.max_length} {self.pad_id}"
+
     def prepare(self, inputs: Sequence[str] | Sequence[Image]) -> PreparedText:
         lists: list[NDArray[np.int32]] = []
         cut: list[bool] = []
@@ -91,6 +96,13 @@ class TextReader(Reader):
         pairs = gather(parts, PreparedText)
         ids, mask = pad([prepared.tokens(row) for prepared, row in pairs], self.pad_id)
         return ModelInputs(len(pairs), ids=ids.to(self.device), mask=mask.to(self.device))
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hex sha256 of all that a fast tokenizer does to texts."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    own = {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}  # set by each call
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def _text(item: object, row: int) -> str:

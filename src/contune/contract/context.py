@@ -1,7 +1,7 @@
 """What a part may see while the engine runs it: the model, the task's own training data, and passes over data."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from contune.backbone.backbone import Backbone
-from contune.contract.data import Batch, Dataset, Outputs, Rows, TaskInfo, columns_of
+from contune.backbone.inputs import ModelInputs
+from contune.contract.data import TASK, Batch, Dataset, Outputs, Rows, TaskInfo, columns_of
 from contune.contract.parts import Adapter, Head, Router, Tensors
 from contune.contract.settings import TrainSettings
 from contune.contract.state import State
@@ -78,9 +79,10 @@ class Context:
     def forward(self, batch: Batch) -> Outputs:
         """Features and training scores of a batch, with gradients where the caller has them on."""
         features, penalty = self.encode(batch)
-        if batch.routes is None:
+        routes = batch.unit_routes
+        if routes is None:
             return Outputs(features, self.head.training_logits(features), penalty)
-        return Outputs(features, self.head.routed_logits(features, batch.routes, training=True), penalty)
+        return Outputs(features, self.head.routed_logits(features, routes, training=True), penalty)
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Features (B, d) and the adapter's penalty; each row goes through the module of its route."""
@@ -106,30 +108,38 @@ class Context:
         segments: Mapping[str, slice] | None = None,
         counts: Mapping[str, int] | None = None,
         augment: torch.Generator | None = None,
+        view: int | None = None,
     ) -> Batch:
-        """The named rows as one batch, with queries, cached states or features as the parts need them."""
-        device = self.backbone.device
-        labels, tasks = columns_of(parts, device)
+        """The named rows as one batch, with queries, cached states or features as the parts need them.
+
+        `augment` draws a fresh view of every image, of which nothing is kept; `view` takes one of their fixed ones.
+        """
+        shown = parts if view is None else [(dataset.viewed(view), rows) for dataset, rows in parts]
+        labels, tasks = columns_of(parts, self.backbone.device)
         routes = self.adapter.routes(tasks) if self.adapter.modular else None
-        whole = {"task": slice(0, len(labels))}
-        common = (tuple(parts), segments or whole, counts or {"task": len(labels)})
-        if augment is None and self.lowest_layer() == self.backbone.depth and self._features_kept(parts):
-            features = torch.cat([self.features(dataset)[torch.from_numpy(rows)] for dataset, rows in parts]).to(device)
-            inputs = self.backbone.collate([(d.prepared, r) for d, r in parts], pixels=False)
+        if augment is None and self._features_kept([dataset for dataset, _ in shown]):
+            features = self._rows(self.features, shown)
+            inputs = self.backbone.collate([(d.prepared, r) for d, r in shown], pixels=False)
             self.store.ledger.cache_hits += len(labels)
-            return Batch(common[0], inputs, labels, tasks, common[1], common[2], features=features, routes=routes)
-        resume = None if augment is not None else self._resume(parts)
-        inputs = self.backbone.collate([(d.prepared, r) for d, r in parts], augment=augment, pixels=resume is None)
+            places = places_of(labels, segments, counts)
+            return Batch(tuple(parts), inputs, labels, tasks, *places, features=features, routes=routes)
+        resume = None if augment is not None else self._resume(shown)
+        inputs = self.backbone.collate([(d.prepared, r) for d, r in shown], augment=augment, pixels=resume is None)
+        labels, tasks = unit_columns(inputs, labels, tasks)
         queries = None
-        if self.adapter.needs_queries:
-            if augment is None:
-                queries = torch.cat([self.base_features(d)[torch.from_numpy(r)] for d, r in parts]).to(device)
+        if self._needs_queries():
+            queries = self._queries(shown, inputs, fresh=augment is not None)
+        places = places_of(labels, segments, counts)
+        return Batch(tuple(parts), inputs, labels, tasks, *places, queries=queries, resume=resume, routes=routes)
+
+    def prepare(self, datasets: Sequence[Dataset], view: int | None) -> None:
+        """Have at hand what is kept of these data sets; every process that shares the work must call this."""
+        shown = [dataset if view is None else dataset.viewed(view) for dataset in datasets]
+        for dataset in shown:
+            if self._features_kept(shown):
+                self.features(dataset)
             else:
-                with torch.no_grad():
-                    queries = self.backbone.features(inputs)
-        return Batch(
-            common[0], inputs, labels, tasks, common[1], common[2], queries=queries, resume=resume, routes=routes
-        )
+                self._prepare_encoding(dataset)
 
     def batches(self, dataset: Dataset, size: int | None = None) -> Iterator[Batch]:
         """The whole data set once in a fixed order, in the model's deterministic view."""
@@ -141,7 +151,7 @@ class Context:
         backbone = self.backbone
 
         def compute(rows: Rows) -> Tensor:
-            return backbone.features(backbone.collate([(dataset.prepared, rows)]))
+            return backbone.features(backbone.questions([(dataset.prepared, rows)]))
 
         with self.adapter.absent():
             return self.store.features(dataset, f"base-{self.base_key}", backbone.feature_size, compute)
@@ -170,8 +180,10 @@ class Context:
 
     def _features(self, dataset: Dataset, key: str | None, routes: Tensor | None) -> Tensor:
         def compute(rows: Rows) -> Tensor:
-            return self.encode(self._encoding_batch(dataset, rows, routes))[0]
+            return self.encode(self.encoding_batch(dataset, rows, routes))[0]
 
+        if self.store.processes.count > 1:
+            self._prepare_encoding(dataset)
         name = None if key is None else f"features-{self.base_key}-{key}"
         return self.store.features(dataset, name, self.adapter.feature_size(self.backbone), compute)
 
@@ -216,24 +228,60 @@ class Context:
             for name, value in current.items():
                 trained[name].data = value
 
-    def _features_kept(self, parts: list[tuple[Dataset, Rows]]) -> bool:
+    def _features_kept(self, datasets: Sequence[Dataset]) -> bool:
+        if self.lowest_layer() < self.backbone.depth:
+            return False
         width = self.adapter.feature_size(self.backbone)
-        return all(self.store.keeps_features((len(dataset), width)) for dataset, _ in parts)
+        return self.store.keeps_features((sum(len(dataset) for dataset in datasets), width))
 
-    def _encoding_batch(self, dataset: Dataset, rows: Rows, routes: Tensor | None) -> Batch:
+    def _needs_queries(self) -> bool:
+        return self.adapter.needs_queries or (self.router is not None and bool(self.router.trained()))
+
+    def _prepare_encoding(self, dataset: Dataset) -> None:
+        layer = self.lowest_layer()
+        if 0 < layer < self.backbone.depth and self.store.keeps_hidden([dataset], self._hidden_size()):
+            self._hidden(dataset, layer)
+        if self._needs_queries() and self._queries_kept([dataset]):
+            self.base_features(dataset)
+
+    def _queries_kept(self, datasets: Sequence[Dataset]) -> bool:
+        return self.store.keeps_features((sum(len(dataset) for dataset in datasets), self.backbone.feature_size))
+
+    def _queries(self, parts: list[tuple[Dataset, Rows]], inputs: ModelInputs, *, fresh: bool) -> Tensor:
+        """Queries of these rows: read from what is kept, or from one more forward pass of the frozen model."""
+        if not fresh and self._queries_kept([dataset for dataset, _ in parts]):
+            return self._rows(self.base_features, parts)
+        if not fresh:  # the batch may resume from kept states, and then it has no pixels
+            inputs = self.backbone.questions([(dataset.prepared, rows) for dataset, rows in parts])
+        self.store.ledger.examples_forward += len(inputs)
+        with torch.no_grad(), self.adapter.absent():
+            return self.backbone.features(inputs)
+
+    def _rows(self, whole: Callable[[Dataset], Tensor], parts: list[tuple[Dataset, Rows]]) -> Tensor:
+        pieces = [whole(dataset)[torch.from_numpy(rows)] for dataset, rows in parts]
+        return torch.cat(pieces).to(self.backbone.device)
+
+    def encoding_batch(self, dataset: Dataset, rows: Rows, routes: Tensor | None, *, room: int = 0) -> Batch:
+        """These rows as one batch for features; with `room`, to be answered in writing. `routes` (n,) of all rows."""
         part = [(dataset, rows)]
         labels, tasks = columns_of(part, self.backbone.device)
-        resume = self._resume(part)
-        inputs = self.backbone.collate([(dataset.prepared, rows)], pixels=resume is None)
+        resume = None if room else self._resume(part)
+        if room:
+            inputs = self.backbone.questions([(dataset.prepared, rows)], room=room)
+        else:
+            inputs = self.backbone.collate([(dataset.prepared, rows)], pixels=resume is None)
+        labels, tasks = unit_columns(inputs, labels, tasks)
         queries = None
         if self.adapter.needs_queries:
-            queries = self.base_features(dataset)[torch.from_numpy(rows)].to(self.backbone.device)
+            queries = self._queries(part, inputs, fresh=False)
         routed = None if routes is None else routes[torch.from_numpy(rows)].to(self.backbone.device)
         return Batch(tuple(part), inputs, labels, tasks, queries=queries, resume=resume, routes=routed)
 
     def _resume(self, parts: list[tuple[Dataset, Rows]]) -> tuple[int, Tensor] | None:
         layer = self.lowest_layer()
         if layer == 0 or layer == self.backbone.depth:
+            return None
+        if not self.store.keeps_hidden([dataset for dataset, _ in parts], self._hidden_size()):
             return None
         ragged = [self._hidden(dataset, layer) for dataset, _ in parts]
         length = max(int(dataset.prepared.lengths[rows].max()) for dataset, rows in parts if len(rows))
@@ -251,8 +299,24 @@ class Context:
         def compute(rows: Rows) -> Tensor:
             return backbone.hidden(backbone.collate([(dataset.prepared, rows)]), layer)
 
-        width = backbone.model.config.hidden_size
-        return self.store.hidden(dataset, f"layer{layer}-{self.base_key}", int(width), compute)
+        return self.store.hidden(dataset, f"layer{layer}-{self.base_key}", self._hidden_size(), compute)
+
+    def _hidden_size(self) -> int:
+        return int(self.backbone.model.config.hidden_size)
+
+
+def places_of(
+    labels: Tensor, segments: Mapping[str, slice] | None, counts: Mapping[str, int] | None
+) -> tuple[Mapping[str, slice], Mapping[str, int]]:
+    """Segments and counts of a batch; without any, all of it is the task's own."""
+    return segments or {TASK: slice(0, len(labels))}, counts or {TASK: len(labels)}
+
+
+def unit_columns(inputs: ModelInputs, labels: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels and tasks of all answers: one a row, or in language the tokens to predict with their row's task."""
+    if inputs.targets is None or inputs.ids is None:
+        return labels, tasks
+    return inputs.ids[inputs.targets], tasks[inputs.unit_rows()]
 
 
 def frozen_key(adapter: Adapter, state: State) -> str:

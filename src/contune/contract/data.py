@@ -1,5 +1,6 @@
 """What a learner learns from: examples made ready for one backbone, and batches of them."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -38,12 +39,19 @@ class TaskInfo:
 @final
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Examples ready for one backbone; `labels` (n,) are head columns, `tasks` (n,) the task each example came with."""
+    """Examples ready for one backbone; `labels` (n,) are head columns, `tasks` (n,) the task each example came with.
+
+    `view` is the number of the fixed augmented view that batches show of the `plain` examples; None for the model's
+    deterministic view.
+    """
 
     examples: Examples
     prepared: Prepared
     labels: Rows
     tasks: Rows
+    view: int | None = None
+    plain: "Dataset | None" = None
+    _views: dict[int, "Dataset"] = field(default_factory=dict)
 
     @staticmethod
     def of(examples: Examples, backbone: Backbone, labels: Rows, tasks: Rows) -> "Dataset":
@@ -55,8 +63,32 @@ class Dataset:
 
     @cached_property
     def key(self) -> str:
-        """Hex sha256 of the examples: what results of a frozen model are filed under."""
-        return self.examples.content_hash()
+        """Hex sha256 of the examples and their view: what results of a frozen model are filed under."""
+        digest = hashlib.sha256()
+        for piece, rows in self.pieces.items():
+            digest.update(f"|{piece}|{len(rows)}|".encode())
+            digest.update(rows.tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def pieces(self) -> dict[str, Rows]:
+        """The rows of each label, under the hash of their inputs alone: the same in every order of the classes."""
+        if self.plain is not None:
+            return {f"{piece}-view{self.view}": rows for piece, rows in self.plain.pieces.items()}
+        found: dict[str, Rows] = {}
+        for label in np.unique(self.labels):
+            rows = np.flatnonzero(self.labels == label)
+            piece = inputs_hash(self.examples, rows)
+            while piece in found:  # two labels with the very same inputs
+                piece += "-again"
+            found[piece] = rows
+        return found
+
+    def viewed(self, view: int) -> "Dataset":
+        """These examples, each in its fixed augmented view of that number."""
+        if view not in self._views:
+            self._views[view] = replace(self, prepared=self.prepared.viewed(view), view=view, plain=self, _views={})
+        return self._views[view]
 
 
 @final
@@ -77,6 +109,10 @@ class Selection:
 @dataclass(frozen=True, eq=False)
 class Batch:
     """The rows of one step on this process, in segments: the task's own, then what each rule added.
+
+    In language every token of an answer is a row of its own wherever this page says row: of `labels` (the token),
+    `tasks`, `segments`, `counts`, and of the outputs' features and logits. Inputs, queries, routes and cached states are
+    those of whole texts.
 
     `counts` holds each segment's number of rows over all processes: a mean over a segment is the local sum divided by
     it, so that the sum over processes is the mean. `queries` (B, d) are features of the frozen model, `resume` the
@@ -107,16 +143,24 @@ class Batch:
     def through(self, module: int) -> tuple[Tensor, "Batch"]:
         """The places of the rows that go through `module`, and those rows as a batch."""
         assert self.routes is not None
-        places = (self.routes == module).nonzero()[:, 0]
+        inputs = (self.routes == module).nonzero()[:, 0]
+        places = torch.isin(self.inputs.unit_rows().to(inputs.device), inputs).nonzero()[:, 0]
         if len(places) == len(self):
             return places, self
-        kept: dict[str, Tensor] = {}
-        for name in ("labels", "tasks", "queries", "features", "routes"):
+        kept: dict[str, Tensor] = {"labels": self.labels[places], "tasks": self.tasks[places]}
+        for name in ("queries", "features", "routes"):
             value: Tensor | None = getattr(self, name)
             if value is not None:
-                kept[name] = value[places]
-        resume = None if self.resume is None else (self.resume[0], self.resume[1][places])
-        return places, replace(self, inputs=self.inputs.take(places), resume=resume, **kept)  # type: ignore[arg-type]
+                kept[name] = value[inputs]
+        resume = None if self.resume is None else (self.resume[0], self.resume[1][inputs])
+        return places, replace(self, inputs=self.inputs.take(inputs), resume=resume, **kept)  # type: ignore[arg-type]
+
+    @property
+    def unit_routes(self) -> Tensor | None:
+        """The module that each row of the outputs came through."""
+        if self.routes is None or self.inputs.targets is None:
+            return self.routes
+        return self.routes[self.inputs.unit_rows().to(self.routes.device)]
 
     def mean(self, values: Tensor, segment: str = TASK) -> Tensor:
         """Mean of per-row `values` (rows of the segment) over all processes' rows of that segment."""
@@ -131,6 +175,26 @@ class Outputs:
     features: Tensor
     logits: Tensor
     penalty: Tensor | None = None
+
+
+def inputs_hash(examples: Examples, rows: Rows) -> str:
+    """Hex sha256 over the inputs at `rows` in that order.
+
+    >>> both = Examples(["a", "b"], np.array([0, 1]), np.array([0, 1]), "text")
+    >>> inputs_hash(both, np.array([0])) == inputs_hash(both.take([0, 1]), np.array([1]))
+    False
+    """
+    digest = hashlib.sha256(examples.modality.encode())
+    for row in rows.tolist():
+        item = examples.inputs[row]
+        if isinstance(item, np.ndarray):
+            digest.update(f"|{item.shape}|".encode())
+            digest.update(np.ascontiguousarray(item).data)
+        else:
+            data = str(item).encode()
+            digest.update(f"|{len(data)}|".encode())
+            digest.update(data)
+    return digest.hexdigest()
 
 
 def columns_of(parts: Sequence[tuple[Dataset, Rows]], device: torch.device) -> tuple[Tensor, Tensor]:

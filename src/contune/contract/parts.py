@@ -27,6 +27,7 @@ class Part(ABC):  # noqa: B024  every hook of a part is optional; the rooms belo
     """What all parts share: a name in the configuration, and a state."""
 
     name: ClassVar[str] = ""
+    language: ClassVar[bool] = True  # whether it makes sense where every token of an answer is a row
 
     def state(self) -> State:
         """What this part remembers."""
@@ -110,10 +111,11 @@ class Head(Part):
     """How features become answers: one score per seen class.
 
     `takes_modules`: whether prediction features (B, m d) of a modular adapter's m modules side by side make sense to it:
-    not at all, while their number stays the same, or though it grows.
+    not at all, while their number stays the same, or though it grows. `language` heads score tokens, not classes.
     """
 
     closed_form: ClassVar[bool] = False
+    language: ClassVar[bool] = False
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "one"
     loss_over: Literal["seen", "own-task"] = "seen"
     lr_scale: float = 1.0

@@ -4,6 +4,8 @@ from typing import Any, Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from contune.backbone.config import Precision
+
 
 @final
 class TrainSettings(BaseModel):
@@ -22,11 +24,32 @@ class TrainSettings(BaseModel):
         0.0, ge=0, lt=1, description="share of each task's steps with a linearly rising learning rate"
     )
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null for none")
-    augment: bool = Field(False, description="images: random resized crop and flip; turns caches off in training")
+    augment: bool = Field(
+        False, description="images: random resized crop and flip; without views it turns caches off in training"
+    )
+    views: int | None = Field(
+        None, ge=1, description="with augment: every image has this many fixed augmented views, epoch e takes e % views"
+    )
     group_by_length: bool = Field(True, description="texts: batches of similar length, in an order that stays random")
+    precision: Precision = Field(
+        "fp32", description="bf16: frozen matrices and products in bf16, what is trained in float32; for GPUs"
+    )
     seed: int = 0
     checkpoint_seconds: float = Field(60.0, ge=0, description="longest time inside a task without a checkpoint")
     checkpoint_steps: int | None = Field(None, ge=1, description="also checkpoint after this many steps")
+
+    @property
+    def fresh_views(self) -> bool:
+        """Whether every epoch draws new augmented views, of which nothing can be kept."""
+        return self.augment and self.views is None
+
+    def view_of(self, epoch: int) -> int | None:
+        """The fixed augmented view of an epoch; None where there is none.
+
+        >>> [TrainSettings(augment=True, views=2).view_of(epoch) for epoch in range(3)]
+        [0, 1, 0]
+        """
+        return epoch % self.views if self.augment and self.views else None
 
     def with_changes(self, changes: dict[str, Any]) -> "TrainSettings":
         """These settings with some of them replaced, checked again."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from contune.stream.exchange import decoded
 from contune.stream.task import Examples, Image
 
 
@@ -43,6 +44,8 @@ def examples_state(examples: Examples) -> State:
     tensors = {"labels": torch.from_numpy(examples.labels), "ids": torch.from_numpy(examples.ids)}
     if examples.modality == "text":
         return State(tensors, {"modality": "text", "texts": list(examples.inputs)})
+    if examples.modality == "language":
+        return State(tensors, {"modality": "language", "texts": [str(exchange) for exchange in examples.inputs]})
     images = [np.ascontiguousarray(image) for image in examples.inputs]
     flat = np.concatenate([image.ravel() for image in images]) if images else np.empty(0, dtype=np.uint8)
     sizes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
@@ -54,6 +57,8 @@ def examples_from_state(state: State) -> Examples:
     labels, ids = state.tensors["labels"].numpy(), state.tensors["ids"].numpy()
     if state.values["modality"] == "text":
         return Examples(list(state.values["texts"]), labels, ids, "text")
+    if state.values["modality"] == "language":
+        return Examples([decoded(text) for text in state.values["texts"]], labels, ids, "language")
     sizes = state.tensors["sizes"].numpy()
     images = split_images(state.tensors["pixels"].numpy(), sizes.tolist())
     return Examples(images, labels, ids, "image")

@@ -1,11 +1,12 @@
 """The store of frozen results: features and lower hidden states, computed once per example.
 
-Everything here is a pure function of a data set and frozen weights, computed over the whole data set in a fixed order
-and in fixed batches. So it gives the same bits whether it was kept, dropped or recomputed after a kill.
+Everything here is a pure function of examples and frozen weights. The rows of one label are computed together, in a
+fixed order and in fixed batches, and filed together: so a result gives the same bits whether it was kept, dropped or
+recomputed after a kill, and another order of the classes finds again what an earlier one computed.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,87 +57,169 @@ def fixed_batches(lengths: Rows, size: int) -> Iterator[Rows]:
         yield order[start : start + size]
 
 
-@final
-class FrozenStore:
-    """Keeps frozen results under a limit: in memory, or in a folder that several runs may share.
+def flat_rows(rows: Rows, offsets: Rows | None) -> Tensor:
+    """Where the values of `rows` lie in a result: the rows themselves, or with offsets every position of theirs.
 
-    When the limit is reached the result used longest ago is dropped; a result larger than the limit is never kept.
+    >>> flat_rows(np.array([2, 0]), np.array([0, 1, 1, 3])).tolist()
+    [1, 2, 0]
+    """
+    if offsets is None:
+        return torch.from_numpy(rows)
+    spans = [np.arange(offsets[row], offsets[row + 1]) for row in rows.tolist()]
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *spans]))
+
+
+@final
+class Shelf:
+    """Results kept in memory under a limit, the one used longest ago dropped first; several runs may share one.
+
+    A result is found again as a whole by its key, and piece by piece: the rows of one label by their own key.
     """
 
-    def __init__(self, settings: CacheSettings, ledger: Ledger, processes: Processes, watch: Watch = no_watch) -> None:
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._pieces: dict[str, tuple[str, Tensor]] = {}
+
+    def whole(self, key: str) -> Tensor | None:
+        """The result that was kept under `key`."""
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def piece(self, key: str) -> Tensor | None:
+        """The rows that were kept as a piece of some result, in the order they were kept in."""
+        where, places = self._pieces.get(key, ("", None))
+        result = self._kept.get(where)
+        return None if result is None or places is None else result[places]
+
+    def keep(self, key: str, result: Tensor, pieces: dict[str, Tensor], limit: int) -> None:
+        """Keep a result where it is not larger than `limit` bytes; `pieces` says where the rows of each piece lie."""
+        if result.nbytes > limit:
+            return
+        self._kept[key] = result
+        self._pieces |= {piece: (key, places) for piece, places in pieces.items()}
+        while self.nbytes() > limit:
+            dropped, _ = self._kept.popitem(last=False)
+            self._pieces = {piece: found for piece, found in self._pieces.items() if found[0] != dropped}
+
+    def nbytes(self) -> int:
+        """Bytes of all results that are kept."""
+        return sum(result.nbytes for result in self._kept.values())
+
+
+@final
+class FrozenStore:
+    """Keeps frozen results: on a shelf in memory, and where a folder is named also there, for several runs to share.
+
+    A result larger than the limit is never kept in memory. `shelf` may be one that an earlier run has filled.
+    """
+
+    def __init__(
+        self,
+        settings: CacheSettings,
+        ledger: Ledger,
+        processes: Processes,
+        watch: Watch = no_watch,
+        shelf: Shelf | None = None,
+    ) -> None:
         self.settings = settings
         self.ledger = ledger
         self.processes = processes
         self.watch = watch
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self.shelf = shelf or Shelf()
 
     def features(self, dataset: Dataset, name: str | None, width: int, compute: Compute) -> Tensor:
         """Features (n, width) of the whole data set; kept under `name`, or computed afresh where that is None."""
-        keep = name if self.settings.features else None
-        return self._get(dataset, keep, (len(dataset), width), compute, None)
+        if name is None:
+            result = torch.zeros(len(dataset), width)
+            self._compute(dataset, result, [np.arange(len(dataset))], compute, None, "features")
+            return result
+        return self._get(dataset, name, (len(dataset), width), compute, None, keep=self.settings.features)
 
     def hidden(self, dataset: Dataset, name: str, width: int, compute: Compute) -> Ragged | None:
         """Hidden states of the whole data set, or None where they do not fit under the limit."""
         lengths = dataset.prepared.lengths
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         shape = (int(offsets[-1]), width)
-        if not self.settings.hidden or not self._fits(shape):
+        if not self.keeps_hidden([dataset], width):
             return None
-        return Ragged(self._get(dataset, name, shape, compute, offsets), offsets)
+        return Ragged(self._get(dataset, name, shape, compute, offsets, keep=True), offsets)
 
     def keeps_features(self, shape: tuple[int, int]) -> bool:
         """Whether features of this shape would be kept, so that asking for them batch by batch is cheap."""
         return self.settings.features and self._fits(shape)
 
+    def keeps_hidden(self, datasets: Sequence[Dataset], width: int) -> bool:
+        """Whether the hidden states of all these data sets would be kept at the same time."""
+        length = sum(int(dataset.prepared.lengths.sum()) for dataset in datasets)
+        return self.settings.hidden and self._fits((length, width))
+
+    @property
+    def _limit(self) -> int:
+        return self.settings.memory_mb * 2**20
+
     def _fits(self, shape: tuple[int, int]) -> bool:
-        return self.settings.folder is not None or shape[0] * shape[1] * 4 <= self.settings.memory_mb * 2**20
+        return self.settings.folder is not None or shape[0] * shape[1] * 4 <= self._limit
 
     def _get(
-        self, dataset: Dataset, name: str | None, shape: tuple[int, int], compute: Compute, offsets: Rows | None
+        self,
+        dataset: Dataset,
+        name: str,
+        shape: tuple[int, int],
+        compute: Compute,
+        offsets: Rows | None,
+        *,
+        keep: bool,
     ) -> Tensor:
-        if name is None:
-            return self._compute(dataset, shape, compute, offsets, "features")
         key = f"{name}-{dataset.key}"
-        found = self._find(key)
+        found = self.shelf.whole(key) if keep else None
         if found is not None:
             return found
-        result = self._compute(dataset, shape, compute, offsets, name.split("-")[0])
-        self._keep(key, result)
+        result, places = torch.zeros(shape), {piece: flat_rows(rows, offsets) for piece, rows in dataset.pieces.items()}
+        known = {piece: self._find(f"{name}-{piece}") for piece in places} if keep else {}
+        missing = [piece for piece in places if known.get(piece) is None]
+        groups = [dataset.pieces[piece] for piece in missing]
+        if groups:
+            self._compute(dataset, result, groups, compute, offsets, name.split("-")[0])
+        for piece, values in known.items():
+            if values is not None:
+                result[places[piece]] = values
+        if keep:
+            self.shelf.keep(key, result, {f"{name}-{piece}": place for piece, place in places.items()}, self._limit)
+            self._write({f"{name}-{piece}": result[places[piece]] for piece in missing if self.settings.folder})
         return result
 
     def _find(self, key: str) -> Tensor | None:
-        if self.settings.folder is not None:
-            path = Path(self.settings.folder) / f"{key}.safetensors"
-            if not path.exists():
-                return None
-            with safe_open(path, "pt") as file:
-                result: Tensor = file.get_tensor("result")
-            return result
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        return None
+        kept = self.shelf.piece(key)
+        if kept is not None or self.settings.folder is None:
+            return kept
+        path = Path(self.settings.folder) / f"{key}.safetensors"
+        if not path.exists():
+            return None
+        with safe_open(path, "pt") as file:
+            result: Tensor = file.get_tensor("result")
+        return result
 
-    def _keep(self, key: str, result: Tensor) -> None:
-        if self.settings.folder is not None:
-            folder = Path(self.settings.folder)
+    def _write(self, pieces: dict[str, Tensor]) -> None:
+        for key, values in pieces.items():
+            folder = Path(self.settings.folder or "")
             folder.mkdir(parents=True, exist_ok=True)
             with atomic_path(folder / f"{key}.safetensors") as temporary:
-                save_file({"result": result.contiguous()}, temporary)
-            return
-        limit = self.settings.memory_mb * 2**20
-        if result.nbytes > limit:
-            return
-        self._kept[key] = result
-        while sum(tensor.nbytes for tensor in self._kept.values()) > limit:
-            self._kept.popitem(last=False)
+                save_file({"result": values.contiguous()}, temporary)
 
     def _compute(
-        self, dataset: Dataset, shape: tuple[int, int], compute: Compute, offsets: Rows | None, title: str
-    ) -> Tensor:
-        result = torch.zeros(shape)
-        batches = list(fixed_batches(dataset.prepared.lengths, self.settings.batch_size))
-        with torch.no_grad(), self.watch(title, len(dataset)) as advance:
+        self,
+        dataset: Dataset,
+        result: Tensor,
+        groups: Sequence[Rows],
+        compute: Compute,
+        offsets: Rows | None,
+        title: str,
+    ) -> None:
+        lengths, size = dataset.prepared.lengths, self.settings.batch_size
+        batches = [rows[chosen] for rows in groups for chosen in fixed_batches(lengths[rows], size)]
+        with torch.no_grad(), self.watch(title, sum(len(rows) for rows in groups)) as advance:
             for number, rows in enumerate(batches):
                 if number % self.processes.count == self.processes.rank:
                     values = compute(rows).to("cpu", torch.float32)
@@ -144,7 +227,6 @@ class FrozenStore:
                     place(result, values, rows, offsets)
                 advance(len(rows))
         self.processes.sum_([result])
-        return result
 
 
 def place(result: Tensor, values: Tensor, rows: Rows, offsets: Rows | None) -> None:

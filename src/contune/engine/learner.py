@@ -1,7 +1,9 @@
 """The learner: a frozen model, a method, and what it has learned so far."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -16,10 +18,12 @@ from contune.contract.data import Dataset, Rows, TaskInfo
 from contune.contract.processes import Processes
 from contune.contract.settings import CacheSettings, TrainSettings
 from contune.contract.state import State
-from contune.contract.store import FrozenStore
+from contune.contract.store import FrozenStore, Shelf
+from contune.engine.examine import Examination, examined_language, write_answers
 from contune.engine.loop import AfterStep, StepReport, steps_of, train
 from contune.engine.observer import Observer
-from contune.errors import ConfigError, DataError
+from contune.errors import CombinationError, ConfigError, DataError
+from contune.head.language import Language
 from contune.method.catalog import build_method
 from contune.method.method import Method
 from contune.metric.ledger import Ledger
@@ -31,7 +35,8 @@ class Learner:
     """Two verbs: `learn(task)` and `predict(inputs)`.
 
     `model` is a hub id, a folder or a `ModelConfig`; `method` the name of a recipe, with its hyper-parameters as
-    keywords, or a `Method`. Raises `ConfigError` before any compute where they do not fit.
+    keywords, or a `Method`. `shelf` holds results of frozen models that another learner of this process has kept.
+    Raises `ConfigError` before any compute where they do not fit.
     """
 
     def __init__(
@@ -45,24 +50,40 @@ class Learner:
         device: str = "cpu",
         processes: Processes | None = None,
         observer: Observer | None = None,
+        shelf: Shelf | None = None,
         **options: Any,
     ) -> None:
-        self.method = build_method(method, options) if isinstance(method, str) else method
+        given = build_method(method, options) if isinstance(method, str) else method
+        self.method = given.for_language() if kind == "language" else given
+        if kind != "language" and given.head.language:
+            raise CombinationError(
+                f"head 'language' writes answers, but the stream is {kind}, where answers are classes; set kind: language, "
+                "or take another head"
+            )
         self.settings = TrainSettings().with_changes({**self.method.train, **(train or {})})
+        if self.settings.views is not None and not self.settings.augment:
+            raise ConfigError(
+                f"train.views is {self.settings.views} but train.augment is off, so that there is one view alone; "
+                "set train.augment: true, or leave train.views out"
+            )
         self.kind = kind
         self.processes = processes or Processes()
         self.observer = observer or Observer()
         self.ledger = Ledger()
         config = model if isinstance(model, ModelConfig) else ModelConfig(path=str(model))
         with self.ledger.phase("load"):
-            self.backbone = Backbone.load(config, device=device)
+            self.backbone = Backbone.load(
+                config, device=device, language=kind == "language", precision=self.settings.precision
+            )
             self.base_hash = self.backbone.base_hash()
         if self.settings.augment and self.backbone.modality != "image":
             raise ConfigError(
                 "train.augment is on but the model reads text; augmentation is for images, set it to false"
             )
-        self.store = FrozenStore(cache or CacheSettings(), self.ledger, self.processes, self.observer.watch)
+        self.store = FrozenStore(cache or CacheSettings(), self.ledger, self.processes, self.observer.watch, shelf)
         self.method.adapter.attach(self.backbone, self.settings.seed)
+        self.backbone.halve(self.method.adapter.trained().values())
+        self._frozen_hash = self.base_hash if self.settings.precision == "fp32" else self.backbone.base_hash()
         self.class_names: list[str] = []
         self.class_tasks: list[tuple[int, ...]] = []
         self.learned = 0
@@ -75,13 +96,19 @@ class Learner:
         self.end(context)
 
     def predict(self, inputs: Inputs, *, task: int | None = None) -> list[str]:
-        """The class of every input; `task` names the task where the stream is task-incremental, and only there."""
+        """The class of every input, or in language the text written to answer it.
+
+        `task` names the task where the stream is task-incremental, and only there.
+        """
         if not self.learned:
             raise ConfigError("the learner has not learned any task yet; call learn(task) first")
         rows = np.zeros(len(inputs), dtype=np.int64)
         examples = Examples(inputs, rows, np.arange(len(inputs)), self.backbone.modality)
         dataset = Dataset.of(examples, self.backbone, rows, rows + (task or 0))
-        columns = self.answers(dataset, self._allowed(task))
+        allowed = self._allowed(task)
+        if self.kind == "language":
+            return write_answers(self._reading(dataset), dataset, self._room)
+        columns = self.answers(dataset, allowed)
         return [self.class_names[column] for column in columns.tolist()]
 
     def begin(self, task: Task | Sequence[Task]) -> Context:
@@ -114,7 +141,8 @@ class Learner:
         task_rows = np.concatenate([rows for _, _, rows in datasets])
         classes = tuple(dict.fromkeys(column for each in tasks for column in self.columns(each)))
         name = tasks[0].name if len(tasks) == 1 else f"all {len(tasks)} tasks"
-        seen = len(self.class_names)
+        seen = self._columns_seen
+        known = min(known, 1) * seen if self.kind == "language" else known
         info = TaskInfo(index, name, classes, known, seen, self.kind, tuple(self.class_names))
         prepared = Dataset.of(dataset, self.backbone, labels, task_rows)
         adapting = self.method.adapt == "every-task" or index == 0
@@ -123,7 +151,7 @@ class Learner:
     def _context(self, info: TaskInfo, dataset: Dataset, *, adapting: bool, answering: bool) -> Context:
         mask = torch.zeros(max(len(self.class_tasks), 1), info.seen, dtype=torch.bool)
         for row, columns in enumerate(self.class_tasks):
-            mask[row, list(columns)] = True
+            mask[row, slice(None) if self.kind == "language" else list(columns)] = True
         method = self.method
         return Context(
             backbone=self.backbone,
@@ -137,7 +165,7 @@ class Learner:
             adapting=adapting,
             answering=answering,
             class_tasks=mask,
-            base_key=self._base_key(),
+            base_key=self._base_key,
         )
 
     def fit(
@@ -219,6 +247,29 @@ class Learner:
             scores = scores.masked_fill(closed, float("-inf"))
         return scores.argmax(dim=1).numpy()
 
+    def examine(self, dataset: Dataset, allowed: Sequence[int] | None = None) -> Examination:
+        """Answers to all examples and how good they are; depends on no other row."""
+        if self.kind == "language":
+            return examined_language(self._reading(dataset), dataset, self._room)
+        columns = self.answers(dataset, allowed)
+        given = [self.class_names[column] for column in columns.tolist()]
+        right = columns == dataset.labels
+        return Examination(given, right.astype(np.float64), np.ones(len(right), dtype=np.bool_))
+
+    @property
+    def _room(self) -> int:
+        """Tokens that a written answer may have."""
+        head = self.method.head
+        assert isinstance(head, Language)
+        return head.room
+
+    @property
+    def _columns_seen(self) -> int:
+        """Columns of the head's scores: classes so far, or all tokens there are."""
+        if self.kind == "language":
+            return int(self.backbone.language.whole.get_output_embeddings().weight.shape[0])
+        return len(self.class_names)
+
     def columns(self, task: Task) -> tuple[int, ...]:
         """The head column of each of the task's classes."""
         place = {name: column for column, name in enumerate(self.class_names)}
@@ -273,20 +324,24 @@ class Learner:
 
     def base_unchanged(self) -> bool:
         """Whether the base weights are, to the bit, what was loaded."""
-        return self.backbone.base_hash() == self.base_hash
+        return self.backbone.base_hash() == self._frozen_hash
 
     def _reading(self, dataset: Dataset | None) -> Context:
         """A context for prediction: the model at rest."""
         rows: Rows = np.zeros(0, dtype=np.int64)
         empty = Examples([], rows, rows, self.backbone.modality)
         data = dataset or Dataset(empty, self.backbone.prepare([]), rows, rows)
-        seen = len(self.class_names)
+        seen = self._columns_seen
         info = TaskInfo(max(self.learned - 1, 0), "", (), seen, seen, self.kind, tuple(self.class_names))
         return self._context(info, data, adapting=self.method.adapt == "every-task", answering=True)
 
+    @cached_property
     def _base_key(self) -> str:
-        config = self.backbone.config
-        return f"{self.base_hash[:16]}-{self.backbone.feature}-{config.image_size}-{config.max_length}"
+        """Names what features of the frozen model depend on, beside the examples."""
+        backbone = self.backbone
+        reading = [backbone.feature, backbone.parts.reader.description(), backbone.device.type, backbone.precision]
+        described = repr([*reading, self.store.settings.batch_size])
+        return f"{self.base_hash[:16]}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
 
     def _allowed(self, task: int | None) -> Sequence[int] | None:
         if self.kind != "task-incremental":

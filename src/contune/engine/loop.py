@@ -195,27 +195,34 @@ def local_batch(
 ) -> Batch | None:
     """This process's rows of every segment, or None where it has none."""
     parts, segments, counts, start = [], {}, {}, 0
+    if processes.count > 1 and not context.settings.fresh_views:
+        # What is kept is computed by all processes together, also by those that have no row of this step.
+        context.prepare([selection.dataset for selection in selections.values()], context.settings.view_of(place[0]))
     for name, selection in selections.items():
         rows: Rows = selection.rows[processes.rank :: processes.count]
-        counts[name] = len(selection.rows)
-        segments[name] = slice(start, start + len(rows))
-        start += len(rows)
+        units = selection.dataset.prepared.units
+        counts[name] = units(selection.rows)
+        segments[name] = slice(start, start + units(rows))
+        start = segments[name].stop
         if len(rows):
             parts.append((selection.dataset, rows))
     if not parts:
         return None
     augment = None
-    if context.settings.augment and context.backbone.modality == "image":
+    if context.settings.fresh_views and context.backbone.modality == "image":
         augment = torch_generator(context.settings.seed, "augment", context.task.index, *place, processes.rank)
-    return context.batch(parts, segments=segments, counts=counts, augment=augment)
+    view = context.settings.view_of(place[0])
+    return context.batch(parts, segments=segments, counts=counts, augment=augment, view=view)
 
 
 def classification_loss(
     context: Context, batch: Batch, outputs: Outputs, selections: Mapping[str, Selection]
 ) -> Tensor:
     """Cross-entropy over the classes that may compete: a mean over the task's and joined rows, and weighted terms."""
-    mask = context.class_mask(batch.tasks)
-    rows = functional.cross_entropy(outputs.logits.masked_fill(~mask, float("-inf")), batch.labels, reduction="none")
+    logits = outputs.logits
+    if not context.head.language:
+        logits = logits.masked_fill(~context.class_mask(batch.tasks), float("-inf"))
+    rows = functional.cross_entropy(logits, batch.labels, reduction="none")
     joined = [name for name, selection in selections.items() if selection.weight is None]
     count = sum(batch.counts[name] for name in joined)
     loss = torch.stack([rows[batch.segments[name]].sum() for name in joined]).sum() / count

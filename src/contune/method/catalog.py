@@ -50,12 +50,15 @@ def recipes() -> dict[str, Recipe]:
 
 @cache
 def parts(room: str) -> dict[str, Callable[..., Any]]:
-    """All parts of a room by name: final classes that have a name, and functions that return the room's class."""
+    """All parts of a room by name: final classes that have a name, and functions that return the room's class.
+
+    The language head is not among them: it takes the linear head's place by itself in streams of kind `language`.
+    """
     package, base = ROOMS[room]
     found: dict[str, Callable[..., Any]] = {}
     for module in (*_modules(package), *_plugins):
         for _, cls in _public(module, inspect.isclass):
-            if issubclass(cls, base) and cls.__dict__.get("name"):
+            if issubclass(cls, base) and cls.__dict__.get("name") and not (base is Head and cls.language):
                 found[cls.__dict__["name"]] = cls
         for name, function in _public(module, inspect.isfunction):
             if _returns(function) is base:

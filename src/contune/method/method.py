@@ -1,11 +1,12 @@
 """What a method is: one adapter, one head, some rules, perhaps a router, and how training is best run for it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
 from contune.contract.parts import Adapter, Head, Router, Rule
 from contune.errors import CombinationError
+from contune.head.language import Language
 
 
 @final
@@ -45,6 +46,26 @@ class Method:
         ):
             if reason:
                 raise CombinationError(reason)
+
+    def for_language(self) -> "Method":
+        """This method with the model's own language head in place of a linear one."""
+        if self.head.name not in ("linear", "language"):
+            raise CombinationError(
+                f"head {self.head.name!r} scores classes, but in a stream of kind language answers are written; take a "
+                "method with a linear head, in whose place the model's own language head comes"
+            )
+        for part in (self.adapter, *self.rules, *([] if self.router is None else [self.router])):
+            if not part.language:
+                raise CombinationError(
+                    f"{part.name!r} works on one feature or one row of scores per example, and in a stream of kind language "
+                    "every token of an answer has its own; take another method"
+                )
+        if self.adapter.modular and self.router is None:
+            raise CombinationError(
+                f"adapter {self.adapter.name!r} has several modules, and written answers come through one of them; add a "
+                "router that chooses it"
+            )
+        return self if self.head.language else replace(self, head=Language())
 
     def _check_modules(self) -> None:
         adapter, head = self.adapter, self.head

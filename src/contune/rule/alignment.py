@@ -90,6 +90,7 @@ class Alignment(Rule):
     """
 
     name: ClassVar[str] = "alignment"
+    language: ClassVar[bool] = False
     idle: ClassVar[Mapping[str, object]] = {"epochs": 0}
 
     def __init__(

@@ -35,6 +35,7 @@ class DarkExperience(Rule):
     """
 
     name = "der++"
+    language: ClassVar[bool] = False
     idle: ClassVar[Mapping[str, object]] = {"alpha": 0.0, "beta": 0.0}
 
     def __init__(self, *, size: int = 500, batch_size: int = 32, alpha: float = 0.1, beta: float = 0.5) -> None:

@@ -58,6 +58,7 @@ class ForgettingPrioritised(Rule):
     """
 
     name: ClassVar[str] = "forgetting-prioritised"
+    language: ClassVar[bool] = False
     idle: ClassVar[Mapping[str, object]] = {"phases": 0}
 
     def __init__(

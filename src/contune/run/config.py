@@ -16,7 +16,11 @@ from contune.stream.config import StreamConfig
 
 @final
 class RunConfig(BaseModel):
-    """Everything a run depends on. `methods` instead of `method` runs several on the same stream and compares them."""
+    """Everything a run depends on.
+
+    `methods` instead of `method` runs several on the same stream and compares them. `sweep` names keys with the values
+    to try: every combination is a run of its own, for each method.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -24,6 +28,7 @@ class RunConfig(BaseModel):
     stream: StreamConfig
     method: str | dict[str, Any] | None = Field(None, description="a recipe's name, {name, options}, or parts")
     methods: list[str | dict[str, Any]] | None = Field(None, description="several methods, compared")
+    sweep: dict[str, list[Any]] | None = Field(None, description="values to try by key, such as train.seed: [0, 1]")
     train: dict[str, Any] = Field(default_factory=dict, description="what differs from the method's own settings")
     cache: CacheSettings = CacheSettings()
     device: str = Field("auto", description="auto, cpu, cuda or mps")
@@ -39,7 +44,19 @@ class RunConfig(BaseModel):
         own = dict(method) if isinstance(method, dict) else {"name": method}
         own_train: Any = own.pop("train", {})
         train = {**self.train, **own_train}
-        return self.model_copy(update={"method": own, "methods": None, "train": train})
+        return self.model_copy(update={"method": own, "methods": None, "sweep": None, "train": train})
+
+    @property
+    def several(self) -> bool:
+        """Whether this is more than one run."""
+        return self.methods is not None or bool(self.sweep)
+
+    def with_values(self, values: Mapping[str, Any]) -> "RunConfig":
+        """This configuration of one method with other values of some keys, such as `train.seed`; checked again."""
+        changed = self.model_dump(mode="json", exclude_unset=True)
+        for key, value in values.items():
+            set_key(changed, key, value, "--sweep")
+        return checked(changed, "--sweep " + " ".join(f"{key}={value}" for key, value in values.items()))
 
     def label(self) -> str:
         """A short name for folders and tables."""
@@ -60,8 +77,10 @@ def builtin_configs() -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in files("contune.run").joinpath("builtin").iterdir())
 
 
-def load_config(source: str, changes: Sequence[str] = ()) -> tuple[RunConfig, Path]:
+def load_config(source: str, changes: Sequence[str] = (), sweeps: Sequence[str] = ()) -> tuple[RunConfig, Path]:
     """The configuration of a YAML file or of a built-in name, with `key.inner=value` changes.
+
+    `sweeps` are `key.inner=value,value,...`: the values to try.
 
     Gives also the folder that its relative paths start from. Raises `ConfigError` naming the key.
     """
@@ -72,10 +91,12 @@ def load_config(source: str, changes: Sequence[str] = ()) -> tuple[RunConfig, Pa
         text, base = files("contune.run").joinpath("builtin", f"{source}.yaml").read_text(), Path.cwd()
     else:
         raise ConfigError(f"no configuration {source!r}: give a YAML file or one of {', '.join(builtin_configs())}")
-    return parse_config(text, changes, source), base
+    return parse_config(text, changes, source, sweeps), base
 
 
-def parse_config(text: str, changes: Sequence[str] = (), source: str = "the configuration") -> RunConfig:
+def parse_config(
+    text: str, changes: Sequence[str] = (), source: str = "the configuration", sweeps: Sequence[str] = ()
+) -> RunConfig:
     """A checked configuration from YAML text."""
     try:
         values = yaml.safe_load(text)
@@ -85,6 +106,13 @@ def parse_config(text: str, changes: Sequence[str] = (), source: str = "the conf
         raise ConfigError(f"{source} holds {type(values).__name__}; give keys: model, stream, method, train")
     for change in changes:
         apply_change(values, change)
+    for sweep in sweeps:
+        add_sweep(values, sweep)
+    return checked(values, source)
+
+
+def checked(values: Mapping[str, Any], source: str) -> RunConfig:
+    """The configuration that these values make; raises `ConfigError` naming the key."""
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
@@ -112,6 +140,11 @@ def apply_change(values: dict[str, Any], change: str) -> None:
     key, sign, text = change.partition("=")
     if not sign or not key:
         raise ConfigError(f"--set is given {change!r}; write key=value, such as train.epochs=3")
+    set_key(values, key, number_or(yaml.safe_load(text)), "--set")
+
+
+def set_key(values: dict[str, Any], key: str, value: Any, option: str) -> None:
+    """Put a value under `a.b.c` in nested mappings; `option` is where the user wrote it."""
     place = values
     *outer, last = key.split(".")
     for name in outer:
@@ -119,9 +152,29 @@ def apply_change(values: dict[str, Any], change: str) -> None:
         if isinstance(inner, str):
             inner = place[name] = {"name": inner}
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {key}: {name!r} holds {inner!r}, which has no keys inside")
+            raise ConfigError(f"{option} {key}: {name!r} holds {inner!r}, which has no keys inside")
         place = inner
-    place[last] = number_or(yaml.safe_load(text))
+    place[last] = value
+
+
+def add_sweep(values: dict[str, Any], sweep: str) -> None:
+    """Add `a.b=value,value,...` to the sweep; the values are read as YAML.
+
+    >>> values = {}
+    >>> add_sweep(values, "train.lr=1e-3,0.1"); add_sweep(values, "method.layers=all,[1, 2]"); values
+    {'sweep': {'train.lr': [0.001, 0.1], 'method.layers': ['all', [1, 2]]}}
+    """
+    key, sign, text = sweep.partition("=")
+    try:
+        found = yaml.safe_load(f"[{text}]")
+    except yaml.YAMLError:
+        found = None
+    if not sign or not key or not found:
+        raise ConfigError(f"--sweep is given {sweep!r}; write key=value,value, such as train.seed=0,1,2")
+    whole = values.setdefault("sweep", {})
+    if key in whole:
+        raise ConfigError(f"{key} is swept twice; write all of its values behind one --sweep {key}=")
+    whole[key] = [number_or(value) for value in found]
 
 
 def number_or(value: Any) -> Any:

@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -26,18 +25,21 @@ from contune.contract.context import Context
 from contune.contract.data import Dataset
 from contune.contract.processes import Processes
 from contune.contract.state import State
+from contune.contract.store import Shelf
+from contune.engine.examine import Examination
 from contune.engine.learner import Learner
 from contune.engine.loop import StepReport
 from contune.engine.observer import Observer
 from contune.errors import ConfigError, ContuneError
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
+from contune.metric.language import language_matrices, mean_matrix
 from contune.metric.predictions import matrix_from_predictions
 from contune.metric.summary import summary
 from contune.run.config import RunConfig, explain
 from contune.run.directory import RunDirectory
 from contune.run.events import EventFile
-from contune.stream.build import load_stream
+from contune.run.shared import Shared
 from contune.stream.task import Stream, Task
 
 COLUMNS = pa.schema(
@@ -48,6 +50,16 @@ COLUMNS = pa.schema(
         ("label", pa.string()),
         ("prediction", pa.string()),
         ("correct", pa.bool_()),
+    ]
+)
+LANGUAGE_COLUMNS = pa.schema(
+    [
+        *COLUMNS,
+        ("score", pa.float64()),
+        ("well_formed", pa.bool_()),
+        ("nats", pa.float64()),
+        ("tokens", pa.int64()),
+        ("bytes", pa.int64()),
     ]
 )
 
@@ -67,7 +79,9 @@ def make_method(config: RunConfig) -> Method:
     return compose(method)
 
 
-def make_learner(config: RunConfig, stream: Stream, processes: Processes, observer: Observer) -> Learner:
+def make_learner(
+    config: RunConfig, stream: Stream, processes: Processes, observer: Observer, shelf: Shelf | None = None
+) -> Learner:
     """A learner for the stream; whatever does not fit is refused here, before any compute."""
     from pydantic import ValidationError
 
@@ -84,6 +98,7 @@ def make_learner(config: RunConfig, stream: Stream, processes: Processes, observ
             device=choose_device(config.device),
             processes=processes,
             observer=observer,
+            shelf=shelf,
         )
     except ValidationError as error:
         raise ConfigError(f"train: {explain(error, TrainSettings)}") from error
@@ -100,10 +115,19 @@ def choose_device(name: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def start_run(config: RunConfig, base: Path, out: Path, *, processes: Processes, observer: Observer) -> Path:
-    """Make a new run directory and run in it until the end."""
-    stream = load_stream(config.stream, base=base)
-    learner = make_learner(config, stream, processes, observer)
+def start_run(
+    config: RunConfig,
+    base: Path,
+    out: Path,
+    *,
+    processes: Processes,
+    observer: Observer,
+    shared: Shared | None = None,
+) -> Path:
+    """Make a new run directory and run in it until the end; `shared` is what the runs before it have left."""
+    shared = shared or Shared()
+    stream = shared.stream(config.stream, base)
+    learner = make_learner(config, stream, processes, observer, shared.shelf)
     resolved = resolved_config(config, learner, base)
     directory = RunDirectory(out)
     if processes.main:
@@ -113,14 +137,22 @@ def start_run(config: RunConfig, base: Path, out: Path, *, processes: Processes,
     return out
 
 
-def resume_run(out: Path, *, processes: Processes, observer: Observer, say: Callable[[str], None]) -> Path:
+def resume_run(
+    out: Path,
+    *,
+    processes: Processes,
+    observer: Observer,
+    say: Callable[[str], None],
+    shared: Shared | None = None,
+) -> Path:
     """Go on with a run from its newest whole checkpoint; a finished run is left as it is."""
     directory = RunDirectory.open(out)
     values = yaml.safe_load((out / "config.yaml").read_text())
     base = Path(values.pop("base", "."))
     config = RunConfig.model_validate(values)
-    stream = load_stream(config.stream, base=base)
-    learner = make_learner(config, stream, processes, observer)
+    shared = shared or Shared()
+    stream = shared.stream(config.stream, base)
+    learner = make_learner(config, stream, processes, observer, shared.shelf)
     execution = _Execution(config, stream, learner, directory, observer)
     execution.go(say=say)
     return out
@@ -128,7 +160,7 @@ def resume_run(out: Path, *, processes: Processes, observer: Observer, say: Call
 
 def resolved_config(config: RunConfig, learner: Learner, base: Path) -> str:
     """Every key with the value that is used, as YAML."""
-    values = config.model_dump(mode="json", exclude={"methods"})
+    values = config.model_dump(mode="json", exclude={"methods", "sweep"})
     values["train"] = learner.settings.model_dump(mode="json")
     values["base"] = str(base)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -152,7 +184,8 @@ class _Execution:
         self.lessons: list[Sequence[Task]] = (
             [stream.tasks] if learner.method.joint else [[task] for task in stream.tasks]
         )
-        self.rows = COLUMNS.empty_table()
+        self.columns = LANGUAGE_COLUMNS if stream.kind == "language" else COLUMNS
+        self.rows = self.columns.empty_table()
         self.tests: dict[int, Dataset] = {}
         self.events: EventFile | None = None
         self.stop = threading.Event()
@@ -221,7 +254,7 @@ class _Execution:
         self.learner.ledger.load(position["ledger"])
         path = self.directory.folder / "predictions.parquet"
         if path.exists() and lesson:
-            table = pq.read_table(path, schema=COLUMNS)
+            table = pq.read_table(path, schema=self.columns)
             self.rows = table.filter(pc.less(table["after_task"], self._matrix_row(lesson)))
         memory = {
             name.removeprefix("optimizer/"): t for name, t in state.tensors.items() if name.startswith("optimizer/")
@@ -236,7 +269,8 @@ class _Execution:
         if context is None:
             context = self.learner.begin(tasks)
         self.observer.task_begins(context.task, len(self.lessons), self.learner.steps(context), len(context.dataset))
-        self._event("task", task=lesson, name=context.task.name, steps=self.learner.steps(context))
+        if not done:  # a run that goes on inside the task has said so already
+            self._event("task", task=lesson, name=context.task.name, steps=self.learner.steps(context))
         self.saved_at = time.monotonic()
         self.learner.fit(context, lambda report: self._after_step(lesson, report), done=done, memory=memory)
         if self.main:
@@ -274,9 +308,9 @@ class _Execution:
             for index, task in enumerate(seen):
                 dataset = self.tests.setdefault(index, self.learner.test_dataset(task))
                 allowed = self.learner.class_tasks[index] if self.stream.kind == "task-incremental" else None
-                answers = self.learner.answers(dataset, allowed)
-                tables.append(prediction_table(row, index, task, dataset, answers, self.learner.class_names))
-                accuracies.append(float(np.mean(answers == dataset.labels)))
+                found = self.learner.examine(dataset, allowed)
+                tables.append(prediction_table(row, index, task, dataset, found, self.learner.class_names))
+                accuracies.append(float(found.scores.mean()))
         self.rows = pa.concat_tables(tables)
         self._event("accuracy", task=row, accuracies=accuracies)
         self.observer.evaluated(context.task, accuracies)
@@ -296,8 +330,7 @@ class _Execution:
 
     def _summary(self, finished: bool) -> dict[str, Any]:
         learner, tasks = self.learner, self.stream.tasks
-        columns = {name: self.rows[name].to_numpy(zero_copy_only=False) for name in ("after_task", "task", "correct")}
-        matrix = matrix_from_predictions(columns["after_task"], columns["task"], columns["correct"], len(tasks))
+        matrix, more = matrices(self.rows, len(tasks))
         done = matrix[: self._matrix_row(learner.learned if not learner.method.joint else 1)]
         sizes = [len(task.test) for task in tasks]
         ledger = learner.ledger.values()
@@ -322,6 +355,7 @@ class _Execution:
                 "hash": self.stream.content_hash(),
             },
             "accuracy_matrix": done,
+            **({"language": {name: found[: len(done)] for name, found in more.items()}} if more else {}),
             "metrics": summary(done, sizes[: len(done[0])] if done else []),
             "cost": {
                 "trainable_parameters": learner.trainable_parameters,
@@ -336,6 +370,7 @@ class _Execution:
                 "sha256": learner.base_hash,
                 "base_unchanged": learner.base_unchanged(),
                 "feature": learner.backbone.feature,
+                "precision": learner.backbone.precision,
             },
             "seeds": {"train": learner.settings.seed, "order": self.stream.order_seed},
             "versions": {name: version(name) for name in ("contune", "torch", "transformers", "peft", "numpy")},
@@ -346,13 +381,28 @@ class _Execution:
             self.events.write(event, **values)
 
 
+def matrices(rows: pa.Table, tasks: int) -> tuple[list[list[float | None]], dict[str, list[list[float | None]]]]:
+    """The accuracy matrix from the stored predictions, and for language what else they tell."""
+    columns = {name: rows[name].to_numpy(zero_copy_only=False) for name in rows.column_names}
+    place = columns["after_task"], columns["task"]
+    if "score" not in columns:
+        return matrix_from_predictions(*place, columns["correct"], tasks), {}
+    nats, tokens, sizes, formed = (columns[name] for name in ("nats", "tokens", "bytes", "well_formed"))
+    return mean_matrix(*place, columns["score"], tasks), language_matrices(*place, nats, tokens, sizes, formed, tasks)
+
+
 def prediction_table(
-    row: int, index: int, task: Task, dataset: Dataset, answers: Any, names: Sequence[str]
+    row: int, index: int, task: Task, dataset: Dataset, found: Examination, names: Sequence[str]
 ) -> pa.Table:
     """What was answered on one task's test examples, one row each."""
-    count = len(answers)
-    labels = [names[column] for column in dataset.labels.tolist()]
-    given = [names[column] for column in answers.tolist()]
-    correct = (answers == dataset.labels).tolist()
-    values = [[row] * count, [index] * count, task.test.ids.tolist(), labels, given, correct]
-    return pa.table(dict(zip(COLUMNS.names, values, strict=True)), schema=COLUMNS)
+    count = len(dataset)
+    correct = (found.scores == 1.0).tolist()
+    values = [[row] * count, [index] * count, task.test.ids.tolist()]
+    if found.reading is None:
+        labels = [names[column] for column in dataset.labels.tolist()]
+        return pa.table(dict(zip(COLUMNS.names, [*values, labels, list(found.given), correct], strict=True)), COLUMNS)
+    right = [exchange.answer for exchange in task.test.inputs]
+    sizes = [len(text.encode()) for text in right]
+    reading = [found.reading.nats.tolist(), found.reading.tokens.tolist(), sizes]
+    values += [right, list(found.given), correct, found.scores.tolist(), found.well_formed.tolist(), *reading]
+    return pa.table(dict(zip(LANGUAGE_COLUMNS.names, values, strict=True)), LANGUAGE_COLUMNS)

@@ -1,16 +1,21 @@
-"""Several methods on one stream: a directory of run directories that is begun and gone on with as a whole."""
+"""Several runs of one configuration: a directory of run directories that is begun and gone on with as a whole.
+
+The runs are those of its `methods`, for every combination of the values in its `sweep`.
+"""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import yaml
 
 from contune._files import atomic_path
 from contune.errors import RunDirectoryError
-from contune.run.config import RunConfig, parse_config
+from contune.run.config import RunConfig, checked
 
 FILE = "methods.yaml"
 
@@ -18,7 +23,7 @@ FILE = "methods.yaml"
 @final
 @dataclass(frozen=True)
 class Group:
-    """The runs of a configuration with `methods`: each one's folder name and its own configuration, in order."""
+    """The runs of a configuration with `methods` or a `sweep`: each one's folder name and own configuration, in order."""
 
     folder: Path
     base: Path
@@ -30,7 +35,7 @@ class Group:
         if folder.exists() and any(folder.iterdir()):
             raise RunDirectoryError(f"{folder} exists already and is never overwritten; choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
-        values = {**config.model_dump(mode="json", exclude_none=True), "base": str(base)}
+        values = {**config.model_dump(mode="json", exclude_unset=True), "base": str(base)}
         with atomic_path(folder / FILE) as temporary:
             temporary.write_text(yaml.safe_dump(values, sort_keys=False))
         return Group(folder, base, members_of(config))
@@ -43,7 +48,7 @@ class Group:
             return None
         values = yaml.safe_load(file.read_text())
         base = Path(values.pop("base"))
-        return Group(folder, base, members_of(parse_config(yaml.safe_dump(values), source=str(file))))
+        return Group(folder, base, members_of(checked(values, str(file))))
 
     def begun(self, label: str) -> bool:
         """Whether this member's run directory exists."""
@@ -56,9 +61,29 @@ class Group:
 
 
 def members_of(config: RunConfig) -> tuple[tuple[str, RunConfig], ...]:
-    """Folder name and configuration of every method."""
-    singles = [config.single(method) for method in config.methods or []]
-    return tuple(zip(unique([single.label() for single in singles]), singles, strict=True))
+    """Folder name and configuration of every method with every combination of the sweep's values.
+
+    The folder is named by what tells the runs apart: the method where there are several, then `key=value`. Raises
+    `ConfigError` for a key or value that a run cannot have.
+    """
+    sweep, labels, singles = config.sweep or {}, [], []
+    for method in config.methods or [config.method or {}]:
+        for chosen in product(*sweep.values()):
+            single, values = config.single(method), dict(zip(sweep, chosen, strict=True))
+            singles.append(single.with_values(values) if values else single)
+            name = [single.label()] if config.methods or not sweep else []
+            labels.append(",".join([*name, *(f"{key}={shown(value)}" for key, value in values.items())]))
+    return tuple(zip(unique(labels), singles, strict=True))
+
+
+def shown(value: Any) -> str:
+    """A value as a part of a folder's name.
+
+    >>> shown(0.001), shown(None), shown([1, 2]), shown("data/a b.csv")
+    ('0.001', 'null', '1-2', 'data-a-b.csv')
+    """
+    text = value if isinstance(value, str) else json.dumps(value)
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-")[:60]
 
 
 def unique(labels: Sequence[str]) -> list[str]:

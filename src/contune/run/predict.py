@@ -47,12 +47,12 @@ def predict_file(directory: Path, source: Path, task: int | None) -> Iterator[tu
 
 
 def _inputs(source: Path, modality: str) -> tuple[Inputs, list[str]]:
-    if modality == "text" and source.suffix == ".txt":
+    if modality in ("text", "language") and source.suffix == ".txt":
         texts = [text for line in source.read_text().splitlines() if (text := line.strip())]
         if not texts:
             raise DataError(f"{source} holds no text; write one text a line")
         return texts, texts
     found = read_inputs(source)
-    if found.modality != modality:
+    if found.modality != ("text" if modality == "language" else modality):
         raise DataError(f"{source} holds {found.modality} inputs but the run's model reads {modality}")
     return found.inputs, [str(place) for place in found.places]

@@ -17,6 +17,7 @@ from pathlib import Path
 from contune.errors import ConfigError, DataError
 from contune.stream.config import StreamConfig
 from contune.stream.images import decode_rows
+from contune.stream.language import load_language_stream
 from contune.stream.plan import collect_tasks, few, plan_by_classes, plan_by_groups, untested_classes
 from contune.stream.rows import BadRow, Row, Split, settle_bad_rows
 from contune.stream.sources import Source, read_source
@@ -36,6 +37,8 @@ def load_stream(config: StreamConfig, *, base: Path | None = None) -> Stream:
     >>> [task.class_names for task in stream.tasks]
     [('4', '6'), ('2', '7'), ('3', '5'), ('9', '0'), ('8', '1')]
     """
+    if config.kind == "language":
+        return load_language_stream(config, (base or Path.cwd()).absolute())
     source = _decoded(read_source(config, (base or Path.cwd()).absolute()))
     train = source.splits["train"]
     bad = [row for split in source.splits.values() for row in split.bad]

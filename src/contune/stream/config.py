@@ -1,10 +1,11 @@
 """The `stream` section of a configuration: which data, cut into which tasks. Checked as far as no file is needed."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from contune.stream.exchange import Measure
 from contune.stream.task import Kind
 
 PathText = Annotated[str, Field(min_length=1)]
@@ -63,8 +64,14 @@ class DataConfig(BaseModel):
             self._check_files()
         return self
 
+    def _plain_text(self) -> bool:
+        """Whether every training file is plain text, whose own end can test what was learned."""
+        groups = self.train.values() if isinstance(self.train, dict) else [self.train or ""]
+        files = [file for group in groups for file in ([group] if isinstance(group, str) else group)]
+        return all(file.lower().endswith((".txt", ".txt.gz", ".md")) for file in files)
+
     def _check_files(self) -> None:
-        if self.test is None:
+        if self.test is None and not self._plain_text():
             raise ValueError(
                 "data.train is given but data.test is not; a stream needs a test file, because nothing else may "
                 "measure what was learned"
@@ -82,6 +89,48 @@ class DataConfig(BaseModel):
                     )
 
 
+class LanguageConfig(BaseModel):
+    """How rows become prompts and answers, and documents pieces (`kind: language`).
+
+    `prompt` is a template over the columns of a table, such as `"{question}\\n{context}"`, and `answer` the column of the
+    right answer (one text, or a list of which each is right); left out, the usual layouts are known. `instructions` come
+    before the prompts of the domains they name, `name_in_prompt` puts the domain's name there, off because it tells the
+    model which task it is in. `options` are what answers are chosen from: a list, a column of lists, or `answers` for
+    every answer that the domain's training data has.
+
+    `measure`: `exact-match` (case, punctuation and articles aside), `rouge-l`, `number` (the last one), `options` (the
+    option that a written answer names), `likelihood` (the option with the highest mean log-probability per token), and
+    for documents always `tokens` (share of next tokens that are right). `auto` is likelihood where there are options,
+    else exact-match.
+
+    Plain text is cut into pieces of at most `piece` characters; `boundary` separates documents in a file, and `held_out` is
+    the share at each file's end that tests, where no test file is given. `test_examples` is the most a domain is tested
+    on, chosen by `stream.seed`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: PathText | None = None
+    answer: str | None = None
+    instructions: dict[str, str] | None = None
+    name_in_prompt: bool = False
+    options: Literal["answers"] | str | Annotated[list[str], Field(min_length=2)] | None = None
+    measure: Literal["auto"] | Measure = "auto"
+    piece: Annotated[int, Field(ge=50)] = 600
+    boundary: PathText | None = None
+    held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    test_examples: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.measure in ("options", "likelihood") and self.options is None:
+            raise ValueError(
+                f"language.measure is {self.measure}, but nothing says what the options are; give language.options: a list, "
+                "a column, or answers"
+            )
+        return self
+
+
 def _data_tag(value: Any) -> str:
     return "mapping" if isinstance(value, Mapping | DataConfig) else "name"
 
@@ -95,7 +144,8 @@ class StreamConfig(BaseModel):
     `domains` and `classes` declare their order, which is sorted otherwise. `order_seed` permutes that order; null
     keeps it. `validation` is the share of each class's training examples that is held out, `per_class` the most
     training examples a class keeps within a task, both chosen by `seed` alone. `skip_bad` leaves out bad rows and
-    says so in the stream's notes.
+    says so in the stream's notes. `kind: language` takes `data` as mappings from domain to file, one task a domain, and
+    reads them as `language` says.
 
     >>> StreamConfig(data="digits").kind
     'class-incremental'
@@ -115,6 +165,7 @@ class StreamConfig(BaseModel):
     per_class: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     skip_bad: bool = False
+    language: LanguageConfig | None = None
 
     @property
     def grouped_files(self) -> bool:
@@ -130,6 +181,8 @@ class StreamConfig(BaseModel):
     def _check(self) -> Self:
         _refuse_repeats("classes", self.classes)
         _refuse_repeats("domains", self.domains)
+        if self.language is not None and self.kind != "language":
+            raise ValueError(f"language says how text is learned as text, but kind is {self.kind}; set kind: language")
         if self.tasks is not None and self.sizes is not None:
             raise ValueError("tasks and sizes are both given; give one of them")
         if self.by is not None and self.grouped_files:

@@ -3,22 +3,22 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contune.errors import DataError
 
-Modality = Literal["text", "image"]
-Kind = Literal["class-incremental", "domain-incremental", "task-incremental"]
+Modality = Literal["text", "image", "language"]
+Kind = Literal["class-incremental", "domain-incremental", "task-incremental", "language"]
 Image = NDArray[np.uint8]
-Inputs = Sequence[str] | Sequence[Image]
+Inputs = Sequence[Any]  # of texts, of images, or of exchanges
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Inputs with their labels: texts, or RGB images of shape (height, width, 3) in uint8.
+    """Inputs with their labels: texts, RGB images of shape (height, width, 3) in uint8, or exchanges of language.
 
     `labels` (n,) are positions in the `class_names` of the task the examples belong to; `ids` (n,) name the examples
     within the stream's split and are what the prediction file quotes.
@@ -42,7 +42,7 @@ class Examples:
     def take(self, rows: NDArray[np.int64] | Sequence[int]) -> "Examples":
         """The examples at `rows`, in that order."""
         chosen = np.asarray(rows, dtype=np.int64)
-        inputs = cast(Inputs, [self.inputs[int(row)] for row in chosen])
+        inputs = [self.inputs[int(row)] for row in chosen]
         return Examples(inputs, self.labels[chosen], self.ids[chosen], self.modality)
 
     def content_hash(self) -> str:
@@ -60,7 +60,7 @@ class Examples:
 
 def joined_examples(parts: Sequence[Examples]) -> Examples:
     """Several sets of examples one after the other; what their labels mean is for the caller to keep."""
-    inputs = cast(Inputs, [item for part in parts for item in part.inputs])
+    inputs = [item for part in parts for item in part.inputs]
     labels = np.concatenate([part.labels for part in parts])
     ids = np.concatenate([part.ids for part in parts])
     return Examples(inputs, labels, ids, parts[0].modality)
@@ -93,7 +93,8 @@ class Stream:
     """Tasks in the order they arrive.
 
     `kind` says what changes from task to task: new classes (`class-incremental`), the same classes from new domains
-    (`domain-incremental`), or new classes with the task named at prediction time (`task-incremental`).
+    (`domain-incremental`), new classes with the task named at prediction time (`task-incremental`), or what text is about
+    and what is asked of it, learned and answered as text (`language`).
     """
 
     name: str

@@ -1,0 +1,45 @@
+"""The model's own language head: scores of the next token, frozen like the model; answers are written, not chosen."""
+
+from collections.abc import Callable
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from contune.backbone.language import PreparedExchanges
+from contune.contract.context import Context
+from contune.contract.parts import Head
+from contune.contract.state import State
+
+SPARE_TOKENS = 8  # beyond the longest answer that was learned: room to be wrong in
+
+
+@final
+class Language(Head):
+    """Scores (T, V) of each of the T tokens to predict, from the states before them; nothing of it is trained.
+
+    Takes the place of a linear head in streams of kind `language`. Remembers how long the longest answer of the training
+    data was, in tokens: what is written gets that much room and a little more, and no test answer is looked at for it.
+    """
+
+    name: ClassVar[str] = "language"
+    language: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self.room: int = 0
+        self._scores: Callable[[Tensor], Tensor] | None = None
+
+    def begin_task(self, context: Context) -> None:
+        self._scores = context.backbone.language.scores
+        prepared = context.dataset.prepared
+        assert isinstance(prepared, PreparedExchanges)
+        self.room = max(self.room, prepared.longest_answer + SPARE_TOKENS)
+
+    def logits(self, features: Tensor) -> Tensor:
+        assert self._scores is not None
+        return self._scores(features)
+
+    def state(self) -> State:
+        return State({}, {"room": self.room})
+
+    def load_state(self, state: State, context: Context) -> None:
+        self._scores, self.room = context.backbone.language.scores, int(state.values["room"])

@@ -1,0 +1,60 @@
+"""Matrices of language runs from the stored predictions: loss per token, bits per byte, and answers without form.
+
+Entry [i][j] is measured on task j after learning task i; None where nothing was. All arrays have one entry for each
+stored answer.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int64] | Sequence[int]
+Floats = NDArray[np.float64] | Sequence[float]
+Matrix = list[list[float | None]]
+
+
+def ratio_matrix(after_task: Integers, task: Integers, above: Floats, below: Floats, tasks: int) -> Matrix:
+    """Sum of `above` over sum of `below` in every cell; None where the latter is 0.
+
+    >>> ratio_matrix([0, 1, 1], [0, 0, 0], [1.0, 2.0, 4.0], [1.0, 1.0, 1.0], tasks=2)
+    [[1.0, None], [3.0, None]]
+    """
+    cells = np.asarray(after_task, dtype=np.int64) * tasks + np.asarray(task, dtype=np.int64)
+    sums = [
+        np.bincount(cells, weights=np.asarray(part, dtype=np.float64), minlength=tasks**2) for part in (above, below)
+    ]
+    top, bottom = (part.reshape(tasks, tasks) for part in sums)
+    return [[float(top[i, j] / bottom[i, j]) if bottom[i, j] else None for j in range(tasks)] for i in range(tasks)]
+
+
+def mean_matrix(after_task: Integers, task: Integers, values: Floats, tasks: int) -> Matrix:
+    """The mean of `values` in every cell."""
+    return ratio_matrix(after_task, task, values, np.ones(len(values)), tasks)
+
+
+def language_matrices(
+    after_task: Integers,
+    task: Integers,
+    nats: Floats,
+    tokens: Integers,
+    bytes_: Integers,
+    well_formed: Floats,
+    tasks: int,
+) -> dict[str, Matrix]:
+    """Loss in nats per token, bits per byte of text, and the share of answers without the form that was asked for.
+
+    Bits per byte do not depend on the tokenizer: nats / ln 2 / bytes of the UTF-8 text.
+
+    >>> one = language_matrices([0], [0], [math.log(2) * 8], [4], [2], [1.0], tasks=1)
+    >>> one["bits_per_byte"], one["format_failures"]
+    ([[4.0]], [[0.0]])
+    """
+    bits = np.asarray(nats, dtype=np.float64) / math.log(2)
+    broken = 1.0 - np.asarray(well_formed, dtype=np.float64)
+    return {
+        "loss": ratio_matrix(after_task, task, nats, np.asarray(tokens, dtype=np.float64), tasks),
+        "bits_per_byte": ratio_matrix(after_task, task, bits, np.asarray(bytes_, dtype=np.float64), tasks),
+        "format_failures": mean_matrix(after_task, task, broken, tasks),
+    }

@@ -1,0 +1,314 @@
+"""Language streams: instructions, conversations, classification in words, and plain documents; every domain is a task.
+
+```text
+JSON lines, CSV, Parquet   messages | instruction (input) output | prompt completion | question answer | text label
+plain text                 documents, cut into pieces where they break best; their last part is held out for the test
+```
+"""
+
+import gzip
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from string import Formatter
+from typing import cast, final, get_args
+
+from contune.errors import ConfigError, DataError, did_you_mean
+from contune.stream.config import DataConfig, LanguageConfig, StreamConfig
+from contune.stream.exchange import Exchange, Measure, Role, Turn, language_examples
+from contune.stream.order import arrival_order, split_rows
+from contune.stream.rows import BadRow, Place, RawTable, settle_bad_rows
+from contune.stream.tables import read_table
+from contune.stream.task import Examples, Stream, Task
+
+TEXT_SUFFIXES = (".txt", ".txt.gz", ".md")
+# Usual layouts, the first that fits is taken: the columns of the prompt and the column of the answer.
+LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("instruction", "input"), "output"),
+    (("instruction",), "output"),
+    (("prompt",), "completion"),
+    (("prompt",), "response"),
+    (("question",), "answer"),
+    (("input",), "output"),
+    (("text",), "label"),
+)
+BREAKS = ("\n\n", "\n", ". ", " ")
+NO_CLASS = ("answer",)  # of a stream without classes: answers are text
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Exchanges with their row numbers, and the rows that cannot be used."""
+
+    exchanges: Sequence[Exchange]
+    ids: Sequence[int]
+    bad: Sequence[BadRow] = ()
+
+
+def load_language_stream(config: StreamConfig, base: Path) -> Stream:
+    """Read the domains, in the order of `order_seed`; raises DataError naming file and row, before any training."""
+    data, how = config.data, config.language or LanguageConfig()
+    if not isinstance(data, DataConfig) or not isinstance(data.train, dict):
+        raise ConfigError(
+            "kind is language, where every domain is a task; give data.train (and data.test) as mappings from the name of "
+            "the domain to its file"
+        )
+    names = list(config.domains or data.train)
+    unknown = [name for name in names if name not in data.train]
+    if unknown or len(names) != len(data.train):
+        raise ConfigError(f"stream.domains must name every domain of data.train once; these are {list(data.train)}")
+    tests = data.test if isinstance(data.test, dict) else {}
+    tasks, bad = [], []
+    for place, name in enumerate(names):
+        train, test = read_domain(name, data.train[name], tests.get(name), how, base)
+        bad += [*train.bad, *test.bad]
+        tasks.append(_task(name, train, test, config, place))
+    notes = settle_bad_rows(bad, skip_bad=config.skip_bad)
+    ordered = [tasks[at] for at in arrival_order(len(tasks), config.order_seed)]
+    return Stream(", ".join(names), "language", tuple(ordered), config.order_seed, notes)
+
+
+def _task(name: str, train: Split, test: Split, config: StreamConfig, place: int) -> Task:
+    """One domain; `per_class` keeps as many of its examples, `validation` holds some out."""
+    if not train.exchanges or not test.exchanges:
+        what = "training" if not train.exchanges else "test"
+        raise DataError(f"domain {name!r} has no usable {what} example; give at least one")
+    share, seed = config.validation, (config.seed, place)
+    kept, held = split_rows(len(train.exchanges), share=share, keep=config.per_class, seed=seed)
+    how = config.language or LanguageConfig()
+    asked, _ = split_rows(len(test.exchanges), share=0.0, keep=how.test_examples, seed=seed)
+
+    def some(split: Split, rows: Sequence[int]) -> Examples:
+        return language_examples([split.exchanges[at] for at in rows], [split.ids[at] for at in rows])
+
+    validation = some(train, held.tolist()) if len(held) else None
+    return Task(name, NO_CLASS, some(train, kept.tolist()), some(test, asked.tolist()), validation)
+
+
+def read_domain(
+    name: str, train: str | Sequence[str], test: str | Sequence[str] | None, how: LanguageConfig, base: Path
+) -> tuple[Split, Split]:
+    """Training and test exchanges of one domain."""
+    files = [base / Path(one).expanduser() for one in ([train] if isinstance(train, str) else train)]
+    tests = [base / Path(one).expanduser() for one in ([test] if isinstance(test, str) else test or ())]
+    if all(file.name.lower().endswith(TEXT_SUFFIXES) for file in [*files, *tests]):
+        return _documents(files, tests, how)
+    if not tests:
+        raise ConfigError(
+            f"domain {name!r} has training data but data.test has none for it; only plain text files can do without, "
+            "whose end is held out"
+        )
+    learned = [read_exchanges(file, name, how) for file in files]
+    options = tuple(dict.fromkeys(answer for split in learned for one in split.exchanges for answer in one.answers))
+    both = (joined(learned), joined([read_exchanges(file, name, how) for file in tests]))
+    return cast(tuple[Split, Split], tuple(with_options(split, options, how) for split in both))
+
+
+def joined(splits: Sequence[Split]) -> Split:
+    """Several files one after another; ids go on counting."""
+    exchanges: list[Exchange] = []
+    ids: list[int] = []
+    bad: list[BadRow] = []
+    first = 0
+    for split in splits:
+        exchanges += split.exchanges
+        ids += [first + number for number in split.ids]
+        bad += split.bad
+        first += max([*split.ids, -1]) + 1
+    return Split(exchanges, ids, bad)
+
+
+def with_options(split: Split, labels: Sequence[str], how: LanguageConfig) -> Split:
+    """The options `labels` (every answer that training has), where the configuration asks for them."""
+    if how.options != "answers":
+        return split
+    changed = [replace(one, options=tuple(labels), measure=_measure(how, True)) for one in split.exchanges]
+    return replace(split, exchanges=changed)
+
+
+def _measure(how: LanguageConfig, options: bool) -> Measure:
+    if how.measure != "auto":
+        return how.measure
+    return "likelihood" if options else "exact-match"
+
+
+def read_exchanges(path: Path, domain: str, how: LanguageConfig) -> Split:
+    """The rows of a table file as exchanges; bad rows come back with the reason."""
+    table = read_table(path)
+    turns_of, answers_of = _columns(table, domain, how)
+    options = _options(table, how)
+    found, ids, bad = [], [], list(table.broken)
+    for at, number in enumerate(table.positions):
+        place = Place(table.source, table.unit, table.numbers[at])
+        reason = None
+        try:
+            turns, answers = turns_of(at), answers_of(at)
+            reason = _reason(turns, answers, options(at))
+        except ValueError as error:
+            reason = str(error)
+        if reason is not None:
+            bad.append(BadRow(place, reason, "fill it in or remove the row"))
+            continue
+        found.append(Exchange(turns, answers, options(at), _measure(how, bool(options(at)))))
+        ids.append(number)
+    return Split(found, ids, sorted(bad, key=lambda row: row.place.number))
+
+
+def _reason(turns: Sequence[Turn], answers: Sequence[str], options: Sequence[str]) -> str | None:
+    """What is wrong with a row, or None."""
+    if not any(turn.text.strip() for turn in turns):
+        return "the prompt is empty"
+    if not answers or not all(answer.strip() for answer in answers):
+        return "the answer is empty"
+    if options and not any(answer in options for answer in answers):
+        return f"the answer {answers[0]!r} is not among the options"
+    return None
+
+
+def _columns(
+    table: RawTable, domain: str, how: LanguageConfig
+) -> tuple[Callable[[int], tuple[Turn, ...]], Callable[[int], tuple[str, ...]]]:
+    """How to get the turns and the answers of a row."""
+    if "messages" in table.columns and how.prompt is None:
+        messages = table.read("messages")
+        return (lambda at: _conversation(messages[at])[:-1]), (lambda at: (_conversation(messages[at])[-1].text,))
+    template, answer = _layout(table, how)
+    used = [name for _, name, _, _ in Formatter().parse(template) if name]
+    for name in [*used, answer]:
+        if name not in table.columns:
+            raise DataError(
+                f"{table.source} has no column {name!r}; its columns are {', '.join(map(repr, table.columns))}; "
+                f"{did_you_mean(name, table.columns)} Set stream.language.prompt and stream.language.answer"
+            )
+    values = {name: table.read(name) for name in {*used, answer}}
+    before = [text for text in ((how.instructions or {}).get(domain), domain if how.name_in_prompt else None) if text]
+
+    def turns_of(at: int) -> tuple[Turn, ...]:
+        filled = template.format(**{name: _said(values[name][at]) for name in used})
+        return (Turn("user", "\n".join([*before, filled]).strip()),)
+
+    return turns_of, lambda at: _answers(values[answer][at])
+
+
+def _layout(table: RawTable, how: LanguageConfig) -> tuple[str, str]:
+    """The prompt's template and the answer's column: as configured, or the first usual layout that fits."""
+    for prompt, answer in LAYOUTS:
+        if answer in table.columns and all(name in table.columns for name in prompt):
+            return how.prompt or "\n".join(f"{{{name}}}" for name in prompt), how.answer or answer
+    if how.prompt is not None and how.answer is not None:
+        return how.prompt, how.answer
+    raise DataError(
+        f"{table.source} has the columns {', '.join(map(repr, table.columns))}, which are none of the usual layouts "
+        "(messages; instruction, input and output; prompt and completion; question and answer; text and label); say what "
+        "to ask with stream.language.prompt, such as '{text}', and name the column of the answer with "
+        "stream.language.answer"
+    )
+
+
+def _options(table: RawTable, how: LanguageConfig) -> Callable[[int], tuple[str, ...]]:
+    if how.options is None or how.options == "answers":
+        return lambda at: ()
+    if isinstance(how.options, list):
+        fixed = tuple(how.options)
+        return lambda at: fixed
+    if how.options not in table.columns:
+        raise DataError(f"{table.source} has no column {how.options!r} for the options")
+    values = table.read(how.options)
+    return lambda at: _answers(values[at])
+
+
+def _said(value: object) -> str:
+    """A value of a prompt's column as text; nothing where it is missing, as an optional input often is."""
+    return "" if value is None else str(value)
+
+
+def _answers(value: object) -> tuple[str, ...]:
+    items = value if isinstance(value, list) else [value]
+    if any(item is None for item in items):
+        raise ValueError("the answer is missing")
+    if any(not isinstance(item, str | int | float) for item in items):
+        raise ValueError(f"the answer is a {type(value).__name__} and not a text or a list of texts")
+    return tuple(str(item).strip() for item in items)
+
+
+def _conversation(value: object) -> tuple[Turn, ...]:
+    """The turns of a chat, up to the last one of the assistant, which is the answer."""
+    if not isinstance(value, list):
+        raise ValueError("the messages are no list")
+    turns = []
+    for item in value:
+        if not isinstance(item, Mapping) or not isinstance(item.get("content"), str):
+            raise ValueError("a message has no content")
+        if item.get("role") not in get_args(Role):
+            raise ValueError(
+                f"a message has the role {item.get('role')!r}, which is none of system, user and assistant"
+            )
+        turns.append(Turn(item["role"], item["content"].strip()))
+    while turns and turns[-1].role != "assistant":
+        turns.pop()
+    if len(turns) < 2:
+        raise ValueError("the messages hold no answer of the assistant to anything")
+    return tuple(turns)
+
+
+def _documents(files: Sequence[Path], tests: Sequence[Path], how: LanguageConfig) -> tuple[Split, Split]:
+    """Pieces of documents; without test files, the last part of every file is held out."""
+    learned = [exchange for file in files for exchange in document_exchanges(read_text(file), how)]
+    if tests:
+        asked = [exchange for file in tests for exchange in document_exchanges(read_text(file), how)]
+    else:
+        learned, asked = [], []
+        for file in files:
+            pieces_of_file = document_exchanges(read_text(file), how)
+            border = max(1, round((1 - how.held_out) * len(pieces_of_file)))
+            learned += pieces_of_file[:border]
+            asked += pieces_of_file[border:]
+    return Split(learned, range(len(learned))), Split(asked, range(len(asked)))
+
+
+def document_exchanges(text: str, how: LanguageConfig) -> list[Exchange]:
+    """The pieces of every document of a text; documents end where `boundary` stands, or with the file."""
+    documents = text.split(how.boundary) if how.boundary else [text]
+    found = []
+    for document in documents:
+        parts = [piece for piece in pieces(document, how.piece) if piece.strip()]
+        for number, piece in enumerate(parts):
+            found.append(Exchange((), (piece,), (), "tokens", ends=number == len(parts) - 1))
+    return found
+
+
+def pieces(text: str, size: int) -> list[str]:
+    """The text in pieces of at most `size` characters, cut after a paragraph, line, sentence or word where one ends.
+
+    Nothing is lost: the pieces together are the text.
+
+    >>> pieces("One two. Three", 10)
+    ['One two. ', 'Three']
+    """
+    found, start = [], 0
+    while len(text) - start > size:
+        middle, end = start + size // 2, start + size
+        cuts = (at + len(mark) for mark in BREAKS if (at := text.rfind(mark, middle, end)) >= 0)
+        stop = min(next(cuts, end), end)
+        found.append(text[start:stop])
+        start = stop
+    return [*found, text[start:]] if start < len(text) else found
+
+
+def read_text(path: Path) -> str:
+    """A text file, gzipped or not, with lines that end in a single newline."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; check the path (relative paths start at the configuration's folder)")
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.name.endswith(".gz") else data).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start + 1}); write it as UTF-8") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}); write the file again") from error
+    if not text.strip():
+        raise DataError(f"{path} is empty; give a file with text")
+    return re.sub(r"\r\n?", "\n", text)
