@@ -10,7 +10,7 @@ held out; no test example is looked at for it. With --epochs and --batch-size al
 
 Recorded choices that make it affordable: images are read at 112 pixels with interpolated positions (--image-size), texts
 are 40 a class (--per-class), and LoRA sits in the upper half of the layers, so that the lower half is computed once.
-Frozen results are shared between runs through one cache folder. The page is written to docs/results.md.
+Frozen results are shared between runs through one cache folder. The tables of docs/results.md are replaced.
 """
 
 import argparse
@@ -166,25 +166,21 @@ def train_of(method: str, same: dict[str, object]) -> dict[str, object]:
 
 
 def write_page(out: Path, names: list[str], page: Path) -> None:
-    """One table per stream, from the finished runs."""
+    """Put one table per stream, from the finished runs, between the marks of the page; a new page has marks alone."""
     from contune.run.compare import compare
     from contune.run.tables import table
 
-    lines = [
-        "# Results",
-        "",
-        "Made by `python benchmarks/results.py ../shared runs/results`: mean and sample standard deviation over class",
-        "orders. CIFAR-100 in ten tasks of ten classes (60 training images a class, read at 112 pixels) with ViT-Tiny,",
-        "CLINC150 in ten tasks of fifteen classes (40 texts a class) with all-MiniLM-L6-v2, class-incremental, recipes as",
-        "they are, LoRA in the upper half of the layers. Times are those of one machine that did other work beside, so",
-        "compare them roughly.",
-        "",
-    ]
+    text = page.read_text() if page.exists() else "# Results\n"
     for name in names:
         runs = sorted(file.parent for file in (out / name).glob("*/results.json") if finished(file))
+        start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        if start not in text:
+            text += f"\n{start}\n{end}\n"
         if runs:
-            lines += [f"## {name}", "", table(compare(runs), "md"), ""]
-    page.write_text("\n".join(lines))
+            before, after = text.split(start)[0], text.split(end)[1]
+            rows = table(compare(runs), "md").partition("\n\nAccuracies")[0]
+            text = f"{before}{start}\n\n{rows}\n\n{end}{after}"
+    page.write_text(text)
 
 
 def finished(results: Path) -> bool:
