@@ -60,6 +60,12 @@ class Run:
         return [int(count) for count in self.stream["test_examples"]]
 
     @property
+    def language(self) -> Mapping[str, list[list[float | None]]]:
+        """Matrices of loss per token, bits per byte and answers without form; empty where answers are classes."""
+        found: Mapping[str, list[list[float | None]]] = self.results.get("language") or {}
+        return found
+
+    @property
     def is_joint(self) -> bool:
         """Whether all tasks were learned at once, so that only the last row of the matrix is measured."""
         earlier = [value for row in self.matrix[:-1] for value in row]
@@ -91,13 +97,14 @@ class Run:
 @final
 @dataclass(frozen=True)
 class Predictions:
-    """The columns of `predictions.parquet`, each of length n."""
+    """The columns of `predictions.parquet`, each of length n; `score` is 0 or 1 where answers are classes."""
 
     after_task: NDArray[np.int64]
     task: NDArray[np.int64]
     label: list[str]
     prediction: list[str]
     correct: NDArray[np.bool_]
+    score: NDArray[np.float64]
 
 
 def read_run(folder: Path) -> Run:
@@ -188,8 +195,9 @@ def read_predictions(run: Run) -> Predictions:
         missing = [name for name in PREDICTION_COLUMNS if name not in names]
         if missing:
             raise RunDirectoryError(f"{path} lacks the columns {missing}; it has {names}")
-        table = parquet.read_table(path, columns=list(PREDICTION_COLUMNS))
-        arrays = {name: table[name].combine_chunks() for name in PREDICTION_COLUMNS}
+        wanted = [*PREDICTION_COLUMNS, *(["score"] if run.stream["kind"] == "language" else [])]
+        table = parquet.read_table(path, columns=wanted)
+        arrays = {name: table[name].combine_chunks() for name in wanted}
         holes = [name for name, array in arrays.items() if array.null_count]
         if holes:
             raise RunDirectoryError(f"{path} has empty cells in the columns {holes}; the file is damaged")
@@ -199,6 +207,7 @@ def read_predictions(run: Run) -> Predictions:
             label=[str(name) for name in arrays["label"].to_pylist()],
             prediction=[str(name) for name in arrays["prediction"].to_pylist()],
             correct=np.asarray(arrays["correct"].to_numpy(zero_copy_only=False), dtype=np.bool_),
+            score=np.asarray(arrays[wanted[-1]].to_numpy(zero_copy_only=False), dtype=np.float64),
         )
     except ContuneError:
         raise

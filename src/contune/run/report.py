@@ -18,6 +18,16 @@ from contune.run.report_words import describe_comparison, describe_group, share,
 from contune.run.tables import NONE, columns, percent, show_cost
 
 MOST_CLASSES = 20
+# Title, digits after the point, and what to read off it.
+LANGUAGE_TABLES = {
+    "loss": ("Loss, in nats per token", 3, "Of the right answers' tokens, each given all before it. Lower is better."),
+    "bits_per_byte": ("Bits per byte", 3, "The same loss by the size of the text, comparable between tokenizers."),
+    "format_failures": (
+        "Answers without form",
+        2,
+        "Share of written answers that name no option or number, or nothing.",
+    ),
+}
 TILES = ("last_accuracy", "learning_accuracy", "forgetting", "average_incremental_accuracy")
 PAIRED_METRICS = ("last_accuracy", "forgetting")
 COST_NAMES = {
@@ -116,7 +126,7 @@ def _title(groups: Sequence[Group]) -> str:
 def _facts(run: Run) -> list[str]:
     stream = run.stream
     facts = [str(stream["kind"]), "1 task" if run.tasks == 1 else f"{run.tasks} tasks"]
-    if stream.get("classes_per_task") and stream["kind"] != "domain-incremental":
+    if stream.get("classes_per_task") and stream["kind"] not in ("domain-incremental", "language"):
         facts.append(f"{sum(stream['classes_per_task']):,} classes")
     if isinstance(stream.get("train_examples"), list):
         facts.append(f"{sum(stream['train_examples']):,} training examples")
@@ -150,7 +160,17 @@ def _detail_view(detail: Detail) -> dict[str, Any]:
         "plots": detail_plots(detail),
         "forgotten": [entry for entry in known if (entry.forgetting or 0.0) > 0][:MOST_CLASSES],
         "classes": len(known),
+        "language": [(LANGUAGE_TABLES[name], detail.run.language[name]) for name in shown_tables(detail.run)],
     }
+
+
+def shown_tables(run: Run) -> list[str]:
+    """Which matrices of a language run say something: none of failures where every answer had its form."""
+    return [
+        name
+        for name in LANGUAGE_TABLES
+        if name in run.language and (name != "format_failures" or any(any(row) for row in run.language[name]))
+    ]
 
 
 def _costs(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import final
 
+from contune.metric.language import mean_matrix
 from contune.metric.matrix import forgetting_by_task
 from contune.metric.predictions import (
     ClassForgetting,
     TaskConfusion,
     confusion_between_tasks,
     forgetting_by_class,
-    matrix_from_predictions,
 )
 from contune.run import report_figures as draw
 from contune.run.compare import Comparison, Group
@@ -87,7 +87,7 @@ def read_details(comparison: Comparison) -> tuple[list[Detail], list[str]]:
 
 
 def _matrix_disagrees(run: Run, stored: Predictions) -> list[str]:
-    derived = matrix_from_predictions(stored.after_task, stored.task, stored.correct, run.tasks)
+    derived = mean_matrix(stored.after_task, stored.task, stored.score, run.tasks)
     for i, row in enumerate(run.matrix):
         for j, value in enumerate(row):
             other = derived[i][j]
@@ -108,7 +108,8 @@ def _detail(key: str, label: str, run: Run, stored: Predictions) -> Detail:
     confusion = None
     if run.stream["kind"] == "class-incremental" and learned > 1:
         confusion = confusion_between_tasks(after, task, labels, answers, correct, learned)
-    classes = forgetting_by_class(after, task, labels, correct, learned)
+    written = run.stream["kind"] == "language"
+    classes = [] if written else forgetting_by_class(after, task, labels, correct, learned)
     return Detail(key, label, run, classes, confusion, read_losses(run))
 
 
