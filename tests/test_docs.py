@@ -11,6 +11,7 @@ from contune.checks import run_checks
 from contune.cli import load_plugins
 from contune.run.config import RunConfig
 from contune.run.execute import make_method
+from word_tasks import tiny_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,7 +31,17 @@ def test_python_blocks_run(page: str) -> None:
         assert len(scope["answers"]) == 1
 
 
-@pytest.mark.parametrize("page", ["docs/your-own-data.md", "docs/your-own-model.md", "docs/combining-parts.md"])
+def test_python_blocks_about_language_run() -> None:
+    (code,) = blocks("docs/language-models.md", "python")
+    scope: dict[str, object] = {"MODEL": str(tiny_folder("llama-writer"))}
+    exec(compile(code, "docs/language-models.md", "exec"), scope)
+    assert len(scope["answers"]) == 1  # type: ignore[arg-type]
+
+
+YAML_PAGES = ("your-own-data", "your-own-model", "combining-parts", "language-models")
+
+
+@pytest.mark.parametrize("page", [f"docs/{name}.md" for name in YAML_PAGES])
 def test_yaml_blocks_are_valid(page: str) -> None:
     found = blocks(page, "yaml")
     assert found
