@@ -7,7 +7,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -150,6 +150,24 @@ def predict(
 
     for name, answer in predict_file(directory, inputs, task):
         typer.echo(json.dumps({"input": name, "prediction": answer}, ensure_ascii=False))
+
+
+@app.command()
+def export(
+    directory: Annotated[Path, typer.Argument(help="The run directory.")],
+    out: Annotated[Path, typer.Option(help="The new folder to write.")],
+    form: Annotated[
+        Literal["peft", "merged", "safetensors"],
+        typer.Option("--format", help="peft: a plain peft folder. merged: a stock model. safetensors: all tensors."),
+    ] = "peft",
+    plugin: Plugin = None,
+) -> None:
+    """Write what a run has learned as files that peft and transformers load."""
+    load_plugins(plugin)
+    from contune.run.export import export_run
+
+    for name in export_run(directory, out, form):
+        typer.echo(out / name)
 
 
 @app.command(name="list")

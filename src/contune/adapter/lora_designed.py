@@ -114,6 +114,12 @@ class LoraDesigned(Adapter):
     def export(self, folder: Path) -> bool:
         return self._lora.export(folder)
 
+    def export_answering(self, folder: Path) -> bool:
+        return self._lora.export_answering(folder)
+
+    def merge(self) -> bool:
+        return self._lora.merge()
+
     def state(self) -> State:
         return State.nested({"lora": self._lora.state(), "memory": self._memory.state()})
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from contune.adapter.layers import resolve_layers
-from contune.adapter.peft_adapter import inject, lora_config, set_dropout
+from contune.adapter.peft_adapter import inject, lora_config, merged_in_place, set_dropout
 from contune.adapter.targets import FUSED, KEY, VALUE
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
@@ -133,6 +133,18 @@ class LoraPerTask(Adapter):
     def export(self, folder: Path) -> bool:
         self.wrapped.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
         return True
+
+    def export_answering(self, folder: Path) -> bool:
+        """All tasks' LoRAs as one, whose A are stacked and whose B stand side by side."""
+        self._put_away(self._stacked())
+        self.wrapped.save_pretrained(str(folder), selected_adapters=["past"], save_embedding_layers=False)
+        for file in sorted((folder / "past").iterdir()):
+            file.rename(folder / file.name)
+        (folder / "past").rmdir()
+        return True
+
+    def merge(self) -> bool:
+        return merged_in_place(self._wrapped)
 
     def _matrices(self, name: str) -> dict[str, nn.Parameter]:
         """The A and B of one LoRA, named without the LoRA's own name."""

@@ -15,5 +15,8 @@ class NoAdapter(Adapter):
 
     name: ClassVar[str] = "none"
 
+    def merge(self) -> bool:
+        return True
+
     def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
         return backbone.features(batch.inputs), None

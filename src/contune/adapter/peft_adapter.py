@@ -72,6 +72,9 @@ class PeftAdapter(Adapter):
         self._wrapped.save_pretrained(str(folder), save_embedding_layers=False)
         return True
 
+    def merge(self) -> bool:
+        return merged_in_place(self._wrapped)
+
 
 def inject(backbone: Backbone, config: "PeftConfig", name: str, seed: int) -> "PeftModel":
     """Put a `peft` adapter into the backbone's model; its start values depend on `seed` alone."""
@@ -80,8 +83,19 @@ def inject(backbone: Backbone, config: "PeftConfig", name: str, seed: int) -> "P
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is on its way out
         torch.manual_seed(seed)
-        model = PeftModel(backbone.model, config, adapter_name=name, autocast_adapter_dtype=False)
+        model = PeftModel(backbone.stock, config, adapter_name=name, autocast_adapter_dtype=False)
     return model.eval()
+
+
+def merged_in_place(model: "PeftModel | None") -> bool:
+    """Add every active adapter to the weights it changes, for good; false where `peft` cannot for this kind."""
+    if model is None or not hasattr(model.base_model, "merge_and_unload"):
+        return False
+    try:
+        model.base_model.merge_and_unload(safe_merge=True)
+    except (AttributeError, NotImplementedError):
+        return False
+    return True
 
 
 def set_dropout(model: "PeftModel", training: bool) -> None:

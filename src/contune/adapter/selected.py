@@ -55,6 +55,9 @@ class SelectedParameters(Adapter):
     def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
         return backbone.features(batch.inputs, resume=batch.resume), None
 
+    def merge(self) -> bool:
+        return True  # the weights are the model's own already
+
     def state(self) -> State:
         return State({name: parameter.detach() for name, parameter in self._chosen.items()})
 

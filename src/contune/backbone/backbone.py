@@ -75,6 +75,11 @@ class Backbone:
         return self.parts.model
 
     @property
+    def stock(self) -> "PreTrainedModel":
+        """The whole stock model as its library loads it: with its language head where that answers."""
+        return self.model if self.parts.language is None else self.parts.language.whole
+
+    @property
     def modality(self) -> Modality:
         """What the model reads."""
         return self.parts.modality

@@ -106,6 +106,14 @@ class Adapter(Part):
         del folder
         return False
 
+    def export_answering(self, folder: Path) -> bool:
+        """Write what answers now as one plain `peft` folder, for a learner that learns no more; false where peft cannot."""
+        return self.export(folder)
+
+    def merge(self) -> bool:
+        """Add what was learned to the model's weights, for good; false where it is no change of weights."""
+        return False
+
 
 class Head(Part):
     """How features become answers: one score per seen class.

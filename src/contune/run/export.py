@@ -1,0 +1,117 @@
+"""From a run to files that others load: a plain `peft` folder, a merged stock model, or everything trained as tensors.
+
+Beside the model stand `head.safetensors` with the head's tensors, `labels.json` with the class of each column, and
+`contune.json`, which says how a feature is read and on which base model all of it stands.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, Literal
+
+from contune._files import write_json
+from contune.backbone import source
+from contune.contract.state import State
+from contune.engine.learner import Learner
+from contune.errors import CombinationError, RunDirectoryError
+from contune.run.predict import load_learner
+
+Format = Literal["peft", "merged", "safetensors"]
+# What reads inputs: copied beside a merged model, so that it stands on its own.
+READERS = ("*token*.json", "vocab.*", "merges.txt", "*.model", "preprocessor_config.json", "chat_template*")
+READERS += ("special_tokens_map.json", "modules.json", "sentence_bert_config.json", "generation_config.json")
+
+
+def export_run(directory: Path, out: Path, form: Format) -> list[str]:
+    """Write what a run has learned to the new folder `out`; gives the names of the files."""
+    if out.exists():
+        raise RunDirectoryError(f"{out} exists already and is never overwritten; name a new folder")
+    learner = load_learner(directory)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        WRITERS[form](learner, temporary)
+        write_surroundings(learner, temporary, form)
+        temporary.chmod(0o755)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+
+
+def write_peft(learner: Learner, folder: Path) -> None:
+    """The adapter that answers now, as `PeftModel.from_pretrained` loads it."""
+    adapter = learner.method.adapter
+    if adapter.modular or not adapter.export_answering(folder):
+        raise CombinationError(
+            f"adapter {adapter.name!r} has no form in peft; export with --format safetensors, and answer with contune "
+            "predict"
+        )
+
+
+def write_merged(learner: Learner, folder: Path) -> None:
+    """The stock model with what was learned added to its weights, as `AutoModel.from_pretrained` loads it."""
+    adapter = learner.method.adapter
+    if adapter.modular or not adapter.merge():
+        raise CombinationError(
+            f"adapter {adapter.name!r} is no change of the model's weights, so it cannot be merged into them; export with "
+            "--format peft or safetensors"
+        )
+    learner.backbone.stock.save_pretrained(str(folder))
+    where, _ = source.locate(learner.backbone.config.path)
+    if Path(where).is_dir():
+        for pattern in READERS:
+            for file in sorted(Path(where).glob(pattern)):
+                if file.is_file() and not (folder / file.name).exists():
+                    shutil.copyfile(file, folder / file.name)
+
+
+def write_tensors(learner: Learner, folder: Path) -> None:
+    """Everything the adapter and the router remember, by their own names."""
+    parts = {"adapter": learner.method.adapter.state()}
+    if learner.method.router is not None:
+        parts["router"] = learner.method.router.state()
+    save_state(State.nested(parts), folder, "adapter")
+
+
+def save_state(state: State, folder: Path, name: str) -> None:
+    """A state as NAME.safetensors, and NAME.json where it has values beside the tensors."""
+    from safetensors.torch import save_file
+
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.tensors.items()}
+    if tensors:
+        save_file(tensors, folder / f"{name}.safetensors")
+    if any(state.values.values()):
+        write_json(folder / f"{name}.json", dict(state.values))
+
+
+def write_surroundings(learner: Learner, folder: Path, form: Format) -> None:
+    """Head, labels, router and the note that says how they go together."""
+    written = learner.kind == "language"
+    if not written:
+        save_state(learner.method.head.state(), folder, "head")
+        write_json(folder / "labels.json", list(learner.class_names))
+    router = learner.method.router
+    if router is not None and form != "safetensors":
+        save_state(router.state(), folder, "router")
+    backbone = learner.backbone
+    note = {
+        "format": 1,
+        "form": form,
+        "kind": learner.kind,
+        "base_model": {"path": backbone.config.path, "sha256": learner.base_hash},
+        "model": backbone.config.model_dump(),
+        "feature": None if written else backbone.feature,
+        "adapter": learner.method.adapter.name,
+        "head": learner.method.head.name,
+        "router": None if router is None else router.name,
+    }
+    write_json(folder / "contune.json", note)
+
+
+WRITERS: Mapping[Format, Callable[[Learner, Path], Any]] = {
+    "peft": write_peft,
+    "merged": write_merged,
+    "safetensors": write_tensors,
+}
