@@ -31,6 +31,7 @@ from contune.stream.language import pieces
 from contune.stream.task import Task
 from contune.trial import copied, same_state
 from run_helpers import resume, run
+from tiny_models import WRITERS
 from word_tasks import tiny_folder
 
 WRITER = str(tiny_folder("llama-writer"))
@@ -48,8 +49,8 @@ def lesson(name: str, odd: str = "yes", even: str = "no") -> Task:
     return Task(name, ("answer",), language_examples(asked, range(8)), language_examples(chosen, range(8)))
 
 
-def llama() -> Backbone:
-    return Backbone.load(ModelConfig(path=WRITER), language=True)
+def writer(name: str = "llama-writer") -> Backbone:
+    return Backbone.load(ModelConfig(path=str(tiny_folder(name))), language=True)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -130,34 +131,60 @@ def test_an_exchange_survives_being_written(texts: list[str], ends: bool) -> Non
     assert decoded(str(one)) == one
 
 
-def test_scores_and_loss_are_those_of_the_stock_model() -> None:
-    backbone = llama()
+@pytest.mark.parametrize("name", WRITERS)
+def test_scores_and_loss_are_those_of_the_stock_model(name: str) -> None:
+    backbone = writer(name)
     prepared = backbone.prepare([exchange("hello there", "you"), exchange("a", "much longer answer")])
     inputs = backbone.collate([(prepared, np.arange(2))])
     scores = backbone.language.scores(backbone.features(inputs))
-    assert inputs.ids is not None
+    tokens = inputs.ids if inputs.answers is None else inputs.answers
+    assert tokens is not None
     assert inputs.targets is not None
-    labels = inputs.ids.masked_fill(~inputs.targets, -100)
-    stock = backbone.language.whole(input_ids=inputs.ids, attention_mask=inputs.mask, labels=labels)
-    ours = functional.cross_entropy(scores, inputs.ids[inputs.targets])
+    labels = tokens.masked_fill(~inputs.targets, -100)
+    stock = backbone.stock(input_ids=inputs.ids, attention_mask=inputs.mask, labels=labels)
+    ours = functional.cross_entropy(scores, inputs.unit_labels())
     assert ours.item() == pytest.approx(stock.loss.item(), abs=1e-5)
     assert len(scores) == sum(len(text) + 1 for text in ("you", "much longer answer"))  # bytes, and the end
 
 
+@pytest.mark.parametrize("method", ["lora", "er", "ewc"])
+@pytest.mark.parametrize("name", ["t5-writer", "bart-writer", "gpt2-writer"])
+def test_other_families_learn_and_resume(name: str, method: str) -> None:
+    def learner() -> Learner:
+        return Learner(str(tiny_folder(name)), method, kind="language", train={**TRAIN, "epochs": 4})
+
+    one = learner()
+    one.learn(lesson("big"))
+    saved = copied(one.state())
+    one.learn(lesson("red", "red", "blue"))
+    again = learner()
+    again.load_state(saved)
+    again.learn(lesson("red", "red", "blue"))
+    assert same_state(one.state(), again.state()) is None
+    assert one.base_unchanged()
+    assert len(one.predict(["Is sun big", "Is moon red"])) == 2
+
+
+def test_a_model_with_an_encoder_learns_no_documents() -> None:
+    with pytest.raises(DataError, match="row 0 is a document"):
+        writer("t5-writer").prepare([Exchange((), ("abc",), (), "tokens")])
+
+
 def test_a_prompt_is_no_part_of_the_loss() -> None:
-    backbone = llama()
+    backbone = writer()
     inputs = [backbone.collate([(backbone.prepare([exchange(p, "yes")]), np.arange(1))]) for p in ("a b", "a c")]
     assert [one.ids[one.targets].tolist() for one in inputs] == [inputs[0].ids[inputs[0].targets].tolist()] * 2  # type: ignore[index]
 
 
 def test_a_document_is_learned_from_its_first_token_after_the_start() -> None:
-    backbone = llama()
+    backbone = writer()
     prepared = backbone.prepare([Exchange((), ("abc",), (), "tokens", ends=False)])
     assert prepared.units(np.arange(1)) == len(prepared.texts.tokens(0)) - 1  # type: ignore[attr-defined]
 
 
-def test_answers_are_written_alike_alone_and_in_company() -> None:
-    backbone = llama()
+@pytest.mark.parametrize("name", WRITERS)
+def test_answers_are_written_alike_alone_and_in_company(name: str) -> None:
+    backbone = writer(name)
     texts = ["a", "a much longer prompt than the other", "mid size"]
     asked = [(backbone.prepare(texts), np.arange(3))]
     together = backbone.features(backbone.questions(asked, room=6))
@@ -167,7 +194,7 @@ def test_answers_are_written_alike_alone_and_in_company() -> None:
 
 
 def test_written_tokens_are_the_likeliest_ones() -> None:
-    backbone = llama()
+    backbone = writer()
     inputs = backbone.questions([(backbone.prepare(["hello"]), np.arange(1))], room=1)
     first = backbone.features(inputs)[0, 0].item()
     scores = backbone.language.whole(input_ids=inputs.ids, attention_mask=inputs.mask).logits[0, -1]
@@ -176,7 +203,7 @@ def test_written_tokens_are_the_likeliest_ones() -> None:
 
 @pytest.mark.parametrize("template", ["plain", "chat"])
 def test_a_chat_template_is_the_tokenizers_own(template: str) -> None:
-    backbone = llama()
+    backbone = writer()
     reader = backbone.language.reader
     reader.tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}>"
     found = replace(reader, template=template).prepare([exchange("hi", "yo")])

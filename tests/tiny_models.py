@@ -13,7 +13,7 @@ import torch
 
 TEXT_ENCODERS = ("bert", "roberta", "distilbert", "modernbert", "minilm", "t5")
 DECODERS = ("llama", "gpt2")
-WRITERS = ("llama-writer", "gpt2-writer")  # with their language heads
+WRITERS = ("llama-writer", "gpt2-writer", "t5-writer", "bart-writer")  # with their language heads
 TEXT_MODELS = TEXT_ENCODERS + DECODERS
 IMAGE_MODELS = ("vit", "deit", "dinov2", "clip-vision")
 ALL_MODELS = TEXT_MODELS + IMAGE_MODELS
@@ -150,6 +150,35 @@ def _llama_writer(changes: dict[str, Any]) -> Any:
     return LlamaForCausalLM(LlamaConfig(**_bert_like() | own | changes))
 
 
+def _t5_writer(changes: dict[str, Any]) -> Any:
+    from transformers import T5ForConditionalGeneration
+
+    return T5ForConditionalGeneration(t5_config(**changes))
+
+
+def _bart_writer(changes: dict[str, Any]) -> Any:
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    own = {
+        "vocab_size": _vocabulary_size(),
+        "d_model": WIDTH,
+        "encoder_layers": LAYERS,
+        "decoder_layers": LAYERS,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "max_position_embeddings": MAX_POSITIONS,
+        "init_std": _INIT,
+        "pad_token_id": 0,
+        "bos_token_id": 4,
+        "eos_token_id": 5,
+        "decoder_start_token_id": 5,
+        "forced_eos_token_id": None,
+    }
+    return BartForConditionalGeneration(BartConfig(**own | changes))
+
+
 def _gpt2_writer(changes: dict[str, Any]) -> Any:
     from transformers import GPT2LMHeadModel
 
@@ -241,6 +270,8 @@ _BUILDERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "llama": _llama,
     "llama-writer": _llama_writer,
     "gpt2-writer": _gpt2_writer,
+    "t5-writer": _t5_writer,
+    "bart-writer": _bart_writer,
     "gpt2": _gpt2,
     "t5": _t5,
     "vit": _vit,

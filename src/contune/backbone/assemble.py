@@ -13,10 +13,11 @@ from contune.backbone.base import base_tensors
 from contune.backbone.config import Feature, ModelConfig
 from contune.backbone.images import ImageReader, Preprocessing, read_preprocessing
 from contune.backbone.inputs import Reader
-from contune.backbone.language import LanguageModel, LanguageReader, ends_of, score_rule
+from contune.backbone.language import LanguageModel, language_model, language_reader, two_towers
 from contune.backbone.layers import Anatomy, find_layers
 from contune.backbone.load import (
     has_plain_attention,
+    language_class,
     load_config,
     load_image_settings,
     load_model,
@@ -84,7 +85,7 @@ def assemble(
     where, local = source.locate(config.path)
     with quiet():
         stock_config = load_config(where, local)
-        modality = _modality(stock_config)
+        modality = _modality(stock_config, language_class(stock_config) if language else model_class(stock_config))
         _refuse_unused(config, modality, language=language)
         settings = load_image_settings(where, local) if modality == "image" else None
         tokenizer = load_tokenizer(where, local) if modality == "text" else None
@@ -130,40 +131,24 @@ def _assemble_text(config: ModelConfig, model: Any, tokenizer: Any, where: str, 
 
 
 def _assemble_language(config: ModelConfig, whole: Any, tokenizer: Any) -> Assembly:
-    """A causal model below its language head, which keeps the whole of it for scores and generation."""
-    model = whole.base_model
+    """A model below its language head, which keeps the whole of it for scores and generation."""
+    both = bool(whole.config.is_encoder_decoder)
+    model, decoder = (whole, whole.get_decoder()) if both else (whole.base_model, whole.base_model)
     own = tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None
-    limits = [own, position_limit(model, whole.config)]
-    length = choose_max_length(config.max_length, LONGEST_EXCHANGE, limits)
-    if config.template == "chat" and tokenizer.chat_template is None:
-        raise ConfigError(
-            f"model.template is chat, but the tokenizer of {config.path} has no chat template; set model.template: plain"
-        )
-    chat = config.template == "chat" or (config.template == "auto" and tokenizer.chat_template is not None)
-    ends = ends_of(tokenizer, whole.generation_config)
-    reader = LanguageReader(
-        tokenizer=tokenizer,
-        max_length=length,
-        pad_id=_padding(tokenizer, whole.config),
-        end=ends,
-        template="chat" if chat else "plain",
-        cut_prompts=config.cut_prompts,
-        device=whole.device,
-    )
-    forward = _forward_function(model, {})
+    limit = None if both else position_limit(model, whole.config)
+    length = choose_max_length(config.max_length, LONGEST_EXCHANGE, [own, limit])
+    reader = language_reader(config, whole, tokenizer, length, _padding(tokenizer, whole.config))
+    forward = two_towers(whole) if both else _forward_function(model, {})
     ids = torch.arange(2, device=whole.device).unsqueeze(0)
-    states, anatomy, prompt_width = _probe(model, forward, input_ids=ids, attention_mask=torch.ones_like(ids))
-    with torch.no_grad():
-        raw, scores = whole.get_output_embeddings()(states), whole(input_ids=ids).logits
-    cap = getattr(whole.config, "final_logit_softcapping", None)
-    rule = score_rule(raw, scores, cap, config.path)
+    sample = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | ({"answers": ids} if both else {})
+    states, anatomy, prompt_width = _probe(decoder, forward, **sample)
     inner = base_tensors(model)
     known = {id(tensor) for tensor in inner.values()}
     outer = {f"language head {name}": t for name, t in base_tensors(whole).items() if id(t) not in known}
     return Assembly(
         model=model,
         modality="language",
-        feature="last-token" if config.feature == "auto" else config.feature,
+        feature=config.feature if config.feature != "auto" else "mean" if both else "last-token",
         width=states.shape[2],
         prompt_width=prompt_width,
         leading=0,
@@ -172,10 +157,10 @@ def _assemble_language(config: ModelConfig, whole: Any, tokenizer: Any) -> Assem
         forward=forward,
         tensors=inner,
         outside=outer,
-        position_limit=position_limit(model, whole.config),
+        position_limit=limit,
         blank=None,
         device=whole.device,
-        language=LanguageModel(whole, reader, *rule),
+        language=language_model(whole, reader, states, sample, config.path),
     )
 
 
@@ -262,8 +247,8 @@ def _probe(model: Any, forward: Callable[..., Tensor], **inputs: Tensor) -> tupl
     return states, anatomy, width
 
 
-def _modality(stock_config: Any) -> Literal["text", "image"]:
-    main = model_class(stock_config).main_input_name
+def _modality(stock_config: Any, stock: Any) -> Literal["text", "image"]:
+    main = stock.main_input_name
     if main == "input_ids":
         return "text"
     if main == "pixel_values":

@@ -105,6 +105,11 @@ class Backbone:
         return self.parts.device
 
     @property
+    def resumable(self) -> bool:
+        """Whether the states before a layer are all that the layers from there on need."""
+        return not getattr(self.model.config, "is_encoder_decoder", False) or self.modality != "language"
+
+    @property
     def layers(self) -> list[nn.Module]:
         """The transformer layers in order."""
         return list(self.parts.anatomy.layers)
@@ -191,7 +196,11 @@ class Backbone:
             with computing(self.precision, self.device):
                 return self._written(inputs, prompts)
         encoded = self.encode(inputs, prompts=prompts, resume=resume)
-        return self.pool(encoded) if inputs.targets is None else pooling.before_targets(encoded, inputs.targets)
+        if inputs.targets is None:
+            return self.pool(encoded)
+        if inputs.answers is not None:
+            return encoded.states[inputs.targets]
+        return pooling.before_targets(encoded, inputs.targets)
 
     def questions(self, parts: Sequence[tuple[Prepared, Rows]], *, room: int = 0) -> ModelInputs:
         """The rows as one knows them before they are answered; `room` for so many new tokens, in language alone."""
@@ -253,10 +262,12 @@ class Backbone:
             return self.parts.forward(pixel_values=self.parts.blank if inputs.pixels is None else inputs.pixels)
         if inputs.ids is None or mask is None:
             raise CombinationError("the batch holds no tokens but this model reads text; make it with this backbone")
+        answered = {} if inputs.answers is None else {"answers": inputs.answers}
         if prompts is None:
-            return self.parts.forward(input_ids=inputs.ids, attention_mask=mask)
+            return self.parts.forward(input_ids=inputs.ids, attention_mask=mask, **answered)
         words: Tensor = self.model.get_input_embeddings()(inputs.ids)
-        return self.parts.forward(inputs_embeds=torch.cat([prompts, words], dim=1), attention_mask=mask)
+        wide = torch.cat([prompts, words], dim=1)
+        return self.parts.forward(inputs_embeds=wide, attention_mask=mask, **answered)
 
     def _batch_of_prompts(self, prompts: Tensor, inputs: ModelInputs, resume: Any) -> Tensor:
         if resume is not None:

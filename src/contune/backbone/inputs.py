@@ -134,7 +134,8 @@ class ModelInputs:
     Text: `ids` (B, L) padded on the right and `mask` (B, L), true where there is a token. Images: `pixels`
     (B, 3, height, width), or nothing when the batch will resume from cached states. `size` is B. Language: `targets`
     (B, L) is true on the tokens to be predicted; with `room`, that many tokens are to be written after each row, which
-    is then padded on the left.
+    is then padded on the left. Where a decoder writes the answers, `answers` (B, M) are their tokens and `targets` (B, M)
+    is true on them.
     """
 
     size: int
@@ -143,19 +144,27 @@ class ModelInputs:
     pixels: Tensor | None = None
     targets: Tensor | None = None
     room: int = 0
+    answers: Tensor | None = None
 
     def __len__(self) -> int:
         return self.size
 
     def take(self, places: Tensor) -> "ModelInputs":
         """The rows at `places` (n,), in that order."""
-        tensors = (self.ids, self.mask, self.pixels, self.targets)
-        ids, mask, pixels, targets = (None if t is None else t[places] for t in tensors)
-        return ModelInputs(len(places), ids, mask, pixels, targets, self.room)
+        tensors = (self.ids, self.mask, self.pixels, self.targets, self.answers)
+        ids, mask, pixels, targets, answers = (None if t is None else t[places] for t in tensors)
+        return ModelInputs(len(places), ids, mask, pixels, targets, self.room, answers)
 
     def unit_rows(self) -> Tensor:
         """The row (T,) that each answer belongs to: every row once, or in language once for every token of its answer."""
         return torch.arange(self.size) if self.targets is None else self.targets.nonzero()[:, 0]
+
+    def unit_labels(self) -> Tensor:
+        """The tokens (T,) to predict, row by row."""
+        tokens = self.ids if self.answers is None else self.answers
+        assert tokens is not None
+        assert self.targets is not None
+        return tokens[self.targets]
 
 
 @final

@@ -6,7 +6,7 @@ Prompts to be answered are padded on the left, so that every row goes on at the 
 Shapes: B rows, L positions, T tokens to predict in the whole batch, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from contune.backbone.config import ModelConfig
 from contune.backbone.inputs import ModelInputs, Prepared, PreparedText, Reader, Rows, from_token_lists, gather
 from contune.backbone.text import pad, tokenizer_hash
 from contune.errors import ConfigError, DataError
@@ -69,7 +70,8 @@ class LanguageReader(Reader):
 
     `template` `plain` writes the turns one below the other and a new line before the answer; `chat` is the tokenizer's
     own chat template. A prompt that does not fit before its answer is an error, or with `cut_prompts` loses its
-    beginning and is counted; an answer is never cut. `end` are tokens that close an answer.
+    beginning and is counted; an answer is never cut. `end` are tokens that close an answer. `decoder`: an encoder reads
+    the prompt and a decoder writes the answer, each with `max_length` tokens of its own.
     """
 
     tokenizer: Any
@@ -79,6 +81,7 @@ class LanguageReader(Reader):
     template: Template
     cut_prompts: bool
     device: torch.device
+    decoder: bool = False
 
     def description(self) -> str:
         own = [tokenizer_hash(self.tokenizer), self.max_length, self.pad_id, self.end, self.template, self.cut_prompts]
@@ -96,9 +99,14 @@ class LanguageReader(Reader):
         prompt = self._prompt(exchange)
         answer = list(self.tokenizer(exchange.answer, add_special_tokens=False)["input_ids"])
         answer += list(self.end[:1]) if exchange.ends else []
+        if not prompt and self.decoder:
+            raise DataError(
+                f"row {row} is a document ({exchange.answer[:60]!r}), which a model with an encoder cannot learn as one "
+                "text; take a causal model"
+            )
         if not prompt:
             prompt, answer = answer[:1], answer[1:]
-        room = self.max_length - len(answer)
+        room = self.max_length - (0 if self.decoder and len(answer) <= self.max_length else len(answer))
         if room < 1:
             raise DataError(
                 f"the answer of row {row} ({exchange.answer[:60]!r}) has {len(answer)} tokens, and with a prompt it does "
@@ -117,13 +125,14 @@ class LanguageReader(Reader):
 
     def _prompt(self, exchange: Exchange) -> list[int]:
         if not exchange.turns:
-            start = self.tokenizer.bos_token_id
+            start = None if self.decoder else self.tokenizer.bos_token_id
             return [] if start is None else [start]
         if self.template == "chat":
             return self._chat(exchange.turns)
         text = f"{exchange.prompt}\n"
         ids = list(self.tokenizer(text)["input_ids"])
-        return ids[:-1] if ids and ids[-1] in self.end else ids  # some tokenizers close every text
+        closed = bool(ids) and ids[-1] in self.end  # some tokenizers close every text
+        return ids[:-1] if closed and not self.decoder else ids
 
     def _chat(self, turns: Sequence[Turn]) -> list[int]:
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
@@ -136,6 +145,11 @@ class LanguageReader(Reader):
         if augment is not None:
             raise ConfigError("augmentation was asked for texts; it exists for images only, leave it off")
         pairs = gather(parts, PreparedExchanges)
+        if self.decoder:
+            asked = self.questions(parts)
+            said = [prepared.texts.tokens(row)[prepared.starts[row] :] for prepared, row in pairs]
+            answers, targets = (t.to(self.device) for t in pad(said, self.pad_id))
+            return ModelInputs(len(pairs), asked.ids, asked.mask, targets=targets, answers=answers)
         ids, mask = pad([prepared.texts.tokens(row) for prepared, row in pairs], self.pad_id)
         starts = torch.tensor([int(prepared.starts[row]) for prepared, row in pairs])
         targets = mask & (torch.arange(ids.shape[1]) >= starts.unsqueeze(1))
@@ -143,12 +157,15 @@ class LanguageReader(Reader):
         return ModelInputs(len(pairs), ids, mask, targets=targets)
 
     def questions(self, parts: Sequence[tuple[Prepared, Rows]], room: int = 0) -> ModelInputs:
-        """The prompts alone: padded on the left with `room` for so many new tokens, or on the right without."""
+        """The prompts alone. With `room` for new tokens they are padded on the left, so that all rows go on at one place.
+
+        Without it, and where a decoder writes, they are padded on the right.
+        """
         pairs = gather(parts, PreparedExchanges)
         prompts = [prepared.texts.tokens(row)[: prepared.starts[row]] for prepared, row in pairs]
-        if not room:
+        if not room or self.decoder:
             ids, mask = pad(prompts, self.pad_id)
-            return ModelInputs(len(pairs), ids.to(self.device), mask.to(self.device))
+            return ModelInputs(len(pairs), ids.to(self.device), mask.to(self.device), room=room)
         short = [prompt[-max(self.max_length - room, 1) :] for prompt in prompts]
         ids, mask = (t.flip(1) for t in pad([prompt[::-1] for prompt in short], self.pad_id))
         return ModelInputs(len(pairs), ids.to(self.device), mask.to(self.device), room=room)
@@ -172,9 +189,10 @@ def as_exchange(item: object, row: int) -> Exchange:
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class LanguageModel:
-    """A causal model with its own language head. `scale` and `cap` are what it does to the head's scores.
+    """A model with its own language head. `scale` and `cap` are what it does to the head's scores.
 
-    `whole` is the stock model; the backbone's model is the part of it below the head.
+    `whole` is the stock model; the backbone's model is the part of it below the head, or all of it where a decoder
+    stands on an encoder.
     """
 
     whole: Any
@@ -203,7 +221,8 @@ class LanguageModel:
         with torch.no_grad():
             found: Tensor = self.whole.generate(**source, attention_mask=mask.long(), generation_config=how)
         assert inputs.ids is not None
-        new = found if embeddings is not None else found[:, inputs.ids.shape[1] :]
+        given = 1 if self.reader.decoder else 0 if embeddings is not None else inputs.ids.shape[1]
+        new = found[:, given:]  # a decoder begins with its start token, a causal model repeats the prompt's ids
         wide = torch.full((len(inputs), inputs.room), self.reader.pad_id, device=new.device)
         wide[:, : new.shape[1]] = new
         return wide
@@ -233,3 +252,56 @@ def ends_of(tokenizer: Any, generation: Any) -> tuple[int, ...]:
     more = named if isinstance(named, list) else [named]
     found = dict.fromkeys(token for token in [tokenizer.eos_token_id, *more] if isinstance(token, int))
     return tuple(found)
+
+
+def language_reader(config: ModelConfig, whole: Any, tokenizer: Any, length: int, pad_id: int) -> LanguageReader:
+    """The reader for a model with this tokenizer; `ConfigError` where a chat template is asked for and there is none."""
+    if config.template == "chat" and tokenizer.chat_template is None:
+        raise ConfigError(
+            f"model.template is chat, but the tokenizer of {config.path} has no chat template; set model.template: plain"
+        )
+    chat = config.template == "chat" or (config.template == "auto" and tokenizer.chat_template is not None)
+    return LanguageReader(
+        tokenizer=tokenizer,
+        max_length=length,
+        pad_id=pad_id,
+        end=ends_of(tokenizer, whole.generation_config),
+        template="chat" if chat else "plain",
+        cut_prompts=config.cut_prompts,
+        device=whole.device,
+        decoder=bool(whole.config.is_encoder_decoder),
+    )
+
+
+def language_model(
+    whole: Any, reader: LanguageReader, states: Tensor, sample: dict[str, Tensor], name: str
+) -> LanguageModel:
+    """The model with the rule of its scores, found by comparing them with those of its states on a sample."""
+    inputs = dict(sample)
+    answers = inputs.pop("answers", None)
+    with torch.no_grad():
+        raw = whole.get_output_embeddings()(states)
+        scores = whole(**inputs, **({} if answers is None else {"labels": answers})).logits
+    cap = getattr(whole.config, "final_logit_softcapping", None)
+    return LanguageModel(whole, reader, *score_rule(raw, scores, cap, name))
+
+
+def two_towers(whole: Any) -> Callable[..., Tensor]:
+    """How an encoder with a decoder runs: the decoder's states (B, M, d), each after the answer's tokens before it.
+
+    Without `answers` (B, M), the encoder's states (B, L, d) alone.
+    """
+
+    def forward(*, attention_mask: Tensor, answers: Tensor | None = None, **inputs: Tensor) -> Tensor:
+        read: Tensor = whole.get_encoder()(**inputs, attention_mask=attention_mask).last_hidden_state
+        if answers is None:
+            return read
+        start = torch.full_like(answers[:, :1], whole.config.decoder_start_token_id)
+        before = torch.cat([start, answers[:, :-1]], dim=1)
+        # Padding stands after every answer, where a causal decoder looks at it from positions that do not count.
+        written: Tensor = whole.get_decoder()(
+            input_ids=before, encoder_hidden_states=read, encoder_attention_mask=attention_mask
+        ).last_hidden_state
+        return written
+
+    return forward

@@ -65,15 +65,16 @@ def model_class(config: Any) -> Any:
 
 
 def language_class(config: Any) -> Any:
-    """The stock class of a causal model with its own language head."""
-    from transformers import AutoModelForCausalLM
+    """The stock class of a model with its own language head: a causal one, or an encoder with a decoder."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    both = getattr(config, "is_encoder_decoder", False)
     try:
-        return AutoModelForCausalLM._model_mapping[type(config)]
+        return (AutoModelForSeq2SeqLM if both else AutoModelForCausalLM)._model_mapping[type(config)]
     except KeyError as error:
         raise ConfigError(
-            f"a {config.model_type} model writes no text; a stream of kind language needs a causal language model "
-            "(Llama, Qwen, Mistral, GPT-2, Pythia and their relatives)"
+            f"a {config.model_type} model writes no text; a stream of kind language needs a causal model (Llama, "
+            "Qwen, Mistral, GPT-2, Pythia and their relatives) or an encoder with a decoder (T5, BART)"
         ) from error
 
 

@@ -53,7 +53,9 @@ class Context:
         return dict(sorted(named.items()))
 
     def lowest_layer(self) -> int:
-        """The first layer whose output training changes."""
+        """The first layer whose output training changes; 0 where states of a layer do not say all that comes after."""
+        if not self.backbone.resumable and self.adapting and self.adapter.trained():
+            return 0
         return (
             self.adapter.lowest_layer(self.backbone)
             if self.adapting and self.adapter.trained()
@@ -314,9 +316,9 @@ def places_of(
 
 def unit_columns(inputs: ModelInputs, labels: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
     """Labels and tasks of all answers: one a row, or in language the tokens to predict with their row's task."""
-    if inputs.targets is None or inputs.ids is None:
+    if inputs.targets is None:
         return labels, tasks
-    return inputs.ids[inputs.targets], tasks[inputs.unit_rows()]
+    return inputs.unit_labels(), tasks[inputs.unit_rows()]
 
 
 def frozen_key(adapter: Adapter, state: State) -> str:
