@@ -38,7 +38,7 @@ def expanded(learner: Learner, examples: Examples) -> Tensor:
     """h(x) of examples, by the same features and a projection drawn again."""
     rows = np.zeros(len(examples), dtype=np.int64)
     dataset = Dataset.of(examples, learner.backbone, rows, rows)
-    features = learner._reading(None).features(dataset)
+    features = learner.reading(None).features(dataset)
     head = learner.method.head
     assert isinstance(head, Ridge)
     return random_features(features, head._projection)

@@ -44,11 +44,11 @@ def all_answers(learner: Learner) -> list[int]:
 
 def test_without_steps_the_branches_are_equal_and_the_answers_those_of_simplecil() -> None:
     aper, nmc = learned(build_method("aper", {}), epochs=0), learned(build_method("nmc", {}))
-    context = aper._reading(None)
+    context = aper.reading(None)
     data = aper.test_dataset(digit_tasks()[0])
     both = context.features(data)
     assert torch.equal(both[:, :32], both[:, 32:])
-    assert torch.equal(both[:, :32], nmc._reading(None).features(nmc.test_dataset(digit_tasks()[0])))
+    assert torch.equal(both[:, :32], nmc.reading(None).features(nmc.test_dataset(digit_tasks()[0])))
     assert all_answers(aper) == all_answers(nmc)
 
 
@@ -73,7 +73,7 @@ def test_only_prototypes_change_after_the_first_task(form: str) -> None:
 
 def test_prototypes_are_those_of_one_pass_over_everything() -> None:
     learner = learned(build_method("aper", {}))
-    context = learner._reading(None)
+    context = learner.reading(None)
     features, labels = [], []
     for task in digit_tasks():
         features.append(context.features(learner.context([task], 0).dataset))
@@ -88,7 +88,7 @@ def test_prototypes_are_those_of_one_pass_over_everything() -> None:
 def test_without_the_second_half_it_is_simplecil(form: str) -> None:
     rate = 5.0 if form == "adapter" else 0.2  # high, so that few steps move the tiny model well
     learner, nmc = learned(build_method("aper", {"form": form}), lr=rate), learned(build_method("nmc", {}))
-    state, context = learner.state().tensors, learner._reading(None)
+    state, context = learner.state().tensors, learner.reading(None)
     means = state["head/sums"] / state["head/counts"].unsqueeze(1)
     answers = []
     for task in digit_tasks():
@@ -102,7 +102,7 @@ def test_without_the_second_half_it_is_simplecil(form: str) -> None:
 
 def test_the_joint_vector_is_normalised_as_a_whole() -> None:
     learner = learned(build_method("aper", {}))
-    state, context = learner.state().tensors, learner._reading(None)
+    state, context = learner.state().tensors, learner.reading(None)
     features = context.features(learner.test_dataset(digit_tasks()[0])).double()
     means = state["head/sums"] / state["head/counts"].unsqueeze(1)
     cosine = torch.nn.functional.cosine_similarity(features[:, None], means[None], dim=2)

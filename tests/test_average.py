@@ -44,7 +44,7 @@ def lora_learner(*rules: Rule, case: str = "digits", adapt: str = "every-task") 
 
 def trained(learner: Learner) -> dict[str, Tensor]:
     """Copies of all that is trained."""
-    return {name: value.detach().clone() for name, value in learner._reading(None).trained().items()}
+    return {name: value.detach().clone() for name, value in learner.reading(None).trained().items()}
 
 
 def adapter_of(values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -185,11 +185,11 @@ def test_with_the_task_known_old_answers_change_through_the_general_prefix_and_t
     first, second, _ = tasks_of(case)
     learner.learn(first)
     data = learner.test_dataset(first)
-    context = learner._reading(data)
+    context = learner.reading(data)
     before = context.module_features(data, 0)
     general = {f"adapter.general.{name}": p.detach().clone() for name, p in adapter_of(learner)._general.items()}
     learner.learn(second)
-    context = learner._reading(data)
+    context = learner.reading(data)
     assert not torch.allclose(context.module_features(data, 0), before, atol=1e-4)
     with context.swapped(general):
         assert torch.equal(context.module_features(data, 0), before)
@@ -202,11 +202,11 @@ def test_without_a_general_prefix_named_tasks_are_answered_as_at_first(case: str
     for index, task in enumerate(tasks):
         learner.learn(task)
         data = learner.test_dataset(task, index)
-        kept.append((learner._reading(data).features(data), learner.answers(data, learner.columns(task))))
+        kept.append((learner.reading(data).features(data), learner.answers(data, learner.columns(task))))
     for index, task in enumerate(tasks):
         data = learner.test_dataset(task, index)
         features, answers = kept[index]
-        assert torch.equal(learner._reading(data).features(data), features)
+        assert torch.equal(learner.reading(data).features(data), features)
         assert learner.answers(data, learner.columns(task)).tolist() == answers.tolist()
 
 
@@ -276,7 +276,7 @@ def test_only_keys_of_tasks_that_were_met_compete() -> None:
         learner.learn(task)
         for other in tasks[:count]:
             data = learner.test_dataset(other)
-            routes = learner._reading(data).routes(data)
+            routes = learner.reading(data).routes(data)
             assert int(routes.max()) < count
 
 
@@ -287,7 +287,7 @@ def test_it_learns_and_the_keys_find_most_tasks(case: str) -> None:
     for task in tasks:
         learner.learn(task)
     assert accuracy(learner, tasks) > 0.25
-    found = [learner._reading(d).routes(d) == t for t, d in enumerate(map(learner.test_dataset, tasks))]
+    found = [learner.reading(d).routes(d) == t for t, d in enumerate(map(learner.test_dataset, tasks))]
     assert float(torch.cat(found).float().mean()) > 0.45
 
 
@@ -318,7 +318,7 @@ def test_where_it_learns_in_the_first_task_only_all_go_through_its_expert() -> N
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     data = learner.test_dataset(digit_tasks()[2])
-    assert learner._reading(data).routes(data).unique().tolist() == [0]
+    assert learner.reading(data).routes(data).unique().tolist() == [0]
 
 
 @pytest.mark.parametrize("case", ["digits", "bert", "modernbert"])

@@ -38,7 +38,7 @@ def learned(tasks: list[Task] | None = None, **options: Any) -> Learner:
 
 
 def reading(learner: Learner) -> Context:
-    return learner._reading(None)
+    return learner.reading(None)
 
 
 def class_data(learner: Learner, task: Task) -> tuple[Any, Tensor]:

@@ -206,9 +206,9 @@ def test_features_of_old_examples_hardly_drift() -> None:
         first, second = digit_tasks()[:2]
         learner.learn(first)
         data = learner.test_dataset(first)
-        before = learner._reading(data).features(data)
+        before = learner.reading(data).features(data)
         learner.learn(second)
-        drifts.append(float((learner._reading(data).features(data) - before).square().mean()))
+        drifts.append(float((learner.reading(data).features(data) - before).square().mean()))
     assert drifts[1] < 0.05 * drifts[0]
 
 

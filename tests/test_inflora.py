@@ -131,9 +131,9 @@ def test_a_new_task_begins_with_the_old_answers(case: str) -> None:
     first, second = tasks_of(case)[:2]
     learner.learn(first)
     data = learner.test_dataset(first)
-    before = learner._reading(data).features(data)
+    before = learner.reading(data).features(data)
     learner.begin(second)
-    after = learner._reading(data).features(data)
+    after = learner.reading(data).features(data)
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
 
 
@@ -143,7 +143,7 @@ def test_merged_into_the_weights_the_features_are_the_same(case: str) -> None:
     for task in tasks_of(case):
         learner.learn(task)
     data = learner.test_dataset(tasks_of(case)[0])
-    unmerged = learner._reading(data).features(data)
+    unmerged = learner.reading(data).features(data)
     plain = Backbone.load(ModelConfig(path=model_of(case)))
     for name, change in weight_changes(learner).items():
         plain.model.get_submodule(name.removeprefix("base_model.model.")).weight.data += change

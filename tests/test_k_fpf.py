@@ -148,7 +148,7 @@ def test_what_is_kept_is_what_the_phases_saw_with_logits_of_the_end() -> None:
     assert torch.equal(during.logits[old].nan_to_num(), after.logits[old].nan_to_num())
     assert bool(during.logits[~old].isnan().all())
     data = after.dataset(learner.backbone)
-    now = learner._reading(None).logits(data)
+    now = learner.reading(None).logits(data)
     assert torch.allclose(after.logits[~old], now[~old], atol=1e-5)
 
 

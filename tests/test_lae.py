@@ -69,7 +69,7 @@ def test_in_the_first_task_the_online_adapter_answers_alone(case: str) -> None:
     learner, first = lae_learner(case), tasks_of(case)[0]
     learner.learn(first)
     data = learner.test_dataset(first)
-    context = learner._reading(data)
+    context = learner.reading(data)
     assert adapter_of(learner).modules() == 1
     alone = answers_with(context, context.module_features(data, 0)).argmax(dim=1)
     assert learner.answers(data).tolist() == alone.tolist()
@@ -201,7 +201,7 @@ def test_the_answer_is_the_larger_softmax_of_the_two_over_all_classes() -> None:
     for task in tasks:
         learner.learn(task)
     data = learner.test_dataset(tasks[1])
-    context = learner._reading(data)
+    context = learner.reading(data)
     each = [answers_with(context, context.module_features(data, module)).exp() for module in (0, 1)]
     best = [[max(a, b) for a, b in zip(*rows, strict=True)] for rows in zip(*(e.tolist() for e in each), strict=True)]
     assert learner.answers(data).tolist() == torch.tensor(best).argmax(dim=1).tolist()
@@ -297,7 +297,7 @@ def test_an_exported_adapter_is_the_online_one_with_its_factors_inside(tmp_path:
     for task in digit_tasks()[:2]:
         learner.learn(task)
     data = learner.test_dataset(digit_tasks()[0])
-    wanted = learner._reading(data).module_features(data, 0)
+    wanted = learner.reading(data).module_features(data, 0)
     before = online(learner)
     assert adapter_of(learner).export(tmp_path)
     assert equal(before, online(learner))
@@ -315,7 +315,7 @@ def test_where_the_task_is_named_the_online_adapter_answers() -> None:
     for task in tasks[:2]:
         learner.learn(task)
     data = learner.test_dataset(tasks[0], 0)
-    context = learner._reading(data)
+    context = learner.reading(data)
     assert torch.equal(context.features(data), context.module_features(data, 0))
 
 
@@ -325,7 +325,7 @@ def test_any_adapter_that_lasts_is_accumulated(adapter: Any) -> None:
     for task in tasks[:2]:
         learner.learn(task)
     data = learner.test_dataset(tasks[0])
-    context = learner._reading(data)
+    context = learner.reading(data)
     now, slow = (context.module_features(data, module) for module in (0, 1))
     assert not torch.allclose(now, slow, atol=1e-5)
     learner.learn(tasks[2])

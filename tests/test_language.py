@@ -290,7 +290,7 @@ def test_every_recipe_learns_language_and_resumes_or_says_why_not(name: str) -> 
     again.load_state(saved)
     again.learn(lesson("red", "red", "blue"))
     assert same_state(one.state(), again.state()) is None
-    context = one._reading(None)
+    context = one.reading(None)
     assert one.base_unchanged() or any(id(p) in base for p in context.trained().values())
     assert all(isinstance(text, str) for text in one.predict(["Is sun big"]))
 
@@ -332,7 +332,7 @@ def test_rows_of_several_modules_keep_their_places() -> None:
     learner.learn(lesson("big"))
     learner.learn(lesson("red", "red", "blue"))
     dataset = learner.test_dataset(lesson("red", "red", "blue"))
-    context = learner._reading(dataset)
+    context = learner.reading(dataset)
     together = mixed(context)
     counts = [context.dataset.prepared.units(np.array([at])) for at in range(3)]
     for at, module in enumerate((0, 1, 0)):
@@ -346,11 +346,11 @@ def test_reading_does_not_depend_on_the_company() -> None:
     learner = Learner(WRITER, "lora", kind="language", train=TRAIN)
     learner.learn(lesson("big"))
     dataset = learner.test_dataset(lesson("big"))
-    whole = read_answers(learner._reading(dataset), dataset)
+    whole = read_answers(learner.reading(dataset), dataset)
     one = lesson("big")
     single = Task(one.name, one.class_names, one.train, one.test.take([3]))
     alone = learner.test_dataset(single)
-    assert read_answers(learner._reading(alone), alone).nats[0] == pytest.approx(whole.nats[3], abs=1e-4)
+    assert read_answers(learner.reading(alone), alone).nats[0] == pytest.approx(whole.nats[3], abs=1e-4)
 
 
 def config_of(tmp_path: Path, method: object) -> str:

@@ -240,7 +240,7 @@ def answers_of(case: str) -> tuple[Tensor, Tensor, int]:
     given, expected, moved = [], [], 0
     for task in tasks_of(case):
         data = learner.test_dataset(task)
-        reading = learner._reading(data)
+        reading = learner.reading(data)
         given.append(reading.logits(data).exp())
         wanted, changed = expected_scores(reading, learner, data, learned)
         expected.append(wanted)

@@ -174,9 +174,9 @@ def test_features_stay_nearer_to_the_old_ones_with_distillation() -> None:
     for strength in (0.0, 10.0):
         learner = learned(1, regulariser="feature", strength=strength)
         dataset = learner.test_dataset(digit_tasks()[0])
-        before = learner._reading(None).features(dataset)
+        before = learner.reading(None).features(dataset)
         learner.learn(digit_tasks()[1])
-        moved[strength] = float((learner._reading(None).features(dataset) - before).norm())
+        moved[strength] = float((learner.reading(None).features(dataset) - before).norm())
     assert moved[10.0] < 0.7 * moved[0.0]
 
 

@@ -63,7 +63,7 @@ def routes_of(learner: Learner, task: Task, rows: list[int] | None = None) -> Te
     """The modules chosen for a task's test examples, or for these rows of them alone."""
     chosen = task if rows is None else replace(task, test=task.test.take(rows))
     data = learner.test_dataset(chosen)
-    return learner._reading(data).routes(data)
+    return learner.reading(data).routes(data)
 
 
 def numbers(*shape: int, step: int) -> Tensor:
@@ -238,7 +238,7 @@ def test_entropy_asks_every_module_about_its_own_classes(case: str, relative: bo
     tasks = tasks_of(case)
     learner = learned(routed_learner({"entropy": {"relative": relative}}, case, head=head), tasks)
     data = learner.test_dataset(tasks[1])
-    context = learner._reading(data)
+    context = learner.reading(data)
     columns, found = [learner.columns(task) for task in tasks], []
     for module, own in enumerate(columns):
         routes = torch.full((len(data),), module)
@@ -259,7 +259,7 @@ def test_modules_and_their_classes() -> None:
     learner = routed_learner("entropy")
     learner.learn([first, second])
     learner.learn(third)
-    found = classes_of_modules(learner._reading(None))
+    found = classes_of_modules(learner.reading(None))
     assert {module: own.tolist() for module, own in found.items()} == {0: [0, 1, 2, 3], 1: [4, 5]}
 
 
@@ -309,7 +309,7 @@ def test_the_likeliest_gaussian_answers(case: str, per: str) -> None:
     width = len(pooled)
     inverse = np.linalg.inv(0.8 * pooled + 0.2 * np.trace(pooled) / width * np.eye(width))
     data = learner.test_dataset(tasks[1])
-    context = learner._reading(data)
+    context = learner.reading(data)
     wanted = []
     for x in context.base_features(data).double().numpy():
         distances = [(x - rows.mean(axis=0)) @ inverse @ (x - rows.mean(axis=0)) for _, rows in groups]
@@ -336,7 +336,7 @@ def test_single_examples_leave_a_distance_to_measure() -> None:
     assert set(routes.tolist()) <= {0, 1}
     data = learner.test_dataset(first)
     means = learner.state().tensors["router/means"]
-    near = torch.cdist(learner._reading(data).base_features(data).double(), means).argmin(dim=1)
+    near = torch.cdist(learner.reading(data).base_features(data).double(), means).argmin(dim=1)
     assert routes.tolist() == near.tolist()
 
 

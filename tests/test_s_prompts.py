@@ -120,10 +120,10 @@ def test_with_the_domain_known_answers_stay_those_right_after_it(case: str, stre
     for index, task in enumerate(tasks):
         learner.learn(task)
         data = learner.test_dataset(task, index)
-        kept.append(learner._reading(data).logits(data)[:, learner.columns(task)])
+        kept.append(learner.reading(data).logits(data)[:, learner.columns(task)])
     for index, task in enumerate(tasks):
         data = learner.test_dataset(task, index)
-        again = learner._reading(data).logits(data)[:, learner.columns(task)]
+        again = learner.reading(data).logits(data)[:, learner.columns(task)]
         assert torch.allclose(again, kept[index], atol=1e-6)
         assert again.argmax(dim=1).tolist() == kept[index].argmax(dim=1).tolist()
     assert not torch.allclose(kept[0][:6], kept[1][:6, : kept[0].shape[1]], atol=1e-3)
@@ -136,7 +136,7 @@ def test_without_a_prompt_it_is_a_linear_probe_of_the_frozen_model(case: str) ->
     for task in tasks:
         learner.learn(task)
     data = learner.test_dataset(tasks[1])
-    context = learner._reading(data)
+    context = learner.reading(data)
     base = context.base_features(data)
     assert adapter_of(learner).modules() == 3
     for module in range(3):
@@ -184,7 +184,7 @@ def test_domains_of_the_same_classes_have_heads_of_their_own(case: str) -> None:
     assert not any(torch.allclose(weights[0], other, atol=1e-3) for other in weights[1:])
     assert accuracy(learner, domains) > 0.6
     data = [learner.test_dataset(domain) for domain in domains]
-    right = torch.cat([learner._reading(d).routes(d) == number for number, d in enumerate(data)])
+    right = torch.cat([learner.reading(d).routes(d) == number for number, d in enumerate(data)])
     assert float(right.float().mean()) > 0.7
 
 
@@ -292,7 +292,7 @@ def test_tasks_learned_as_one_share_prompt_and_head() -> None:
     assert head._columns == {0: [0, 1, 2, 3], 1: [4, 5]}
     assert adapter_of(learner).routes(torch.tensor([0, 1, 2])).tolist() == [0, 0, 1]
     data = learner.test_dataset(second)
-    assert set(learner._reading(data).routes(data).tolist()) <= {0, 1}
+    assert set(learner.reading(data).routes(data).tolist()) <= {0, 1}
 
 
 @pytest.mark.parametrize("case", ["digits", "bert", "modernbert"])

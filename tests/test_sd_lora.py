@@ -45,7 +45,7 @@ def adapter_of(learner: Learner) -> LoraDecoupled:
 
 def features_of(learner: Learner, task: Task) -> Tensor:
     data = learner.test_dataset(task)
-    return learner._reading(data).features(data)
+    return learner.reading(data).features(data)
 
 
 def pieces(state: State, place: str, rank: int = 4) -> list[tuple[Tensor, Tensor]]:

@@ -138,7 +138,7 @@ def test_means_are_those_of_the_merged_model_of_their_time() -> None:
     for task in digit_tasks():
         learner.learn(task)
         dataset = learner.context([task], 0).dataset
-        features = learner._reading(None).features(dataset).double()
+        features = learner.reading(None).features(dataset).double()
         labels = torch.from_numpy(dataset.labels)
         expected += [features[labels == column].sum(dim=0) for column in learner.columns(task)]
     assert torch.allclose(learner.state().tensors["head/sums"], torch.stack(expected), atol=1e-4)

@@ -3,7 +3,7 @@
 Nothing here changes the model, and no answer depends on another row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from contune.backbone.language import PreparedExchanges
 from contune.contract.context import Context
-from contune.contract.data import Dataset, Rows
+from contune.contract.data import Batch, Dataset, Rows
 from contune.contract.store import fixed_batches
 from contune.metric.text import judged
 from contune.stream.exchange import Exchange, language_examples
@@ -53,17 +53,23 @@ def read_answers(context: Context, dataset: Dataset) -> Reading:
     nats, right = np.zeros(count), np.zeros(count, dtype=np.int64)
     prepared = dataset.prepared
     assert isinstance(prepared, PreparedExchanges)
-    for rows, routes in routed_batches(context, dataset):
-        batch = context.encoding_batch(dataset, rows, routes)
-        context.store.ledger.examples_forward += len(rows)
-        with torch.no_grad():
-            scores = context.head.logits(context.encode(batch)[0]).float()
+    for rows, batch, scores in token_scores(context, dataset):
         loss = functional.cross_entropy(scores, batch.labels, reduction="none").double().cpu().numpy()
         hits = (scores.argmax(dim=1) == batch.labels).cpu().numpy()
         units = batch.inputs.unit_rows().cpu().numpy()
         nats[rows] = np.bincount(units, weights=loss, minlength=len(rows))
         right[rows] = np.bincount(units, weights=hits, minlength=len(rows)).astype(np.int64)
     return Reading(nats, prepared.lengths - prepared.starts, right)
+
+
+def token_scores(context: Context, dataset: Dataset) -> Iterator[tuple[Rows, Batch, torch.Tensor]]:
+    """For batches of rows the scores (T, V) of every token of their right answers, given all tokens before it."""
+    language = context.backbone.language
+    for rows, routes in routed_batches(context, dataset):
+        batch = context.encoding_batch(dataset, rows, routes)
+        context.store.ledger.examples_forward += len(rows)
+        with torch.no_grad():
+            yield rows, batch, language.scores(context.encode(batch)[0]).float()
 
 
 def write_answers(context: Context, dataset: Dataset, room: int) -> list[str]:

@@ -107,7 +107,7 @@ class Learner:
         dataset = Dataset.of(examples, self.backbone, rows, rows + (task or 0))
         allowed = self._allowed(task)
         if self.kind == "language":
-            return write_answers(self._reading(dataset), dataset, self._room)
+            return write_answers(self.reading(dataset), dataset, self._room)
         columns = self.answers(dataset, allowed)
         return [self.class_names[column] for column in columns.tolist()]
 
@@ -234,11 +234,11 @@ class Learner:
             )
         labels = np.asarray(self.columns(task), dtype=np.int64)[task.train.labels]
         dataset = Dataset.of(task.train, self.backbone, labels, np.zeros(len(labels), dtype=np.int64))
-        self.method.head.forget(replace(self._reading(None), dataset=dataset, adapting=False))
+        self.method.head.forget(replace(self.reading(None), dataset=dataset, adapting=False))
 
     def answers(self, dataset: Dataset, allowed: Sequence[int] | None = None) -> NDArray[np.int64]:
         """The best column (n,) for every example, among the allowed ones; depends on no other row."""
-        context = self._reading(dataset)
+        context = self.reading(dataset)
         with torch.no_grad():
             scores = context.logits(dataset)
         if allowed is not None:
@@ -250,7 +250,7 @@ class Learner:
     def examine(self, dataset: Dataset, allowed: Sequence[int] | None = None) -> Examination:
         """Answers to all examples and how good they are; depends on no other row."""
         if self.kind == "language":
-            return examined_language(self._reading(dataset), dataset, self._room)
+            return examined_language(self.reading(dataset), dataset, self._room)
         columns = self.answers(dataset, allowed)
         given = [self.class_names[column] for column in columns.tolist()]
         right = columns == dataset.labels
@@ -307,7 +307,7 @@ class Learner:
         self.class_tasks = [tuple(columns) for columns in own["class_tasks"]]
         self.trainable_parameters = int(own["trainable_parameters"])
         before = {column for columns in self.class_tasks[: self.learned] for column in columns}
-        context = self.context(tasks, len(before)) if tasks else self._reading(None)
+        context = self.context(tasks, len(before)) if tasks else self.reading(None)
         self.method.adapter.load_state(state.inner("adapter"), context)
         self.method.head.load_state(state.inner("head"), context)
         if self.method.router is not None:
@@ -326,7 +326,7 @@ class Learner:
         """Whether the base weights are, to the bit, what was loaded."""
         return self.backbone.base_hash() == self._frozen_hash
 
-    def _reading(self, dataset: Dataset | None) -> Context:
+    def reading(self, dataset: Dataset | None) -> Context:
         """A context for prediction: the model at rest."""
         rows: Rows = np.zeros(0, dtype=np.int64)
         empty = Examples([], rows, rows, self.backbone.modality)

@@ -6,6 +6,7 @@ for task in stream:
     commit               predictions, results, adapter, checkpoint
 """
 
+import json
 import signal
 import threading
 import time
@@ -26,42 +27,20 @@ from contune.contract.data import Dataset
 from contune.contract.processes import Processes
 from contune.contract.state import State
 from contune.contract.store import Shelf
-from contune.engine.examine import Examination
 from contune.engine.learner import Learner
 from contune.engine.loop import StepReport
 from contune.engine.observer import Observer
+from contune.engine.probe import NAMES, made_probe, retained
 from contune.errors import ConfigError, ContuneError
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
-from contune.metric.language import language_matrices, mean_matrix
-from contune.metric.predictions import matrix_from_predictions
 from contune.metric.summary import summary
 from contune.run.config import RunConfig, explain
 from contune.run.directory import RunDirectory
 from contune.run.events import EventFile
+from contune.run.predictions import COLUMNS, LANGUAGE_COLUMNS, matrices, prediction_table
 from contune.run.shared import Shared
 from contune.stream.task import Stream, Task
-
-COLUMNS = pa.schema(
-    [
-        ("after_task", pa.int32()),
-        ("task", pa.int32()),
-        ("example", pa.int64()),
-        ("label", pa.string()),
-        ("prediction", pa.string()),
-        ("correct", pa.bool_()),
-    ]
-)
-LANGUAGE_COLUMNS = pa.schema(
-    [
-        *COLUMNS,
-        ("score", pa.float64()),
-        ("well_formed", pa.bool_()),
-        ("nats", pa.float64()),
-        ("tokens", pa.int64()),
-        ("bytes", pa.int64()),
-    ]
-)
 
 
 class Interrupted(ContuneError):
@@ -187,6 +166,9 @@ class _Execution:
         self.columns = LANGUAGE_COLUMNS if stream.kind == "language" else COLUMNS
         self.rows = self.columns.empty_table()
         self.tests: dict[int, Dataset] = {}
+        # Before anything is restored: the untouched model is what they are compared with.
+        self.probes = [made_probe(learner, task) for task in stream.probes]
+        self.retained = {probe.name: {name: [probe.values[name]] for name in NAMES} for probe in self.probes}
         self.events: EventFile | None = None
         self.stop = threading.Event()
         self.saved_at = time.monotonic()
@@ -256,10 +238,18 @@ class _Execution:
         if path.exists() and lesson:
             table = pq.read_table(path, schema=self.columns)
             self.rows = table.filter(pc.less(table["after_task"], self._matrix_row(lesson)))
+            self._restore_retained(lesson)
         memory = {
             name.removeprefix("optimizer/"): t for name, t in state.tensors.items() if name.startswith("optimizer/")
         }
         return lesson, step, memory, context if step else None
+
+    def _restore_retained(self, lessons: int) -> None:
+        """What probes measured after the tasks that are done; the untouched model's values are measured anew."""
+        kept = json.loads((self.directory.folder / "results.json").read_text()).get("retained", {})
+        for probe, values in self.retained.items():
+            for name, found in values.items():
+                found += kept[probe][name][1 : lessons + 1]
 
     def _matrix_row(self, lessons: int) -> int:
         return len(self.stream.tasks) if self.learner.method.joint else lessons
@@ -311,6 +301,9 @@ class _Execution:
                 found = self.learner.examine(dataset, allowed)
                 tables.append(prediction_table(row, index, task, dataset, found, self.learner.class_names))
                 accuracies.append(float(found.scores.mean()))
+            for probe in self.probes:
+                for name, value in retained(self.learner, probe).items():
+                    self.retained[probe.name][name].append(value)
         self.rows = pa.concat_tables(tables)
         self._event("accuracy", task=row, accuracies=accuracies)
         self.observer.evaluated(context.task, accuracies)
@@ -355,6 +348,7 @@ class _Execution:
                 "hash": self.stream.content_hash(),
             },
             "accuracy_matrix": done,
+            **({"retained": self.retained} if self.retained else {}),
             **({"language": {name: found[: len(done)] for name, found in more.items()}} if more else {}),
             "metrics": summary(done, sizes[: len(done[0])] if done else []),
             "cost": {
@@ -379,30 +373,3 @@ class _Execution:
     def _event(self, event: str, **values: Any) -> None:
         if self.events is not None:
             self.events.write(event, **values)
-
-
-def matrices(rows: pa.Table, tasks: int) -> tuple[list[list[float | None]], dict[str, list[list[float | None]]]]:
-    """The accuracy matrix from the stored predictions, and for language what else they tell."""
-    columns = {name: rows[name].to_numpy(zero_copy_only=False) for name in rows.column_names}
-    place = columns["after_task"], columns["task"]
-    if "score" not in columns:
-        return matrix_from_predictions(*place, columns["correct"], tasks), {}
-    nats, tokens, sizes, formed = (columns[name] for name in ("nats", "tokens", "bytes", "well_formed"))
-    return mean_matrix(*place, columns["score"], tasks), language_matrices(*place, nats, tokens, sizes, formed, tasks)
-
-
-def prediction_table(
-    row: int, index: int, task: Task, dataset: Dataset, found: Examination, names: Sequence[str]
-) -> pa.Table:
-    """What was answered on one task's test examples, one row each."""
-    count = len(dataset)
-    correct = (found.scores == 1.0).tolist()
-    values = [[row] * count, [index] * count, task.test.ids.tolist()]
-    if found.reading is None:
-        labels = [names[column] for column in dataset.labels.tolist()]
-        return pa.table(dict(zip(COLUMNS.names, [*values, labels, list(found.given), correct], strict=True)), COLUMNS)
-    right = [exchange.answer for exchange in task.test.inputs]
-    sizes = [len(text.encode()) for text in right]
-    reading = [found.reading.nats.tolist(), found.reading.tokens.tolist(), sizes]
-    values += [right, list(found.given), correct, found.scores.tolist(), found.well_formed.tolist(), *reading]
-    return pa.table(dict(zip(LANGUAGE_COLUMNS.names, values, strict=True)), LANGUAGE_COLUMNS)

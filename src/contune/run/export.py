@@ -19,7 +19,14 @@ from contune.run.predict import load_learner
 
 Format = Literal["peft", "merged", "safetensors"]
 # What reads inputs: copied beside a merged model, so that it stands on its own.
-READERS: tuple[str, ...] = ("*token*.json", "vocab.*", "merges.txt", "*.model", "preprocessor_config.json", "chat_template*")
+READERS: tuple[str, ...] = (
+    "*token*.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "preprocessor_config.json",
+    "chat_template*",
+)
 READERS += ("special_tokens_map.json", "modules.json", "sentence_bert_config.json", "generation_config.json")
 
 

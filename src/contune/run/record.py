@@ -66,6 +66,12 @@ class Run:
         return found
 
     @property
+    def retained(self) -> Mapping[str, Mapping[str, list[float | None]]]:
+        """Measures of each probe, of the untouched model first and then after every task; empty without probes."""
+        found: Mapping[str, Mapping[str, list[float | None]]] = self.results.get("retained") or {}
+        return found
+
+    @property
     def is_joint(self) -> bool:
         """Whether all tasks were learned at once, so that only the last row of the matrix is measured."""
         earlier = [value for row in self.matrix[:-1] for value in row]

@@ -120,10 +120,19 @@ def columns(comparison: Comparison) -> list[tuple[str, list[str]]]:
     found.append(("Runs", [str(len(group.runs)) for group in groups]))
     for name in HEADLINE_METRICS:
         found.append((DEFINITIONS[name].name, [percent(group.metrics[name]) for group in groups]))
+    for probe in dict.fromkeys(name for group in groups for run in group.runs for name in run.retained):
+        found.append((f"Retained on {probe}", [_retained(group, probe) for group in groups]))
     for key, heading in COSTS.items():
         if any(key in group.cost for group in groups):
             found.append((heading, [_cost(group, key) for group in groups]))
     return found
+
+
+def _retained(group: RunGroup, probe: str) -> str:
+    """How much of the untouched model's score on a probe is left, in points: its score at the end less the first."""
+    scores = [run.retained[probe]["score"] for run in group.runs if probe in run.retained]
+    changes = [values[-1] - values[0] for values in scores if values[0] is not None and values[-1] is not None]
+    return NONE if not changes else f"{100 * sum(changes) / len(changes):+.1f}"
 
 
 def _text_columns(headings: Sequence[str]) -> int:

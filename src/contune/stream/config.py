@@ -105,7 +105,8 @@ class LanguageConfig(BaseModel):
 
     Plain text is cut into pieces of at most `piece` characters; `boundary` separates documents in a file, and `held_out` is
     the share at each file's end that tests, where no test file is given. `test_examples` is the most a domain is tested
-    on, chosen by `stream.seed`.
+    on, chosen by `stream.seed`. `probes` are files of any of these forms that no task learns: how the model answers them is
+    measured before the first task and after every task (retained ability).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -120,6 +121,7 @@ class LanguageConfig(BaseModel):
     boundary: PathText | None = None
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     test_examples: Annotated[int, Field(ge=1)] | None = None
+    probes: Annotated[dict[str, Paths], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

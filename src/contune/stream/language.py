@@ -68,7 +68,27 @@ def load_language_stream(config: StreamConfig, base: Path) -> Stream:
         tasks.append(_task(name, train, test, config, place))
     notes = settle_bad_rows(bad, skip_bad=config.skip_bad)
     ordered = [tasks[at] for at in arrival_order(len(tasks), config.order_seed)]
-    return Stream(", ".join(names), "language", tuple(ordered), config.order_seed, notes)
+    probes = tuple(_probe(name, files, config, base) for name, files in (how.probes or {}).items())
+    return Stream(", ".join(names), "language", tuple(ordered), config.order_seed, notes, probes)
+
+
+def _probe(name: str, files: str | Sequence[str], config: StreamConfig, base: Path) -> Task:
+    """A set that is asked and never learned, read as the domains are."""
+    how = config.language or LanguageConfig()
+    paths = [base / Path(one).expanduser() for one in ([files] if isinstance(files, str) else files)]
+    if all(path.name.lower().endswith(TEXT_SUFFIXES) for path in paths):
+        exchanges = [exchange for path in paths for exchange in document_exchanges(read_text(path), how)]
+        split = Split(exchanges, range(len(exchanges)))
+    else:
+        split = joined([read_exchanges(path, name, how) for path in paths])
+        answers = tuple(dict.fromkeys(answer for one in split.exchanges for answer in one.answers))
+        split = with_options(split, answers, how)
+    settle_bad_rows(split.bad, skip_bad=config.skip_bad)
+    if not split.exchanges:
+        raise DataError(f"probe {name!r} has no usable example; give at least one")
+    asked, _ = split_rows(len(split.exchanges), share=0.0, keep=how.test_examples, seed=(config.seed,))
+    chosen = language_examples([split.exchanges[at] for at in asked.tolist()], [split.ids[at] for at in asked.tolist()])
+    return Task(name, NO_CLASS, chosen, chosen)
 
 
 def _task(name: str, train: Split, test: Split, config: StreamConfig, place: int) -> Task:

@@ -1,0 +1,97 @@
+"""Retained ability: what a language model still knows of text that no task is about, against the untouched model.
+
+A stream's probes are measured before the first task and after every task. `score` is the mean score of the answers and
+`loss` the nats per token of the right ones, `changed_tokens` the share of their positions where another token has become
+the likeliest, and `divergence` the mean KL(untouched || now) in nats over the same positions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from contune.adapter.none import NoAdapter
+from contune.backbone.language import PreparedExchanges
+from contune.contract.context import Context
+from contune.contract.data import Dataset
+from contune.engine.examine import examined_language, token_scores
+from contune.engine.learner import Learner
+from contune.head.language import SPARE_TOKENS
+from contune.stream.task import Task
+
+MOST_BYTES = 256 * 2**20  # of log-probabilities that are kept of one probe
+NAMES = ("score", "loss", "changed_tokens", "divergence")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A probe and what the untouched model makes of it: its likeliest tokens and, where they fit, log-probabilities.
+
+    `likeliest` (T,) and `log_probabilities` (T, V), in half precision, are in the order of `token_scores`.
+    """
+
+    name: str
+    dataset: Dataset
+    room: int
+    values: Mapping[str, float | None]
+    likeliest: Tensor
+    log_probabilities: Tensor | None
+
+
+def made_probe(learner: Learner, task: Task) -> Probe:
+    """The probe as the untouched model answers it. Call it before anything is learned or restored."""
+    rows = torch.zeros(len(task.test), dtype=torch.int64).numpy()
+    dataset = Dataset.of(task.test, learner.backbone, rows, rows)
+    prepared = dataset.prepared
+    assert isinstance(prepared, PreparedExchanges)
+    room = prepared.longest_answer + SPARE_TOKENS
+    with learner.method.adapter.absent():
+        context = replace(learner.reading(dataset), adapter=NoAdapter(), router=None)
+        values = _values(context, dataset, room)
+        pieces = [functional.log_softmax(scores.float(), dim=1) for _, _, scores in token_scores(context, dataset)]
+    likeliest = torch.cat([piece.argmax(dim=1) for piece in pieces]).cpu()
+    size = sum(2 * piece.numel() for piece in pieces)
+    kept = torch.cat([piece.half() for piece in pieces]).cpu() if size <= MOST_BYTES else None
+    changed = {"changed_tokens": 0.0, "divergence": 0.0 if kept is not None else None}
+    return Probe(task.name, dataset, room, {**values, **changed}, likeliest, kept)
+
+
+def retained(learner: Learner, probe: Probe) -> dict[str, float | None]:
+    """The probe as the learner answers it now; `divergence` is None where the log-probabilities did not fit."""
+    context = learner.reading(probe.dataset)
+    values: dict[str, float | None] = dict(_values(context, probe.dataset, probe.room))
+    start, changed, divergence = 0, 0, 0.0
+    for _, _, scores in token_scores(context, probe.dataset):
+        place = slice(start, start + len(scores))
+        changed += int((scores.argmax(dim=1).cpu() != probe.likeliest[place]).sum())
+        if probe.log_probabilities is not None:
+            divergence += float(divergences(probe.log_probabilities[place].to(scores.device), scores).sum())
+        start = place.stop
+    total = max(start, 1)
+    values["changed_tokens"] = changed / total
+    values["divergence"] = divergence / total if probe.log_probabilities is not None else None
+    return values
+
+
+def divergences(log_probabilities: Tensor, scores: Tensor) -> Tensor:
+    """KL(p || softmax(scores)) in nats for rows of log p (T, V), made to sum to one again after half precision.
+
+    >>> even = torch.tensor([[0.5, 0.5]]).log()
+    >>> round(divergences(even, torch.tensor([[0.75, 0.25]]).log()).item(), 4)
+    0.1438
+    """
+    log_p = functional.log_softmax(log_probabilities.float(), dim=1)
+    return (log_p.exp() * (log_p - functional.log_softmax(scores.float(), dim=1))).sum(dim=1)
+
+
+def _values(context: Context, dataset: Dataset, room: int) -> dict[str, float | None]:
+    found = examined_language(context, dataset, room)
+    assert found.reading is not None
+    return {
+        "score": float(found.scores.mean()),
+        "loss": float(found.reading.nats.sum() / max(int(found.reading.tokens.sum()), 1)),
+    }

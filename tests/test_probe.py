@@ -1,0 +1,82 @@
+"""Retained ability: measured against the untouched model, in every run, and whole again after a resume."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from contune.engine.learner import Learner
+from contune.engine.probe import divergences, made_probe, retained
+from contune.stream.exchange import Exchange, language_examples
+from contune.stream.task import Task
+from run_helpers import resume, run, same_run
+from test_language import TRAIN, WRITER, config_of, lesson
+
+
+def story() -> Task:
+    pieces = [Exchange((), (text,), (), "tokens") for text in ("once upon a time", "there was a moon", "and a sea")]
+    examples = language_examples(pieces, range(3))
+    return Task("story", ("answer",), examples, examples)
+
+
+def test_nothing_changes_where_nothing_is_trained() -> None:
+    learner = Learner(WRITER, "linear-probe", kind="language", train=TRAIN)
+    probe = made_probe(learner, story())
+    learner.learn(lesson("big"))
+    found = retained(learner, probe)
+    assert found["changed_tokens"] == 0
+    assert found["divergence"] == pytest.approx(0, abs=1e-3)  # of log-probabilities in half precision
+    assert found["loss"] == pytest.approx(probe.values["loss"])
+
+
+def test_training_moves_away_from_the_untouched_model() -> None:
+    learner = Learner(WRITER, "lora", kind="language", train={**TRAIN, "epochs": 20, "lr": 2e-2})
+    probe = made_probe(learner, story())
+    learner.learn(lesson("big"))
+    found = retained(learner, probe)
+    assert found["divergence"] is not None
+    assert found["divergence"] > 0.05
+    assert found["changed_tokens"] is not None
+    assert found["changed_tokens"] > 0
+
+
+def test_a_planted_full_change_is_seen_though_the_adapter_cannot_be_put_aside() -> None:
+    learner = Learner(WRITER, "finetune", kind="language", train=TRAIN)
+    probe = made_probe(learner, story())
+    with torch.no_grad():
+        for parameter in learner.backbone.base_parameters().values():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    learner.learn(lesson("big"))
+    found = retained(learner, probe)
+    assert found["divergence"] is not None
+    assert found["divergence"] > 0.01
+
+
+def test_divergence_is_that_of_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(5, 7, generator=generator), torch.randn(5, 7, generator=generator)
+    log_p, log_q = functional.log_softmax(first, 1), functional.log_softmax(second, 1)
+    expected = functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(1)
+    torch.testing.assert_close(divergences(log_p, second), expected)
+
+
+def probed(tmp_path: Path) -> str:
+    (tmp_path / "story.txt").write_text("Once upon a time there was a moon over the sea.")
+    config = json.loads(config_of(tmp_path, "lora"))
+    config["stream"]["language"] = {"probes": {"story": str(tmp_path / "story.txt")}, "piece": 50}
+    return json.dumps(config)
+
+
+def test_a_run_measures_probes_before_and_after_every_task_and_a_resume_keeps_them(tmp_path: Path) -> None:
+    out = run(probed(tmp_path), tmp_path / "out")
+    found = json.loads((out / "results.json").read_text())["retained"]["story"]
+    assert {name: len(values) for name, values in found.items()} == dict.fromkeys(found, 3)
+    assert found["divergence"][0] == 0
+    shutil.copytree(out, tmp_path / "cut")
+    newest = sorted((tmp_path / "cut" / "checkpoints").iterdir())[-1]
+    shutil.rmtree(newest)
+    resume(tmp_path / "cut")
+    same_run(out, tmp_path / "cut")
