@@ -1,11 +1,17 @@
 """The step's hooks: what rules may do to gradients and moves, and what momentum cannot escape."""
 
+from itertools import pairwise
+
+import pytest
 import torch
 
 from contune.adapter.peft_adapter import lora
 from contune.contract.parts import Rule
+from contune.contract.settings import TrainSettings
 from contune.engine.learner import Learner
+from contune.engine.optimizer import rate_factor
 from contune.head.linear import Linear
+from contune.method.catalog import compose
 from contune.method.method import Method
 from contune.trial import SETTINGS, digit_tasks, tiny_model
 
@@ -68,3 +74,27 @@ def test_a_tensor_without_gradient_is_not_stepped() -> None:
     _, before, after = trained_with(Spy(starved="head.bias"))
     assert torch.equal(before["head.bias"], after["head.bias"])
     assert not torch.equal(before["head.weight"], after["head.weight"])
+
+
+def test_schedules_join_where_they_should() -> None:
+    cosine = TrainSettings(schedule="cosine", warmup=0.2, floor=0.1)
+    rates = [rate_factor(cosine, step, 1000) for step in range(1000)]
+    assert rates[199] == 1.0
+    assert rates[-1] == pytest.approx(0.1, abs=1e-4)
+    assert max(abs(a - b) for a, b in pairwise(rates)) < 0.006  # continuous at the join
+    infinite = TrainSettings(schedule="infinite", warmup=0.2, cooldown=0.5, floor=0.25)
+    rates = [rate_factor(infinite, step, 1000) for step in range(1000)]
+    assert (rates[199], rates[700], rates[-1]) == (1.0, 0.25, 0.25)
+    assert {rate_factor(infinite, step, 1000, first=False) for step in range(1000)} == {0.25}
+    with pytest.raises(ValueError, match="floor 0"):
+        TrainSettings(schedule="infinite")
+
+
+def test_replay_by_ratio_is_that_share_of_every_step() -> None:
+    method = compose({"adapter": "lora", "head": "linear", "rules": [{"replay": {"ratio": 0.25, "size": 50}}]})
+    learner = Learner(tiny_model(), method, train={"epochs": 1, "batch_size": 12})
+    first, second = digit_tasks()[:2]
+    learner.learn(first)
+    context = learner.begin(second)
+    chosen = learner.method.rules[0].select(context, 0, 0)["replay"]
+    assert len(chosen.rows) / (len(chosen.rows) + 12) == 0.25

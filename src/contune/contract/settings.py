@@ -1,8 +1,8 @@
 """How training runs: the settings of the gradient loop and of the cache."""
 
-from typing import Any, Literal, final
+from typing import Any, Literal, Self, final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from contune.backbone.config import Precision
 
@@ -19,7 +19,11 @@ class TrainSettings(BaseModel):
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
     weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "infinite"] = Field(
+        "constant", description="of the learning rate in every task; infinite: one fall in the first task, then level"
+    )
+    floor: float = Field(0.0, ge=0, lt=1, description="lowest share of lr, where cosine ends and infinite stays")
+    cooldown: float = Field(0.3, gt=0, le=1, description="infinite: share of the first task's steps in which lr falls")
     warmup: float = Field(
         0.0, ge=0, lt=1, description="share of each task's steps with a linearly rising learning rate"
     )
@@ -37,6 +41,14 @@ class TrainSettings(BaseModel):
     seed: int = 0
     checkpoint_seconds: float = Field(60.0, ge=0, description="longest time inside a task without a checkpoint")
     checkpoint_steps: int | None = Field(None, ge=1, description="also checkpoint after this many steps")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.schedule == "infinite" and not self.floor:
+            raise ValueError(
+                "schedule is infinite and floor 0, so that nothing would be learned later; give floor, such as 0.1"
+            )
+        return self
 
     @property
     def fresh_views(self) -> bool:
@@ -65,5 +77,5 @@ class CacheSettings(BaseModel):
     features: bool = Field(True, description="keep features and queries of frozen models")
     hidden: bool = Field(True, description="keep hidden states below the lowest trained layer")
     memory_mb: int = Field(2048, ge=0, description="limit of what is kept in memory")
-    folder: str | None = Field(None, description="keep on disk in this folder instead, shared between runs")
+    folder: str | None = Field(None, description="keep on disk in this folder too, shared between runs")
     batch_size: int = Field(64, ge=1, description="examples in one forward pass without gradients")

@@ -30,14 +30,29 @@ def make_optimizer(context: Context) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
 
 
-def rate_factor(settings: TrainSettings, step: int, steps: int) -> float:
-    """Share of the full learning rate at `step` of `steps` (from 0): linear warm-up, then constant or half a cosine."""
+def rate_factor(settings: TrainSettings, step: int, steps: int, *, first: bool = True) -> float:
+    """Share of the full learning rate at `step` of a task's `steps` (from 0), by `schedule`.
+
+    Linear warm-up, then `constant`, or half a cosine down to `floor` (re-warming and re-decaying in every task), or
+    `infinite` (arXiv 2403.08763, section 7): the first task warms up and cools down to `floor` within the share
+    `cooldown` of its steps, and from there the rate stays, in all later tasks too.
+
+    >>> infinite = TrainSettings(schedule="infinite", floor=0.1, warmup=0.25, cooldown=0.5)
+    >>> [round(rate_factor(infinite, step, 8), 2) for step in range(8)]
+    [0.5, 1.0, 1.0, 0.87, 0.55, 0.23, 0.1, 0.1]
+    >>> rate_factor(infinite, 0, 8, first=False)
+    0.1
+    """
+    if settings.schedule == "infinite" and not first:
+        return settings.floor
     warm = int(settings.warmup * steps)
     if step < warm:
         return (step + 1) / warm
     if settings.schedule == "constant":
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    falling = steps - warm if settings.schedule == "cosine" else int(settings.cooldown * steps)
+    share = min((step - warm) / max(1, falling), 1.0)
+    return settings.floor + (1 - settings.floor) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -26,9 +26,18 @@ def draw(buffer: Dataset, count: int, context: Context, place: tuple[str, int, i
     return Selection(buffer, rows, weight)
 
 
+def replayed(ratio: float, rows: int) -> int:
+    """How many replayed rows beside a task's `rows` make up `ratio` of the step (arXiv 2403.08763, section 5).
+
+    >>> replayed(0.25, 24), replayed(0.05, 32), replayed(0.0, 8)
+    (8, 2, 0)
+    """
+    return round(ratio / (1 - ratio) * rows)
+
+
 @final
 class Replay(Rule):
-    """Keeps `size` examples and adds `batch_size` of them to every step.
+    """Keeps `size` examples and adds `batch_size` of them to every step, or as many as make them `ratio` of its rows.
 
     `choice`: `reservoir` keeps every example seen with equal probability, `class-balanced` equal shares a class.
     `weight` None takes one mean over the task's and the replayed rows; a number adds it times the replayed rows' mean.
@@ -44,9 +53,14 @@ class Replay(Rule):
         batch_size: int = 32,
         choice: Literal["reservoir", "class-balanced"] = "reservoir",
         weight: float | None = None,
+        ratio: float | None = None,
     ) -> None:
         check_sizes(size, batch_size)
-        self.size, self.batch_size, self.choice, self.weight = size, batch_size, choice, weight
+        if ratio is not None and not 0 <= ratio < 1:
+            raise ConfigError(
+                f"ratio is {ratio}; give the share of replayed rows in a step, at least 0 and less than 1"
+            )
+        self.size, self.batch_size, self.choice, self.weight, self.ratio = size, batch_size, choice, weight, ratio
         self._buffer: Buffer | None = None
         self._ready: Dataset | None = None
 
@@ -59,7 +73,8 @@ class Replay(Rule):
     def select(self, context: Context, epoch: int, step: int) -> Mapping[str, Selection]:
         if self._ready is None:
             return {}
-        return {"replay": draw(self._ready, self.batch_size, context, ("replay", epoch, step), self.weight)}
+        count = self.batch_size if self.ratio is None else replayed(self.ratio, context.settings.batch_size)
+        return {"replay": draw(self._ready, count, context, ("replay", epoch, step), self.weight)} if count else {}
 
     def end_task(self, context: Context) -> None:
         buffer = self._buffer or Buffer.empty(context.backbone.modality)
