@@ -46,7 +46,7 @@ class TrainSettings(BaseModel):
     def _check(self) -> Self:
         if self.schedule == "infinite" and not self.floor:
             raise ValueError(
-                "schedule is infinite and floor 0, so that nothing would be learned later; give floor, such as 0.1"
+                "schedule is infinite and floor 0, so later tasks would learn nothing; give floor, such as 0.1"
             )
         return self
 

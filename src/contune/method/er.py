@@ -34,9 +34,5 @@ def er(
     'replay'
     """
     adapter = lora_adapter(rank=rank, alpha=alpha_lora, targets=targets, layers=layers)
-    return Method(
-        adapter,
-        Linear(),
-        (Replay(size=size, batch_size=batch_size, choice=choice, ratio=ratio),),
-        train={"lr": 2e-3, "epochs": 5},
-    )
+    rule = Replay(size=size, batch_size=batch_size, choice=choice, ratio=ratio)
+    return Method(adapter, Linear(), (rule,), train={"lr": 2e-3, "epochs": 5})
