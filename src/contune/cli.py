@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from contune.errors import ConfigError, ContuneError, did_you_mean
+from contune.merge.command import merge
 
 if TYPE_CHECKING:
     from contune.contract.processes import Processes
@@ -168,6 +169,9 @@ def export(
 
     for name in export_run(directory, out, form):
         typer.echo(out / name)
+
+
+app.command()(merge)
 
 
 @app.command(name="list")

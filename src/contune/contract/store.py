@@ -151,9 +151,12 @@ class FrozenStore:
         return self.settings.features and self._fits(shape)
 
     def keeps_hidden(self, datasets: Sequence[Dataset], width: int) -> bool:
-        """Whether the hidden states of all these data sets would be kept at the same time."""
+        """Whether the hidden states of all these data sets would be in memory at the same time.
+
+        Every step reads them, so that reading them from a folder each time would cost more than the layers they spare.
+        """
         length = sum(int(dataset.prepared.lengths.sum()) for dataset in datasets)
-        return self.settings.hidden and self._fits((length, width))
+        return self.settings.hidden and length * width * 4 <= self._limit
 
     @property
     def _limit(self) -> int:

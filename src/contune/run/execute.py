@@ -31,7 +31,7 @@ from contune.engine.learner import Learner
 from contune.engine.loop import StepReport
 from contune.engine.observer import Observer
 from contune.engine.probe import NAMES, made_probe, retained
-from contune.errors import ConfigError, ContuneError
+from contune.errors import ConfigError, ContuneError, RunDirectoryError
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
 from contune.metric.summary import summary
@@ -246,7 +246,12 @@ class _Execution:
 
     def _restore_retained(self, lessons: int) -> None:
         """What probes measured after the tasks that are done; the untouched model's values are measured anew."""
-        kept = json.loads((self.directory.folder / "results.json").read_text()).get("retained", {})
+        path = self.directory.folder / "results.json"
+        if self.retained and not path.is_file():
+            raise RunDirectoryError(
+                f"{path} is missing, which holds what the probes measured; restore it, or run again"
+            )
+        kept = json.loads(path.read_text()).get("retained", {}) if self.retained else {}
         for probe, values in self.retained.items():
             for name, found in values.items():
                 found += kept[probe][name][1 : lessons + 1]

@@ -98,7 +98,9 @@ def where(learner: Learner, layer: int, depth: int) -> str:
     """Which layers training changes."""
     if layer == depth:
         return "nothing inside the model: features are computed once and kept"
-    below = f"; the {layer} layers below are computed once and kept" if layer and not learner.settings.augment else ""
+    below = (
+        f"; the {layer} layers below are computed once and kept" if layer and not learner.settings.fresh_views else ""
+    )
     return f"layers {layer} to {depth - 1}{below}"
 
 
