@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from contune.backbone.backbone import Backbone
 from contune.backbone.inputs import ModelInputs
 from contune.contract.data import TASK, Batch, Dataset, Outputs, Rows, TaskInfo, columns_of
-from contune.contract.parts import Adapter, Head, Router, Tensors
+from contune.contract.parts import Adapter, Head, Router, Rule, Tensors
 from contune.contract.settings import TrainSettings
 from contune.contract.state import State
 from contune.contract.store import FrozenStore, Ragged, fixed_batches
@@ -26,7 +26,8 @@ class Context:
 
     `adapting` is false once the adapter rests for good (first-task adaptation), from when on its features are frozen.
     `answering` is true at prediction, when nobody says which task an example belongs to. `class_tasks` (tasks, seen)
-    says which columns each task has.
+    says which columns each task has. `practise(context, rules)` takes all of the task's gradient steps with these rules
+    alone, beside the run's own: what a rule learns by it is lost unless the rule keeps it.
     """
 
     backbone: Backbone
@@ -41,6 +42,7 @@ class Context:
     answering: bool
     class_tasks: Tensor
     base_key: str
+    practise: Callable[["Context", Sequence[Rule]], None]
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Everything trained by gradient now, in name order."""

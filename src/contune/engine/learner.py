@@ -15,6 +15,7 @@ from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
 from contune.contract.context import Context
 from contune.contract.data import Dataset, Rows, TaskInfo
+from contune.contract.parts import Rule
 from contune.contract.processes import Processes
 from contune.contract.settings import CacheSettings, TrainSettings
 from contune.contract.state import State
@@ -166,7 +167,12 @@ class Learner:
             answering=answering,
             class_tasks=mask,
             base_key=self._base_key,
+            practise=self._practise,
         )
+
+    def _practise(self, context: Context, rules: Sequence[Rule]) -> None:
+        """All gradient steps of the task with these rules alone; neither shown nor saved."""
+        train(context, rules, self.processes, self.ledger, lambda report: None)
 
     def fit(
         self,

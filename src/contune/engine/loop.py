@@ -150,12 +150,26 @@ def step_within_moves(
         return
     before = {name: parameter.detach().clone() for name, parameter in trained.items()}
     optimizer.step()
-    moves: Tensors = {name: parameter.detach() - before[name] for name, parameter in trained.items()}
+    made = {name: parameter.detach() - before[name] for name, parameter in trained.items()}
+    moves: Tensors = made
     for rule in changing:
         moves = rule.moves(context, moves)
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(before[name] + moves[name])
+            if moves[name] is not made[name]:
+                parameter.copy_(moved(before[name], parameter, made[name], moves[name]))
+
+
+def moved(before: Tensor, after: Tensor, made: Tensor, move: Tensor) -> Tensor:
+    """Where entries go by `move`: to the bit where the optimizer put them if it is the move `made`, else before + move.
+
+    Adding before + (after - before) would not give after to the last bit. An entry whose move is -0.0 keeps every bit.
+
+    >>> before, after = torch.tensor([1.0, 1.0]), torch.tensor([1.1, 1.1])
+    >>> moved(before, after, after - before, (after - before) * torch.tensor([1.0, 0.0])).tolist() == [after[0].item(), 1.0]
+    True
+    """
+    return torch.where((move == made) & (move != 0), after, before + move)
 
 
 def share_gradients(parameters: Sequence[Parameter], processes: Processes) -> None:
