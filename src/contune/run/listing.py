@@ -73,10 +73,9 @@ def explanation(config: RunConfig, base: Path) -> Table:
     examples = sum(len(task.train) for task in stream.tasks)
     tests = sum(len(task.test) for task in stream.tasks)
     layer, depth = context.lowest_layer(), learner.backbone.depth
+    answers = "written answers" if stream.kind == "language" else f"{len(stream.class_names)} classes"
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title=config.label(), title_justify="left")
-    table.add_row(
-        "stream", f"{stream.name}: {len(stream.tasks)} tasks, {len(stream.class_names)} classes, {stream.kind}"
-    )
+    table.add_row("stream", f"{stream.name}: {len(stream.tasks)} tasks, {answers}, {stream.kind}")
     table.add_row("data", f"{examples:,} training and {tests:,} test examples")
     table.add_row(
         "model", f"{config.model.path}: {total:,} parameters, {depth} layers, feature: {learner.backbone.feature}"
