@@ -1,6 +1,7 @@
 """Two ways of the same work, each in its own process, in turn; one JSON line with ratios and both accuracies.
 
 A script defines `plain(chosen)` and `with_contune(chosen)`, which do the work and give an accuracy, and calls `main`.
+What a side does inside `phase(name)` is timed on its own as well, and every phase that both sides have gets its ratio.
 """
 
 import argparse
@@ -10,12 +11,14 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
 Side = Callable[[argparse.Namespace], float]
 Add = Callable[[argparse.ArgumentParser], None]
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def main(text: str, claim: str, plain: Side, with_contune: Side, add: Add = lambda parser: None) -> None:
@@ -24,6 +27,12 @@ def main(text: str, claim: str, plain: Side, with_contune: Side, add: Add = lamb
     parser.add_argument("shared", type=Path, help="the folder with data/ and weights/")
     parser.add_argument("--rounds", type=int, default=1, help="pairs of processes; medians are printed")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each side")
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: the process's own seconds, for --threads 1 on a busy machine",
+    )
     parser.add_argument("--side", choices=["contune", "plain"], help=argparse.SUPPRESS)
     add(parser)
     chosen = parser.parse_args()
@@ -39,11 +48,39 @@ def main(text: str, claim: str, plain: Side, with_contune: Side, add: Add = lamb
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
             measured.append(json.loads(done.stdout.splitlines()[-1]))
     medians = {side: {key: median(each[key] for each in runs) for key in runs[0]} for side, runs in found.items()}
-    ratios = {
-        "faster": round(medians["plain"]["seconds"] / medians["contune"]["seconds"], 3),
-        "memory": round(medians["contune"]["peak_mb"] / medians["plain"]["peak_mb"], 3),
-    }
-    print(json.dumps({"claim": claim.format(**vars(chosen)), "threads": chosen.threads, **ratios, **medians}))
+    ratios = ratios_of(medians["plain"], medians["contune"])
+    setting = {"claim": claim.format(**vars(chosen)), "threads": chosen.threads, "clock": chosen.clock}
+    print(json.dumps({**setting, **ratios, **medians}))
+
+
+def ratios_of(plain: dict[str, float], contune: dict[str, float]) -> dict[str, float]:
+    """How many times faster contune is as a whole and in every phase, and its share of the plain side's memory.
+
+    >>> ratios_of({"seconds": 3.0, "peak_mb": 2, "seconds_train": 2.0}, {"seconds": 2.0, "peak_mb": 1, "seconds_train": 1.0})
+    {'faster': 1.5, 'faster_train': 2.0, 'memory': 0.5}
+    """
+    timed = [key for key in plain if key.startswith("seconds") and contune.get(key)]
+    faster = {key.replace("seconds", "faster"): round(plain[key] / contune[key], 3) for key in timed}
+    return {**faster, "memory": round(contune["peak_mb"] / plain["peak_mb"], 3)}
+
+
+_phases: dict[str, float] = {}
+_clock = "wall"
+
+
+def now() -> float:
+    """Seconds by the clock of this measurement; only differences mean something."""
+    return CLOCKS[_clock]()
+
+
+@contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Add the block's seconds to a part of the work that has a name, such as `train` or `evaluate`."""
+    started = now()
+    try:
+        yield
+    finally:
+        _phases[name] = _phases.get(name, 0.0) + now() - started
 
 
 _taken_out: list[float] = []
@@ -55,7 +92,7 @@ def untimed(seconds: float) -> None:
 
 
 def measure(side: Side, chosen: argparse.Namespace) -> None:
-    """One side's seconds after its imports, largest resident set and accuracy, as JSON."""
+    """One side's seconds after its imports, as a whole and by phase, largest resident set and accuracy, as JSON."""
     import peft
     import transformers
 
@@ -63,10 +100,13 @@ def measure(side: Side, chosen: argparse.Namespace) -> None:
 
     del peft, transformers
     assert contune.engine.learner
-    started = time.perf_counter()
+    global _clock
+    _clock = chosen.clock
+    started = now()
     accuracy = side(chosen)
     seconds, peak = (
-        time.perf_counter() - started - sum(_taken_out),
+        now() - started - sum(_taken_out),
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )
-    print(json.dumps({"seconds": round(seconds, 2), "peak_mb": round(peak), "accuracy": round(accuracy, 4)}))
+    phases = {f"seconds_{name}": round(value, 2) for name, value in _phases.items()}
+    print(json.dumps({"seconds": round(seconds, 2), **phases, "peak_mb": round(peak), "accuracy": round(accuracy, 4)}))

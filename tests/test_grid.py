@@ -136,7 +136,7 @@ IDLE = [(name, part.idle) for name, part in parts("rule").items() if getattr(par
 
 @pytest.mark.parametrize(("rule", "options"), IDLE, ids=[name for name, _ in IDLE])
 def test_an_idle_rule_leaves_its_carrier_as_it_is_to_the_bit(rule: str, options: dict[str, Any]) -> None:
-    per_task = rule in ("orthogonality", "self-regularisation")
+    per_task = rule in ("orthogonality", "self-regularisation", "key-entries")
     carrier = {"adapter": "lora-per-task" if per_task else "lora", "head": "linear"}
     plain = run_trial(lambda: compose(carrier)).learner
     idle = run_trial(lambda: compose({**carrier, "rules": [{rule: dict(options)}]})).learner

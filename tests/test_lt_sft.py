@@ -276,9 +276,9 @@ def test_a_tight_tolerance_finds_supervised_updates_dense() -> None:
 
 def test_what_makes_no_sense_is_refused() -> None:
     for name in ("lottery-ticket", "subnetwork"):
-        with pytest.raises(CombinationError, match="set adapter: full"):
+        with pytest.raises(CombinationError, match="set adapter: resting"):
             compose({"adapter": "lora", "rules": [name]})
-        assert compose({"adapter": "full", "rules": [name]}).rules[0].name == name
+        assert compose({"adapter": "resting", "rules": [name]}).rules[0].name == name
     for share in (0.0, 1.1):
         with pytest.raises(ConfigError, match="above 0"):
             lottery_ticket(share=share)

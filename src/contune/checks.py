@@ -227,7 +227,11 @@ CARRIERS: dict[str, tuple[dict[str, Any], ...]] = {
         {"adapter": "bottleneck-per-task"},
         {"adapter": "prefix-per-task", "router": "centroids"},
     ),
-    "rule": ({"adapter": "lora", "head": "linear"}, {"adapter": "lora-per-task", "head": "linear"}),
+    "rule": (
+        {"adapter": "lora", "head": "linear"},
+        {"adapter": "lora-per-task", "head": "linear"},
+        {"adapter": "resting", "head": "linear"},
+    ),
     "router": ({"adapter": "prefix-per-task", "head": "linear"},),
 }
 

@@ -63,3 +63,8 @@ class Resting(Adapter):
     def load_state(self, state: State, context: Context) -> None:
         self._inner.load_state(state, context)
         self.rest(state.values["resting"])
+
+
+def resting(*, layers: str | list[int] = "all", lr_scale: float = 0.01) -> Adapter:
+    """Every weight as `full` trains it, of which a rule may let whole tensors rest in a task."""
+    return Resting("resting", lambda _name, _owner: True, layers, lr_scale)

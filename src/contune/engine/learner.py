@@ -151,8 +151,12 @@ class Learner:
 
     def _context(self, info: TaskInfo, dataset: Dataset, *, adapting: bool, answering: bool) -> Context:
         mask = torch.zeros(max(len(self.class_tasks), 1), info.seen, dtype=torch.bool)
-        for row, columns in enumerate(self.class_tasks):
-            mask[row, slice(None) if self.kind == "language" else list(columns)] = True
+        if self.kind == "language":
+            mask[:] = True
+        elif self.class_tasks:
+            columns = [np.asarray(each, dtype=np.int64) for each in self.class_tasks]
+            rows = np.repeat(np.arange(len(columns)), [len(each) for each in columns])
+            mask[torch.from_numpy(rows), torch.from_numpy(np.concatenate(columns))] = True
         method = self.method
         return Context(
             backbone=self.backbone,

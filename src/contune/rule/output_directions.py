@@ -116,6 +116,11 @@ class OutputDirections(Rule):
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
         del head
+        if adapter.name == "half":
+            return (
+                f"rule {self.name!r} keeps how old answers depend on what is trained, but adapter 'half' trains another "
+                "half of the model in every task; set adapter: full"
+            )
         return refuse_without_lasting_tensors(self.name, adapter)
 
     def moves(self, context: Context, moves: Tensors) -> Tensors:

@@ -25,7 +25,6 @@ from contune.rule.step_mask import (
     sparsity,
 )
 
-BASE_ADAPTERS = ("full", "bias", "layer-norm")
 Choose = Callable[[Tensors, Tensors, Tensors], dict[str, Tensor]]
 
 
@@ -40,7 +39,7 @@ class TwoPhase(Rule):
     checkpoints and reports are made as ever.
 
     Masked gradients are zero and masked moves are none: the released code masks gradients, and weight decay would move
-    what rests. Tensors without any chosen entry leave training, in an adapter `Resting`. `l1` adds that many times the
+    what rests. Tensors without any chosen entry leave training. `l1` adds that many times the
     mean of |theta - theta_0| over all entries that may be chosen, in both phases.
 
     What the task changed, its sparse delta, is kept with `keep`: taking the deltas of tasks out of the model again, or
@@ -71,8 +70,9 @@ class TwoPhase(Rule):
         return refuse_without_base_weights(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
-        if isinstance(context.adapter, Resting):
-            context.adapter.rest(())
+        adapter = context.adapter
+        assert isinstance(adapter, Resting)
+        adapter.rest(())
         self._origin = maskable(context)
         self._count = sum(value.numel() for value in self._origin.values())
         self._masks = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in self._origin.items()}
@@ -88,8 +88,7 @@ class TwoPhase(Rule):
                 self.sparsities.append(sparsity(self._origin, end, self.tolerance))
             self._masks = self._choose(self._origin, end, self._masks)
             context.write(start)
-        if isinstance(context.adapter, Resting):
-            self._leave_out(context.adapter)
+        self._leave_out(adapter)
 
     def _leave_out(self, adapter: Resting) -> None:
         """Tensors of which no entry was chosen are not trained at all."""
@@ -147,12 +146,12 @@ def maskable(context: Context) -> dict[str, Tensor]:
 
 
 def refuse_without_base_weights(rule: str, adapter: Adapter) -> str | None:
-    """Masks of single weights need the model's own, trained as they are."""
-    if adapter.name in BASE_ADAPTERS:
+    """Masks of single weights need the model's own, and tensors without a chosen weight must be able to rest."""
+    if isinstance(adapter, Resting):
         return None
     return (
-        f"rule {rule!r} chooses among the model's own weights, and adapter {adapter.name!r} does not train these; "
-        "set adapter: full"
+        f"rule {rule!r} chooses among the model's own weights and lets whole tensors rest, which adapter {adapter.name!r} "
+        "does not; set adapter: resting"
     )
 
 

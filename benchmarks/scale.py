@@ -1,0 +1,153 @@
+"""What a long stream costs: the time of a late task against an early one, and a million examples through a head.
+
+    python benchmarks/scale.py tasks                                  # 200 tasks of two classes, methods that do not grow
+    python benchmarks/scale.py tasks --methods nmc lora --tasks 50
+    python benchmarks/scale.py examples                               # 1,000,000 examples of 384 features, 2 GiB at most
+
+`tasks`: synthetic images through a tiny random model, one JSON line for each method: milliseconds to learn a task and to
+answer its test examples at task 5 and at the last one, medians of five neighbours, and their ratio, the growth. Only the
+number of classes grows, in the head. `examples`: features are made block by block and each block is a task of its own
+over the same classes; a head is handed a whole task at once, so memory follows the largest task and not the stream. Every
+method and head runs in its own process, on one thread, in seconds of that process alone, so a busy machine does little.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from statistics import median
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+METHODS = ["nmc", "ranpac", "acil", "linear-probe", "lora", "er", "der++", "ewc", "mas", "l2", "lwf", "l2p"]
+WIDTH, CLASSES, EARLY = 384, 10, 5
+
+
+def image_task(number: int, examples: int):
+    """Two new classes: two random patterns of 16 x 16 pixels, with noise."""
+    from contune import Task
+    from contune.stream.task import Examples
+
+    draw = np.random.default_rng([7, number])
+    patterns = draw.integers(0, 256, (2, 16, 16, 3))
+
+    def split(first: int) -> Examples:
+        labels = np.arange(examples) % 2
+        noisy = patterns[labels] + draw.normal(0, 40, (examples, 16, 16, 3))
+        images = list(noisy.clip(0, 255).astype(np.uint8))
+        return Examples(images, labels.astype(np.int64), np.arange(first, first + examples), "image")
+
+    return Task(f"task {number}", (f"{number} a", f"{number} b"), split(0), split(examples))
+
+
+def timed_tasks(chosen, count: int) -> tuple[dict[str, list[float]], float, int]:
+    """Seconds to learn and to answer each of the first tasks, the mean accuracy right after learning, bytes kept."""
+    from contune import Learner
+    from contune.trial import tiny_model
+
+    learner, right = Learner(tiny_model(), chosen.part), []
+    seconds: dict[str, list[float]] = {"learn": [], "answer": []}
+    for number in range(count):
+        task = image_task(number, chosen.per_task)
+        started = time.process_time()
+        learner.learn(task)
+        seconds["learn"].append(time.process_time() - started)
+        data = learner.test_dataset(task)
+        started = time.process_time()
+        right.append(float(np.mean(learner.answers(data) == data.labels)))
+        seconds["answer"].append(time.process_time() - started)
+    return seconds, float(np.mean(right)), learner.stored_bytes()
+
+
+def time_of_tasks(chosen) -> dict[str, object]:
+    """How the time of a task grows over the stream; the early tasks are timed last, by a new learner, all being warm."""
+    late, accuracy, kept = timed_tasks(chosen, chosen.tasks)
+    early, _, _ = timed_tasks(chosen, EARLY + 2)
+    found: dict[str, object] = {"method": chosen.part, "tasks": chosen.tasks, "learning_accuracy": round(accuracy, 4)}
+    for name in early:
+        first, last = (1000 * median(seconds[name][-5:]) for seconds in (early, late))
+        found |= {f"{name}_early_ms": round(first, 2), f"{name}_late_ms": round(last, 2)}
+        found[f"{name}_growth"] = round(last / first, 3)
+    return {**found, "stored_bytes": kept}
+
+
+@dataclass(frozen=True)
+class Block:
+    """All that a closed-form head asks of its context, with features made when they are asked for."""
+
+    task: object
+    settings: object
+    rows: int
+
+    adapting = False
+
+    @property
+    def dataset(self) -> SimpleNamespace:
+        return SimpleNamespace(labels=np.arange(self.rows) % CLASSES)
+
+    def feature_size(self) -> int:
+        return WIDTH
+
+    def features(self, dataset: SimpleNamespace) -> torch.Tensor:
+        centres = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(1 + self.task.index)
+        rows = torch.randn(self.rows, WIDTH, generator=generator).mul_(4)
+        return rows.add_(centres[torch.from_numpy(dataset.labels)])
+
+
+def million_examples(chosen) -> dict[str, object]:
+    """All examples through one head, block by block, and then a block that it has not seen."""
+    from contune.contract.data import TaskInfo
+    from contune.contract.settings import TrainSettings
+    from contune.head.class_means import ClassMeans
+    from contune.head.ridge import Ridge
+
+    head = ClassMeans() if chosen.part == "nmc" else Ridge(random_features=2000)
+    names, settings = tuple(str(name) for name in range(CLASSES)), TrainSettings()
+    started, blocks = time.process_time(), -(-chosen.examples // chosen.block)
+    for index in range(blocks):
+        info = TaskInfo(index, "", tuple(range(CLASSES)), CLASSES, CLASSES, "domain-incremental", names)
+        block = Block(info, settings, min(chosen.block, chosen.examples - index * chosen.block))
+        head.begin_task(block)
+        head.fit(block)
+        head.end_task(block)
+    seconds = time.process_time() - started
+    unseen = Block(SimpleNamespace(index=blocks), settings, 1000)
+    right = head.logits(unseen.features(unseen.dataset)).argmax(1).numpy() == unseen.dataset.labels
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    size = {"head": chosen.part, "examples": chosen.examples, "block": chosen.block}
+    return {**size, "seconds": round(seconds, 1), "peak_mb": round(peak), "accuracy": round(float(right.mean()), 4)}
+
+
+def main() -> None:
+    """Run every part in a process of its own and print its line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["tasks", "examples"])
+    parser.add_argument(
+        "--methods", nargs="*", help="default: some that do not grow by design; with `examples` the heads"
+    )
+    parser.add_argument("--tasks", type=int, default=200)
+    parser.add_argument("--per-task", type=int, default=40, help="training examples of a task, and as many to test")
+    parser.add_argument("--examples", type=int, default=1_000_000)
+    parser.add_argument("--block", type=int, default=20_000, help="examples of a task in `examples`")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.part:
+        torch.set_num_threads(1)
+        print(json.dumps(time_of_tasks(chosen) if chosen.what == "tasks" else million_examples(chosen)))
+        return
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+    for part in chosen.methods or (METHODS if chosen.what == "tasks" else ["nmc", "ranpac"]):
+        command = [sys.executable, sys.argv[0], *sys.argv[1:], "--part", part]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        print(done.stdout.splitlines()[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()
