@@ -13,6 +13,7 @@ import pytest
 
 from contune.method.catalog import recipes
 from run_helpers import config_text, resume, run, same_run
+from thinned import thirds
 
 SPAWN = multiprocessing.get_context("forkserver")
 SPAWN.set_forkserver_preload(["contune.run.execute", "contune.trial", "peft", "transformers", "sklearn"])
@@ -35,11 +36,7 @@ def killed(work: Callable[..., object], arguments: tuple[object, ...], out: Path
     return newest(out)
 
 
-# A third of the recipes by default, all with -m slow; that each resumes to the bit is among the common checks as well.
-KILLED = [m if at % 3 == 0 else pytest.param(m, marks=pytest.mark.slow) for at, m in enumerate(recipes())]
-
-
-@pytest.mark.parametrize("method", KILLED)
+@pytest.mark.parametrize("method", thirds(recipes()))  # each resumes to the bit in the common checks as well
 def test_killed_twice_it_ends_with_the_same_bits(tmp_path: Path, method: str) -> None:
     text = config_text(method, checkpoint_steps=2)
     whole, out = run(text, tmp_path / "whole"), tmp_path / "killed"
