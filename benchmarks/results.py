@@ -98,10 +98,11 @@ def tuned_rate(base: dict[str, object], method: str, train: dict[str, object], f
                 f"{method}: lr {lr:.2g} reaches {scores[lr]:.3f} on held-out data of the first two tasks",
                 file=sys.stderr,
             )
-    kept[method] = max(scores, key=lambda lr: scores[lr]) if scores else None
+    best = max(scores, key=lambda lr: scores[lr]) if scores else None
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(kept, indent=1))
-    return kept[method]
+    kept = json.loads(file.read_text()) if file.exists() else {}  # another sweep of other methods may have written
+    file.write_text(json.dumps(kept | {method: best}, indent=1))
+    return best
 
 
 def run_one(config: dict[str, object], out: Path) -> None:
