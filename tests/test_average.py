@@ -20,6 +20,7 @@ from contune.method.method import Method
 from contune.rule.average import CompatibleEma, Ema, SnapshotMean, compatible_step, corner, summed
 from contune.stream.task import Task
 from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
+from resuming import go_on, learn_keeping
 from word_tasks import tiny_folder, word_tasks
 
 CASES = ["digits", "bert"]
@@ -231,20 +232,9 @@ def test_they_resume_exactly_inside_the_second_task(rule: str, case: str) -> Non
     learner, again = (lora_learner(RULES[rule](), case=case) for _ in range(2))
     first, second, third = tasks_of(case)
     learner.learn(first)
-    context, kept = learner.begin(second), []
-
-    def keep(report: Any) -> None:
-        if report.step == 2:
-            memory = {name: value.clone() for name, value in report.memory().items()}
-            kept.append((copied(learner.state()), memory))
-
-    learner.fit(context, keep)
-    learner.end(context)
+    halfway = learn_keeping(learner, second)
     learner.learn(third)
-    resumed = again.load_state(kept[0][0], [second])
-    assert resumed is not None
-    again.fit(resumed, lambda report: None, done=2, memory=kept[0][1])
-    again.end(resumed)
+    go_on(again, halfway)
     again.learn(third)
     assert same_state(learner.state(), again.state()) is None
 

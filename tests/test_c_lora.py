@@ -15,7 +15,8 @@ from contune.method.catalog import build_method, compose
 from contune.method.method import Method
 from contune.rule.self_regularisation import SelfRegularisation, interference
 from contune.stream.task import Task
-from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
+from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
+from resuming import go_on, learn_keeping
 from word_tasks import ENCODERS, tiny_folder, word_tasks
 
 RATE = {**SETTINGS, "lr": 0.02}
@@ -146,19 +147,8 @@ def test_texts_resume_exactly() -> None:
     learner, again = c_lora_learner("bert"), c_lora_learner("bert")
     first, second, third = tasks_of("bert")
     learner.learn(first)
-    context, kept = learner.begin(second), []
-
-    def keep(report: Any) -> None:
-        if report.step == 2:
-            memory = {name: value.clone() for name, value in report.memory().items()}
-            kept.append((copied(learner.state()), memory))
-
-    learner.fit(context, keep)
-    learner.end(context)
+    halfway = learn_keeping(learner, second)
     learner.learn(third)
-    resumed = again.load_state(kept[0][0], [second])
-    assert resumed is not None
-    again.fit(resumed, lambda report: None, done=2, memory=kept[0][1])
-    again.end(resumed)
+    go_on(again, halfway)
     again.learn(third)
     assert same_state(learner.state(), again.state()) is None

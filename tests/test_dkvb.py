@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from contune.contract.state import State
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
 from contune.head.key_value import KeyValue, k_means, nearest_keys, pooled_values, spread_start
 from contune.method.catalog import build_method, compose
 from contune.stream.task import Task
-from contune.trial import accuracy, copied, digit_tasks, same_state, tiny_model
+from contune.trial import accuracy, digit_tasks, same_state, tiny_model
+from resuming import go_on, learn_keeping
 from word_tasks import tiny_folder, word_tasks
 
 SIZES = {"books": 8, "pairs": 16, "key_size": 4}
@@ -195,15 +195,9 @@ def test_one_example_gives_a_finite_key_space() -> None:
 def test_resumes_inside_the_second_task() -> None:
     whole = dkvb_learner()
     whole.learn(digit_tasks()[0])
-    saved: list[State] = []
-    context = whole.begin(digit_tasks()[1])
-    whole.fit(context, lambda report: saved.append(copied(whole.state())) if report.step == 2 else None)
-    whole.end(context)
+    halfway = learn_keeping(whole, digit_tasks()[1])
     again = dkvb_learner()
-    loaded = again.load_state(saved[0], [digit_tasks()[1]])
-    assert loaded is not None
-    again.fit(loaded, lambda report: None, done=2, memory={})
-    again.end(loaded)
+    go_on(again, halfway)
     assert same_state(whole.state(), again.state()) is None
 
 

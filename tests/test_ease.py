@@ -12,7 +12,6 @@ from contune.adapter.bottleneck import Bottleneck
 from contune.adapter.bottleneck_per_task import BottleneckPerTask
 from contune.checks import check_method
 from contune.contract.context import Context
-from contune.contract.state import State
 from contune.engine.learner import Learner
 from contune.errors import CombinationError
 from contune.head.class_means import ClassMeans
@@ -20,7 +19,8 @@ from contune.head.subspace_means import SubspaceMeans, completed_means, similari
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
 from contune.stream.task import Examples, Kind, Task
-from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
+from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
+from resuming import go_on, learn_keeping
 from word_tasks import tiny_folder, word_tasks
 
 
@@ -244,21 +244,9 @@ def test_training_sees_the_tasks_own_classes_and_its_own_module() -> None:
 
 def test_resumes_inside_the_third_task() -> None:
     whole = learned(list(digit_tasks()[:2]), dropout=0.3)
-    saved: list[tuple[State, int, dict[str, Tensor]]] = []
-    context = whole.begin(digit_tasks()[2])
-
-    def keep(report: Any) -> None:
-        if report.step == 4:
-            saved.append((copied(whole.state()), 4, {name: t.clone() for name, t in report.memory().items()}))
-
-    whole.fit(context, keep)
-    whole.end(context)
-    state, done, memory = saved[0]
+    halfway = learn_keeping(whole, digit_tasks()[2], step=4)
     again = ease_learner(dropout=0.3)
-    loaded = again.load_state(state, [digit_tasks()[2]])
-    assert loaded is not None
-    again.fit(loaded, lambda report: None, done=done, memory=memory)
-    again.end(loaded)
+    go_on(again, halfway)
     assert same_state(whole.state(), again.state()) is None
     data = whole.test_dataset(digit_tasks()[0])
     assert torch.equal(reading(whole).logits(data), reading(again).logits(data))

@@ -34,7 +34,8 @@ from contune.rule.gradient_memory import (
 )
 from contune.rule.output_directions import OutputDirections, answer_gradient, coordinates, enlarged, orthogonal
 from contune.stream.task import Task
-from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
+from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
+from resuming import go_on, learn_keeping
 from test_language import lesson
 from word_tasks import tiny_folder, word_tasks
 
@@ -369,19 +370,9 @@ def test_texts_resume_exactly(name: str) -> None:
     learner, again = (Learner(folder, build_method(name, {"size": 6}), train=ADAMW) for _ in range(2))
     first, second, third = word_tasks()
     learner.learn(first)
-    context, kept = learner.begin(second), []
-
-    def keep(report: Any) -> None:
-        if report.step == 2:
-            kept.append((copied(learner.state()), {n: value.clone() for n, value in report.memory().items()}))
-
-    learner.fit(context, keep)
-    learner.end(context)
+    halfway = learn_keeping(learner, second)
     learner.learn(third)
-    resumed = again.load_state(kept[0][0], [second])
-    assert resumed is not None
-    again.fit(resumed, lambda report: None, done=2, memory=kept[0][1])
-    again.end(resumed)
+    go_on(again, halfway)
     again.learn(third)
     assert same_state(learner.state(), again.state()) is None
 

@@ -13,7 +13,8 @@ from contune.engine.learner import Learner
 from contune.errors import ConfigError
 from contune.method.catalog import build_method
 from contune.stream.task import Task
-from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
+from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
+from resuming import go_on, learn_keeping
 from test_language import TRAIN, WRITER, lesson
 from word_tasks import ENCODERS, tiny_backbone, tiny_folder, word_tasks
 
@@ -167,19 +168,8 @@ def test_it_resumes_exactly(case: str) -> None:
     learner, again = hft_learner(case), hft_learner(case)
     first, second, third = tasks_of(case)
     learner.learn(first)
-    context, kept = learner.begin(second), []
-
-    def keep(report: Any) -> None:
-        if report.step == 2:
-            memory = {name: value.clone() for name, value in report.memory().items()}
-            kept.append((copied(learner.state()), memory))
-
-    learner.fit(context, keep)
-    learner.end(context)
+    halfway = learn_keeping(learner, second)
     learner.learn(third)
-    resumed = again.load_state(kept[0][0], [second])
-    assert resumed is not None
-    again.fit(resumed, lambda report: None, done=2, memory=kept[0][1])
-    again.end(resumed)
+    go_on(again, halfway)
     again.learn(third)
     assert same_state(learner.state(), again.state()) is None

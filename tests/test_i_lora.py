@@ -18,7 +18,8 @@ from contune.head.linear import Linear
 from contune.method.catalog import build_method, compose
 from contune.rule.slow_copy import REHEARSAL, SlowCopy, rows_of, states_of, token_distances, warm_decay
 from contune.stream.task import Task
-from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
+from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
+from resuming import go_on, learn_keeping
 from test_language import lesson
 from word_tasks import tiny_folder, word_tasks
 
@@ -270,18 +271,8 @@ def test_it_resumes_exactly(case: str) -> None:
     learner, again = learner_of(case, size=6), learner_of(case, size=6)
     first, second, third = tasks_of(case)
     learner.learn(first)
-    context, kept = learner.begin(second), []
-
-    def keep(report: Any) -> None:
-        if report.step == 2:
-            kept.append((copied(learner.state()), {n: value.clone() for n, value in report.memory().items()}))
-
-    learner.fit(context, keep)
-    learner.end(context)
+    halfway = learn_keeping(learner, second)
     learner.learn(third)
-    resumed = again.load_state(kept[0][0], [second])
-    assert resumed is not None
-    again.fit(resumed, lambda report: None, done=2, memory=kept[0][1])
-    again.end(resumed)
+    go_on(again, halfway)
     again.learn(third)
     assert same_state(learner.state(), again.state()) is None

@@ -28,6 +28,7 @@ from contune.errors import CombinationError, ConfigError
 from contune.method.catalog import build_method
 from contune.stream.task import Task
 from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
+from resuming import go_on, learn_keeping
 from word_tasks import tiny_folder, word_tasks
 
 RATE = {**SETTINGS, "lr": 0.05}
@@ -341,20 +342,9 @@ def test_texts_resume_exactly(case: str) -> None:
     learner, again = inflora_learner(case), inflora_learner(case)
     first, second, third = word_tasks()
     learner.learn(first)
-    context, kept = learner.begin(second), []
-
-    def keep(report: Any) -> None:
-        if report.step == 2:
-            memory = {name: value.clone() for name, value in report.memory().items()}
-            kept.append((copied(learner.state()), memory))
-
-    learner.fit(context, keep)
-    learner.end(context)
+    halfway = learn_keeping(learner, second)
     learner.learn(third)
-    resumed = again.load_state(kept[0][0], [second])
-    assert resumed is not None
-    again.fit(resumed, lambda report: None, done=2, memory=kept[0][1])
-    again.end(resumed)
+    go_on(again, halfway)
     again.learn(third)
     assert same_state(learner.state(), again.state()) is None
     assert learner.base_unchanged()

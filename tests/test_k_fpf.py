@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from contune.contract.state import State
 from contune.engine.learner import Learner
@@ -13,6 +12,7 @@ from contune.method.catalog import build_method, compose
 from contune.rule.buffer import Buffer
 from contune.rule.forgetting_prioritised import ForgettingPrioritised, phase_steps
 from contune.trial import SETTINGS, accuracy, copied, digit_tasks, same_state, tiny_model
+from resuming import go_on, learn_keeping
 from word_tasks import tiny_folder, word_tasks
 
 
@@ -166,20 +166,9 @@ def test_distillation_changes_the_result() -> None:
 def test_resumes_between_phases(distil: float) -> None:
     whole = fpf_learner(distil=distil)
     whole.learn(digit_tasks()[0])
-    saved: list[tuple[State, dict[str, Tensor]]] = []
-    context = whole.begin(digit_tasks()[1])
-
-    def keep(report: Any) -> None:
-        if report.step == 4:
-            saved.append((copied(whole.state()), {n: t.clone() for n, t in report.memory().items()}))
-
-    whole.fit(context, keep)
-    whole.end(context)
+    halfway = learn_keeping(whole, digit_tasks()[1], step=4)
     again = fpf_learner(distil=distil)
-    loaded = again.load_state(saved[0][0], [digit_tasks()[1]])
-    assert loaded is not None
-    again.fit(loaded, lambda report: None, done=4, memory=saved[0][1])
-    again.end(loaded)
+    go_on(again, halfway)
     assert same_state(whole.state(), again.state()) is None
 
 

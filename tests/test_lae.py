@@ -22,7 +22,8 @@ from contune.method.catalog import build_method
 from contune.method.method import Method
 from contune.rule.freeze import FreezeFirst
 from contune.stream.task import Task
-from contune.trial import SETTINGS, accuracy, copied, digit_tasks, same_state, tiny_model
+from contune.trial import SETTINGS, accuracy, digit_tasks, same_state, tiny_model
+from resuming import go_on, learn_keeping
 from word_tasks import ENCODERS, few_inputs, tiny_backbone, tiny_folder, word_tasks
 
 FIVE = {**SETTINGS, "epochs": 5}
@@ -348,20 +349,9 @@ def test_it_resumes_exactly_inside_the_second_task(case: str) -> None:
     learner, again = lae_learner(case), lae_learner(case)
     first, second, third = tasks_of(case)
     learner.learn(first)
-    context, kept = learner.begin(second), []
-
-    def keep(report: Any) -> None:
-        if report.step == 4:
-            memory = {name: value.clone() for name, value in report.memory().items()}
-            kept.append((copied(learner.state()), memory))
-
-    learner.fit(context, keep)
-    learner.end(context)
+    halfway = learn_keeping(learner, second, step=4)
     learner.learn(third)
-    resumed = again.load_state(kept[0][0], [second])
-    assert resumed is not None
-    again.fit(resumed, lambda report: None, done=4, memory=kept[0][1])
-    again.end(resumed)
+    go_on(again, halfway)
     again.learn(third)
     assert same_state(learner.state(), again.state()) is None
     assert learner.base_unchanged()

@@ -18,7 +18,8 @@ from contune.rule.gradient_projection import linear_modules
 from contune.rule.principal_mask import PrincipalMask
 from contune.rule.step_mask import largest, lora_budget, low_rank
 from contune.stream.task import Task
-from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
+from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
+from resuming import go_on, learn_keeping
 from word_tasks import tiny_folder, word_tasks
 
 ADAMW = {**SETTINGS, "weight_decay": 0.1, "optimizer": "adamw"}
@@ -179,19 +180,8 @@ def test_it_resumes_exactly_between_two_renewals(case: str) -> None:
     learner, again = lift_learner(case, interval=2), lift_learner(case, interval=2)
     first, second, third = tasks_of(case)
     learner.learn(first)
-    context, kept = learner.begin(second), []
-
-    def keep(report: Any) -> None:
-        if report.step == 3:
-            memory = {name: value.clone() for name, value in report.memory().items()}
-            kept.append((copied(learner.state()), memory))
-
-    learner.fit(context, keep)
-    learner.end(context)
+    halfway = learn_keeping(learner, second, step=3)
     learner.learn(third)
-    resumed = again.load_state(kept[0][0], [second])
-    assert resumed is not None
-    again.fit(resumed, lambda report: None, done=3, memory=kept[0][1])
-    again.end(resumed)
+    go_on(again, halfway)
     again.learn(third)
     assert same_state(learner.state(), again.state()) is None

@@ -22,6 +22,7 @@ from contune.rule.subnetwork import subnetwork
 from contune.rule.two_phase import TwoPhase, lottery_ticket
 from contune.stream.task import Task
 from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
+from resuming import go_on, learn_keeping
 from tiny_models import save_tiny
 from word_tasks import tiny_folder, word_tasks
 
@@ -340,18 +341,7 @@ def test_it_resumes_exactly(case: str, options: dict[str, Any]) -> None:
     learner, again = learner_of("lt-sft", case, **options), learner_of("lt-sft", case, **options)
     first, second, third = tasks_of(case)
     learner.learn(first)
-    context, kept = learner.begin(second), []
-
-    def keep(report: Any) -> None:
-        if report.step == 2:
-            memory = {name: value.clone() for name, value in report.memory().items()}
-            kept.append((copied(learner.state()), memory))
-
-    learner.fit(context, keep)
-    learner.end(context)
+    halfway = learn_keeping(learner, second)
     expected = ended(learner, [third])
-    resumed = again.load_state(kept[0][0], [second])
-    assert resumed is not None
-    again.fit(resumed, lambda report: None, done=2, memory=kept[0][1])
-    again.end(resumed)
+    go_on(again, halfway)
     assert same_state(expected, ended(again, [third])) is None

@@ -23,6 +23,7 @@ from contune.rule.activation_mask import ActivationMask
 from contune.rule.gradient_projection import is_transposed, linear_modules
 from contune.stream.task import Task
 from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
+from resuming import go_on, learn_keeping
 from word_tasks import tiny_folder, word_tasks
 
 ADAMW = {**SETTINGS, "lr": 5e-3, "weight_decay": 0.1, "optimizer": "adamw"}
@@ -284,19 +285,8 @@ def test_texts_resume_exactly(case: str, options: dict[str, Any]) -> None:
     learner, again = migu_learner(case, **options), migu_learner(case, **options)
     first, second, third = word_tasks()
     learner.learn(first)
-    context, kept = learner.begin(second), []
-
-    def keep(report: Any) -> None:
-        if report.step == 2:
-            memory = {name: value.clone() for name, value in report.memory().items()}
-            kept.append((copied(learner.state()), memory))
-
-    learner.fit(context, keep)
-    learner.end(context)
+    halfway = learn_keeping(learner, second)
     learner.learn(third)
-    resumed = again.load_state(kept[0][0], [second])
-    assert resumed is not None
-    again.fit(resumed, lambda report: None, done=2, memory=kept[0][1])
-    again.end(resumed)
+    go_on(again, halfway)
     again.learn(third)
     assert same_state(learner.state(), again.state()) is None

@@ -16,6 +16,7 @@ from contune.method.catalog import build_method, compose
 from contune.rule.refresh import Refresh, grown_to, unlearned
 from contune.stream.task import Task
 from contune.trial import SETTINGS, accuracy, copied, digit_tasks, same_state, tiny_model
+from resuming import go_on, learn_keeping
 from word_tasks import tiny_folder, word_tasks
 
 
@@ -182,20 +183,9 @@ def test_resumes_inside_the_second_task() -> None:
 
     whole = fresh()
     whole.learn(digit_tasks()[0])
-    saved: list[tuple[State, dict[str, Tensor]]] = []
-    context = whole.begin(digit_tasks()[1])
-
-    def keep(report: Any) -> None:
-        if report.step == 4:
-            saved.append((copied(whole.state()), {n: t.clone() for n, t in report.memory().items()}))
-
-    whole.fit(context, keep)
-    whole.end(context)
+    halfway = learn_keeping(whole, digit_tasks()[1], step=4)
     again = fresh()
-    loaded = again.load_state(saved[0][0], [digit_tasks()[1]])
-    assert loaded is not None
-    again.fit(loaded, lambda report: None, done=4, memory=saved[0][1])
-    again.end(loaded)
+    go_on(again, halfway)
     assert same_state(whole.state(), again.state()) is None
 
 

@@ -17,6 +17,7 @@ from contune.rule.distillation import distillation_rows
 from contune.rule.extractor_anchor import ExtractorAnchor
 from contune.rule.feature_distillation import FeatureDistillation, feature_distance
 from contune.trial import SETTINGS, accuracy, copied, digit_tasks, same_state, tiny_model
+from resuming import go_on, learn_keeping
 from word_tasks import ENCODERS, tiny_backbone, tiny_folder, word_tasks
 
 REGULARISERS = ("l2", "ewc", "prediction", "feature")
@@ -192,20 +193,9 @@ def test_no_strength_is_no_rule_and_some_changes_the_result(regulariser: str) ->
 def test_resumes_inside_the_second_task(regulariser: str) -> None:
     options = {"regulariser": regulariser, "strength": 1.0}
     whole = learned(1, **options)
-    saved: list[tuple[State, dict[str, Tensor]]] = []
-    context = whole.begin(digit_tasks()[1])
-
-    def keep(report: Any) -> None:
-        if report.step == 4:
-            saved.append((copied(whole.state()), {n: t.clone() for n, t in report.memory().items()}))
-
-    whole.fit(context, keep)
-    whole.end(context)
+    halfway = learn_keeping(whole, digit_tasks()[1], step=4)
     again = learner_of(**options)
-    loaded = again.load_state(saved[0][0], [digit_tasks()[1]])
-    assert loaded is not None
-    again.fit(loaded, lambda report: None, done=4, memory=saved[0][1])
-    again.end(loaded)
+    go_on(again, halfway)
     assert same_state(whole.state(), again.state()) is None
 
 

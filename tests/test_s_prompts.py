@@ -21,6 +21,7 @@ from contune.method.method import Method
 from contune.router.centroids import Centroids
 from contune.stream.task import Examples, Task
 from contune.trial import SETTINGS, accuracy, copied, digit_tasks, same_state, tiny_model
+from resuming import go_on, learn_keeping
 from word_tasks import ENCODERS, few_inputs, tiny_backbone, tiny_folder, word_tasks
 
 HARSH = {**SETTINGS, "optimizer": "adamw", "weight_decay": 0.1, "lr": 0.02}
@@ -301,20 +302,9 @@ def test_it_resumes_exactly_inside_the_second_task(case: str, stream: Any) -> No
     learner, again = s_learner(case), s_learner(case)
     first, second, third = stream(case)
     learner.learn(first)
-    context, kept = learner.begin(second), []
-
-    def keep(report: Any) -> None:
-        if report.step == 2:
-            memory = {name: value.clone() for name, value in report.memory().items()}
-            kept.append((copied(learner.state()), memory))
-
-    learner.fit(context, keep)
-    learner.end(context)
+    halfway = learn_keeping(learner, second)
     learner.learn(third)
-    resumed = again.load_state(kept[0][0], [second])
-    assert resumed is not None
-    again.fit(resumed, lambda report: None, done=2, memory=kept[0][1])
-    again.end(resumed)
+    go_on(again, halfway)
     again.learn(third)
     assert same_state(learner.state(), again.state()) is None
     assert learner.base_unchanged()

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from contune.adapter.lora_norm_bias import LoraNormBias, top_right_vectors
@@ -23,6 +22,7 @@ from contune.rule.reverse_cross_entropy import reverse_cross_entropy
 from contune.rule.statistics import Gaussians
 from contune.stream.task import Task
 from contune.trial import SETTINGS, accuracy, copied, digit_tasks, same_state, tiny_model
+from resuming import go_on, learn_keeping
 from word_tasks import ENCODERS, few_inputs, tiny_backbone, tiny_folder, word_tasks
 
 RATE = {**SETTINGS, "lr": 0.05}
@@ -173,21 +173,9 @@ def test_resumes_inside_the_third_task(name: str) -> None:
     whole = slca_learner(name)
     for task in digit_tasks()[:2]:
         whole.learn(task)
-    saved: list[tuple[State, int, dict[str, Tensor]]] = []
-    context = whole.begin(digit_tasks()[2])
-
-    def keep(report: Any) -> None:
-        if report.step == 4:
-            saved.append((copied(whole.state()), 4, {n: t.clone() for n, t in report.memory().items()}))
-
-    whole.fit(context, keep)
-    whole.end(context)
-    state, done, memory = saved[0]
+    halfway = learn_keeping(whole, digit_tasks()[2], step=4)
     again = slca_learner(name)
-    loaded = again.load_state(state, [digit_tasks()[2]])
-    assert loaded is not None
-    again.fit(loaded, lambda report: None, done=done, memory=memory)
-    again.end(loaded)
+    go_on(again, halfway)
     assert same_state(whole.state(), again.state()) is None
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from contune.adapter.sparse_deltas import SparseDeltas, bernoulli_mask, merged_tensor
-from contune.contract.state import State
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
 from contune.head.class_means import ClassMeans
@@ -18,7 +17,8 @@ from contune.head.linear import Linear
 from contune.head.merged import Merged
 from contune.method.catalog import build_method
 from contune.method.method import Method
-from contune.trial import SETTINGS, accuracy, copied, digit_tasks, same_state, tiny_model
+from contune.trial import SETTINGS, accuracy, digit_tasks, same_state, tiny_model
+from resuming import go_on, learn_keeping
 from word_tasks import tiny_folder, word_tasks
 
 RATE = {**SETTINGS, "lr": 0.05}
@@ -179,20 +179,9 @@ def test_resumes_inside_the_third_task() -> None:
     whole = sotu_learner()
     for task in digit_tasks()[:2]:
         whole.learn(task)
-    saved: list[tuple[State, dict[str, Tensor]]] = []
-    context = whole.begin(digit_tasks()[2])
-
-    def keep(report: Any) -> None:
-        if report.step == 4:
-            saved.append((copied(whole.state()), {n: t.clone() for n, t in report.memory().items()}))
-
-    whole.fit(context, keep)
-    whole.end(context)
+    halfway = learn_keeping(whole, digit_tasks()[2], step=4)
     again = sotu_learner()
-    loaded = again.load_state(saved[0][0], [digit_tasks()[2]])
-    assert loaded is not None
-    again.fit(loaded, lambda report: None, done=4, memory=saved[0][1])
-    again.end(loaded)
+    go_on(again, halfway)
     assert same_state(whole.state(), again.state()) is None
     assert torch.equal(flat(weights(whole)), flat(weights(again)))
 

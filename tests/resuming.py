@@ -1,0 +1,45 @@
+"""Stopping in the middle of a task and going on from what was kept there."""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from contune.contract.state import State
+from contune.engine.learner import Learner
+from contune.engine.loop import StepReport
+from contune.stream.task import Task
+from contune.trial import copied
+
+
+@final
+@dataclass(frozen=True)
+class Halfway:
+    """What a checkpoint after `done` steps of a task holds."""
+
+    task: Task
+    done: int
+    state: State
+    memory: dict[str, Tensor]
+
+
+def learn_keeping(learner: Learner, task: Task, step: int = 2) -> Halfway:
+    """Learn the whole task; gives what was there after `step` of its steps."""
+    context, kept = learner.begin(task), []
+
+    def keep(report: StepReport) -> None:
+        if report.step == step:
+            memory = {name: value.clone() for name, value in report.memory().items()}
+            kept.append(Halfway(task, step, copied(learner.state()), memory))
+
+    learner.fit(context, keep)
+    learner.end(context)
+    return kept[0]
+
+
+def go_on(again: Learner, halfway: Halfway) -> None:
+    """A new learner takes up what was kept and learns the rest of the task."""
+    context = again.load_state(halfway.state, [halfway.task])
+    assert context is not None
+    again.fit(context, lambda report: None, done=halfway.done, memory=halfway.memory)
+    again.end(context)
