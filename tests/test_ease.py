@@ -298,3 +298,13 @@ def test_rest_after_the_first_task_adds_no_module() -> None:
 def test_adapters_without_a_frozen_module_per_task_are_refused(adapter: Any) -> None:
     with pytest.raises(CombinationError, match="bottleneck-per-task"):
         compose({"adapter": adapter, "head": "subspace-means"})
+
+
+def test_tasks_learned_together_share_a_module() -> None:
+    first, second, third = digit_tasks()
+    learner = ease_learner()
+    learner.learn([first, second])
+    learner.learn(third)
+    adapter = learner.method.adapter
+    assert adapter.modules() == 2
+    assert adapter.routes(torch.tensor([0, 1, 2])).tolist() == [0, 0, 1]

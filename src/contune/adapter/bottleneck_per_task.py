@@ -2,10 +2,11 @@
 
 from typing import ClassVar, Literal, final
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from contune.adapter.bottleneck import SHARES, Bottlenecks, check_bottleneck
 from contune.adapter.layers import resolve_layers
+from contune.adapter.task_sets import TaskSets
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
@@ -39,9 +40,8 @@ class BottleneckPerTask(Adapter):
         self.scale = SHARES[form] if scale is None else scale
         self._training = False
         self._seed = 0
-        self._finished = 0
         self._places: Bottlenecks | None = None
-        self._sets: list[dict[str, nn.Parameter]] = []
+        self._sets = TaskSets()
 
     @property
     def places(self) -> Bottlenecks:
@@ -54,25 +54,18 @@ class BottleneckPerTask(Adapter):
         self._places = Bottlenecks(backbone, self.form, self.layers)
 
     def begin_task(self, context: Context) -> None:
-        if self._sets and not context.adapting:
+        task = len(self._sets)
+        if task and not context.adapting:
             return
-        start = self.places.fresh(self.size, self._seed, len(self._sets))
-        self._append(start, context.backbone)
-
-    def _append(self, weights: dict[str, Tensor], backbone: Backbone) -> None:
-        """Freeze the sets so far and add one that trains."""
-        for finished in self._sets[-1:]:
-            for parameter in finished.values():
-                parameter.requires_grad_(False)
-        self._sets.append({name: nn.Parameter(value.clone().to(backbone.device)) for name, value in weights.items()})
+        start = self.places.fresh(self.size, self._seed, task)
+        self._sets.append(start, context.backbone.device, context.task.index)
 
     def end_task(self, context: Context) -> None:
         del context
-        self._finished = len(self._sets)
+        self._sets.finish()
 
     def trained(self) -> Parameters:
-        last = len(self._sets) - 1
-        return {f"task{last}.{name}": value for name, value in self._sets[last].items()} if self._sets else {}
+        return self._sets.trained()
 
     def lowest_layer(self, backbone: Backbone) -> int:
         return min(resolve_layers(self.layers, backbone.depth))
@@ -86,26 +79,16 @@ class BottleneckPerTask(Adapter):
         return len(self._sets)
 
     def routes(self, tasks: Tensor) -> Tensor:
-        return tasks.clamp(max=len(self._sets) - 1)
+        return self._sets.routes(tasks)
 
     def module_state(self, module: int) -> State | None:
-        if module >= self._finished:
-            return None
-        return State({name: value.detach() for name, value in self._sets[module].items()})
+        return self._sets.done(module)
 
     def train_mode(self, training: bool) -> None:
         self._training = training
 
     def state(self) -> State:
-        tensors = {
-            f"task{task}/{name}": value.detach()
-            for task, weights in enumerate(self._sets)
-            for name, value in weights.items()
-        }
-        return State(tensors, {"tasks": len(self._sets), "finished": self._finished})
+        return self._sets.state()
 
     def load_state(self, state: State, context: Context) -> None:
-        self._sets = []
-        for task in range(int(state.values["tasks"])):
-            self._append(dict(state.inner(f"task{task}").tensors), context.backbone)
-        self._finished = int(state.values["finished"])
+        self._sets.load_state(state, context.backbone.device)
