@@ -1,12 +1,15 @@
-"""The one way contune writes a file: to a temporary name beside it, flushed to the disk, then renamed."""
+"""The one way contune writes a file or a folder: to a temporary name beside it, flushed to the disk, then renamed."""
 
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from contune.errors import RunDirectoryError
 
 
 @contextmanager
@@ -33,6 +36,39 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def fresh_folder(out: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `out` that takes this name in one step when the block ends well.
+
+    A folder that exists already is never touched; after an error nothing is left behind.
+    """
+    target = Path(out).absolute()
+    require_free(target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for item in sorted(temporary.rglob("*")):
+            if item.is_file():
+                with item.open("rb") as file:
+                    os.fsync(file.fileno())
+            else:
+                sync_folder(item)
+        sync_folder(temporary)
+        require_free(target)
+        temporary.rename(target)
+        sync_folder(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_free(out: Path) -> None:
+    """Refuse to write where something is."""
+    if out.exists() or out.is_symlink():
+        raise RunDirectoryError(f"{out} exists already and is never overwritten; name a new folder")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

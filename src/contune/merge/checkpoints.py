@@ -6,9 +6,10 @@ from typing import Any, final
 
 from torch import Tensor
 
-from contune._files import write_json
+from contune._files import fresh_folder, write_json
+from contune.backbone.source import copy_side_files
 from contune.errors import ConfigError
-from contune.merge.files import Spec, copy_side_files, file_order, fresh_folder, write_tensors
+from contune.merge.files import Spec, file_order, write_tensors
 from contune.merge.grafting import grafted, region_size
 from contune.merge.lines import layer_scales
 from contune.merge.progress import Watch, progress

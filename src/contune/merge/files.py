@@ -1,12 +1,8 @@
 """Model folders on disk: safetensors read lazily, one tensor at a time, and written the same way; never pickle."""
 
-import fnmatch
 import json
-import os
-import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -15,8 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from contune._files import sync_folder, write_json
-from contune.errors import DataError, NumericError, RunDirectoryError
+from contune._files import write_json
+from contune.backbone.source import PACKAGED, PICKLES, packaged_folder
+from contune.errors import DataError, NumericError
 
 DTYPES = {
     "F64": torch.float64,
@@ -32,29 +29,6 @@ DTYPES = {
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 SHARD_BYTES = 5_000_000_000
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-
-# The small files that make a folder loadable; weights, logs, states of a trainer and model cards stay behind.
-SIDE_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "chat_template.*",
-    "*.jinja",
-    "*preprocessor_config.json",
-    "processor_config.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "*.py",
-)
 
 
 @final
@@ -130,8 +104,6 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
 
 def existing_folder(path: str | Path, what: str) -> Path:
     """A folder on this machine; the name of the packaged sentence encoder stands for its folder."""
-    from contune.backbone.source import PACKAGED, packaged_folder
-
     folder = packaged_folder() if str(path) == PACKAGED else Path(path).expanduser()
     if not folder.is_dir():
         raise DataError(f"{what} {str(path)!r} is not a folder; give a local folder (download a hub model first)")
@@ -149,52 +121,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path} holds no JSON object; copy it again")
     return value
-
-
-@contextmanager
-def fresh_folder(out: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `out` that takes this name in one step when the block ends well.
-
-    A folder that exists already is never touched; after an error nothing is left behind.
-    """
-    target = Path(out).absolute()
-    require_free(target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for item in sorted(temporary.rglob("*")):
-            if item.is_file():
-                with item.open("rb") as file:
-                    os.fsync(file.fileno())
-            else:
-                sync_folder(item)
-        sync_folder(temporary)
-        require_free(target)
-        temporary.rename(target)
-        sync_folder(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def require_free(out: Path) -> None:
-    """Refuse to write where something is."""
-    if out.exists() or out.is_symlink():
-        raise RunDirectoryError(f"{out} exists already and is never overwritten; choose another --out")
-
-
-def copy_side_files(source: Path, folder: Path) -> None:
-    """Copy configuration, tokenizer and preprocessor, and the folders of a sentence encoder's further modules."""
-    for item in sorted(source.iterdir()):
-        if item.is_file() and any(fnmatch.fnmatch(item.name, pattern) for pattern in SIDE_FILES):
-            shutil.copyfile(item, folder / item.name)
-    modules = source / "modules.json"
-    for module in json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []:
-        name = str(module.get("path", ""))
-        if name and Path(name).name == name and (source / name).is_dir():
-            ignore = shutil.ignore_patterns(*PICKLES, ".*")
-            shutil.copytree(source / name, folder / name, dirs_exist_ok=True, ignore=ignore)
 
 
 def write_tensors(

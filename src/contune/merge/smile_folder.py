@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from contune._files import write_json
+from contune._files import fresh_folder, write_json
 from contune.errors import ConfigError, DataError
 from contune.merge.files import (
     StoredTensors,
     existing_folder,
-    fresh_folder,
     read_json,
     weight_files,
     write_tensors,

@@ -4,46 +4,27 @@ Beside the model stand `head.safetensors` with the head's tensors, `labels.json`
 `contune.json`, which says how a feature is read and on which base model all of it stands.
 """
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, Literal
 
-from contune._files import write_json
+from contune._files import fresh_folder, require_free, write_json
 from contune.backbone import source
 from contune.contract.state import State
 from contune.engine.learner import Learner
-from contune.errors import CombinationError, RunDirectoryError
+from contune.errors import CombinationError
 from contune.run.predict import load_learner
 
 Format = Literal["peft", "merged", "safetensors"]
-# What reads inputs: copied beside a merged model, so that it stands on its own.
-READERS: tuple[str, ...] = (
-    "*token*.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "preprocessor_config.json",
-    "chat_template*",
-)
-READERS += ("special_tokens_map.json", "modules.json", "sentence_bert_config.json", "generation_config.json")
 
 
 def export_run(directory: Path, out: Path, form: Format) -> list[str]:
     """Write what a run has learned to the new folder `out`; gives the names of the files."""
-    if out.exists():
-        raise RunDirectoryError(f"{out} exists already and is never overwritten; name a new folder")
+    require_free(out)
     learner = load_learner(directory)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        WRITERS[form](learner, temporary)
-        write_surroundings(learner, temporary, form)
-        temporary.chmod(0o755)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with fresh_folder(out) as folder:
+        WRITERS[form](learner, folder)
+        write_surroundings(learner, folder, form)
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
 
 
@@ -65,13 +46,10 @@ def write_merged(learner: Learner, folder: Path) -> None:
             f"adapter {adapter.name!r} is no change of the model's weights, so it cannot be merged into them; export with "
             "--format peft or safetensors"
         )
-    learner.backbone.stock.save_pretrained(str(folder))
     where, _ = source.locate(learner.backbone.config.path)
     if Path(where).is_dir():
-        for pattern in READERS:
-            for file in sorted(Path(where).glob(pattern)):
-                if file.is_file() and not (folder / file.name).exists():
-                    shutil.copyfile(file, folder / file.name)
+        source.copy_side_files(Path(where), folder)  # what reads inputs, so that the folder stands on its own
+    learner.backbone.stock.save_pretrained(str(folder))
 
 
 def write_tensors(learner: Learner, folder: Path) -> None:
