@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from contune.engine.learner import Learner
 from contune.engine.probe import divergences, made_probe, retained
+from contune.method.catalog import compose
 from contune.stream.exchange import Exchange, language_examples
 from contune.stream.task import Task
 from run_helpers import resume, run, same_run
@@ -80,3 +81,19 @@ def test_a_run_measures_probes_before_and_after_every_task_and_a_resume_keeps_th
     shutil.rmtree(newest)
     resume(tmp_path / "cut")
     same_run(out, tmp_path / "cut")
+
+
+def test_rows_that_go_through_different_modules_are_compared_with_themselves() -> None:
+    method = compose({"adapter": "bottleneck-per-task", "head": "linear", "router": "centroids"})
+    learner = Learner(WRITER, method, kind="language", train={**TRAIN, "lr": 1e-12})
+    asked = [*lesson("big").test.inputs, *lesson("a house").test.inputs]
+    mixed = [asked[row] for row in (0, 8, 1, 9, 2, 10, 11, 3)]
+    examples = language_examples([Exchange(one.turns, (one.prompt,), (), "tokens") for one in mixed], range(8))
+    probe = made_probe(learner, Task("mixed", ("answer",), examples, examples))
+    learner.learn(lesson("big"))
+    learner.learn(lesson("a house"))
+    routes = learner.reading(probe.dataset).routes(probe.dataset)
+    assert routes.tolist() != sorted(routes.tolist()), "the modules take turns, so batches are not in the order of rows"
+    found = retained(learner, probe)
+    assert found["changed_tokens"] == 0
+    assert found["divergence"] == pytest.approx(0, abs=1e-3)

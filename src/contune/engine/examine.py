@@ -3,7 +3,7 @@
 Nothing here changes the model, and no answer depends on another row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -20,6 +20,7 @@ from contune.metric.text import judged
 from contune.stream.exchange import Exchange, language_examples
 
 Floats = NDArray[np.float64]
+Watch = Callable[[Rows, torch.Tensor], None]  # rows of a batch, and scores (T, V) of the tokens of their answers
 
 
 @final
@@ -47,13 +48,15 @@ class Examination:
     reading: Reading | None = None
 
 
-def read_answers(context: Context, dataset: Dataset) -> Reading:
-    """One pass over the right answers, each token given all those before it."""
+def read_answers(context: Context, dataset: Dataset, watch: Watch | None = None) -> Reading:
+    """One pass over the right answers, each token given all those before it; `watch` sees the scores as they come."""
     count = len(dataset)
     nats, right = np.zeros(count), np.zeros(count, dtype=np.int64)
     prepared = dataset.prepared
     assert isinstance(prepared, PreparedExchanges)
     for rows, batch, scores in token_scores(context, dataset):
+        if watch is not None:
+            watch(rows, scores)
         loss = functional.cross_entropy(scores, batch.labels, reduction="none").double().cpu().numpy()
         hits = (scores.argmax(dim=1) == batch.labels).cpu().numpy()
         units = batch.inputs.unit_rows().cpu().numpy()
@@ -114,10 +117,10 @@ def likeliest_options(context: Context, dataset: Dataset, rows: Rows) -> list[st
     return given
 
 
-def examined_language(context: Context, dataset: Dataset, room: int) -> Examination:
-    """Answers of a language model, each judged by its own measure."""
+def examined_language(context: Context, dataset: Dataset, room: int, watch: Watch | None = None) -> Examination:
+    """Answers of a language model, each judged by its own measure; `watch` as of `read_answers`."""
     exchanges: list[Exchange] = list(dataset.examples.inputs)
-    reading = read_answers(context, dataset)
+    reading = read_answers(context, dataset, watch)
     given, scores = [""] * len(exchanges), np.zeros(len(exchanges))
     formed = np.ones(len(exchanges), dtype=np.bool_)
     measures = np.array([one.measure for one in exchanges], dtype=object)

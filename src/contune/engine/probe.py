@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -16,8 +17,8 @@ from torch.nn import functional
 from contune.adapter.none import NoAdapter
 from contune.backbone.language import PreparedExchanges
 from contune.contract.context import Context
-from contune.contract.data import Dataset
-from contune.engine.examine import examined_language, token_scores
+from contune.contract.data import Dataset, Rows
+from contune.engine.examine import Watch, examined_language
 from contune.engine.learner import Learner
 from contune.head.language import SPARE_TOKENS
 from contune.stream.task import Task
@@ -31,7 +32,7 @@ NAMES = ("score", "loss", "changed_tokens", "divergence")
 class Probe:
     """A probe and what the untouched model makes of it: its likeliest tokens and, where they fit, log-probabilities.
 
-    `likeliest` (T,) and `log_probabilities` (T, V), in half precision, are in the order of `token_scores`.
+    `likeliest` (T,) and `log_probabilities` (T, V), in half precision, are of all answers' tokens, row after row.
     """
 
     name: str
@@ -49,32 +50,48 @@ def made_probe(learner: Learner, task: Task) -> Probe:
     prepared = dataset.prepared
     assert isinstance(prepared, PreparedExchanges)
     room = prepared.longest_answer + SPARE_TOKENS
+    found: list[tuple[Tensor, Tensor]] = []
     with learner.method.adapter.absent():
         context = replace(learner.reading(dataset), adapter=NoAdapter(), router=None)
-        values = _values(context, dataset, room)
-        pieces = [functional.log_softmax(scores.float(), dim=1) for _, _, scores in token_scores(context, dataset)]
-    likeliest = torch.cat([piece.argmax(dim=1) for piece in pieces]).cpu()
-    size = sum(2 * piece.numel() for piece in pieces)
-    kept = torch.cat([piece.half() for piece in pieces]).cpu() if size <= MOST_BYTES else None
+        values = _values(
+            context,
+            dataset,
+            room,
+            lambda rows, scores: found.append((answer_tokens(prepared, rows), functional.log_softmax(scores, dim=1))),
+        )
+    places = torch.cat([place for place, _ in found]).argsort()
+    likeliest = torch.cat([piece.argmax(dim=1) for _, piece in found]).cpu()[places]
+    size = sum(2 * piece.numel() for _, piece in found)
+    kept = torch.cat([piece.half() for _, piece in found]).cpu()[places] if size <= MOST_BYTES else None
     changed = {"changed_tokens": 0.0, "divergence": 0.0 if kept is not None else None}
     return Probe(task.name, dataset, room, {**values, **changed}, likeliest, kept)
 
 
 def retained(learner: Learner, probe: Probe) -> dict[str, float | None]:
     """The probe as the learner answers it now; `divergence` is None where the log-probabilities did not fit."""
-    context = learner.reading(probe.dataset)
-    values: dict[str, float | None] = dict(_values(context, probe.dataset, probe.room))
-    start, changed, divergence = 0, 0, 0.0
-    for _, _, scores in token_scores(context, probe.dataset):
-        place = slice(start, start + len(scores))
-        changed += int((scores.argmax(dim=1).cpu() != probe.likeliest[place]).sum())
+    prepared = probe.dataset.prepared
+    assert isinstance(prepared, PreparedExchanges)
+    changed, divergence = torch.zeros(()), torch.zeros((), dtype=torch.float64)
+
+    def watch(rows: Rows, scores: Tensor) -> None:
+        places = answer_tokens(prepared, rows)
+        changed.add_((scores.argmax(dim=1).cpu() != probe.likeliest[places]).sum())
         if probe.log_probabilities is not None:
-            divergence += float(divergences(probe.log_probabilities[place].to(scores.device), scores).sum())
-        start = place.stop
-    total = max(start, 1)
-    values["changed_tokens"] = changed / total
-    values["divergence"] = divergence / total if probe.log_probabilities is not None else None
+            untouched = probe.log_probabilities[places].to(scores.device)
+            divergence.add_(divergences(untouched, scores).sum().cpu())
+
+    values: dict[str, float | None] = dict(_values(learner.reading(probe.dataset), probe.dataset, probe.room, watch))
+    total = max(len(probe.likeliest), 1)
+    values["changed_tokens"] = float(changed) / total
+    values["divergence"] = float(divergence) / total if probe.log_probabilities is not None else None
     return values
+
+
+def answer_tokens(prepared: PreparedExchanges, rows: Rows) -> Tensor:
+    """The places (T,) of the answers' tokens of these rows among those of all rows, in order."""
+    counts = prepared.lengths - prepared.starts
+    ends = np.cumsum(counts)
+    return torch.from_numpy(np.concatenate([np.arange(ends[row] - counts[row], ends[row]) for row in rows.tolist()]))
 
 
 def divergences(log_probabilities: Tensor, scores: Tensor) -> Tensor:
@@ -88,8 +105,8 @@ def divergences(log_probabilities: Tensor, scores: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - functional.log_softmax(scores.float(), dim=1))).sum(dim=1)
 
 
-def _values(context: Context, dataset: Dataset, room: int) -> dict[str, float | None]:
-    found = examined_language(context, dataset, room)
+def _values(context: Context, dataset: Dataset, room: int, watch: Watch) -> dict[str, float | None]:
+    found = examined_language(context, dataset, room, watch)
     assert found.reading is not None
     return {
         "score": float(found.scores.mean()),
