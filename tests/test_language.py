@@ -388,3 +388,20 @@ def test_a_run_stores_what_was_written_and_every_score_can_be_recomputed(tmp_pat
 def test_a_class_head_is_refused_with_a_sentence() -> None:
     with pytest.raises(CombinationError, match="answers are written"):
         Learner(WRITER, "nmc", kind="language")
+
+
+def test_a_glob_names_files_and_none_is_read_twice(tmp_path: Path) -> None:
+    write_rows(tmp_path / "one.jsonl", [LAYOUTS["prompt"]])
+    write_rows(tmp_path / "two.jsonl", [LAYOUTS["question"]])
+    glob, one = str(tmp_path / "*.jsonl"), str(tmp_path / "one.jsonl")
+
+    def load(train: Any, **more: Any):
+        return load_stream(
+            StreamConfig(kind="language", data={"train": {"sums": train}, "test": {"sums": one}, **more})
+        )  # type: ignore[arg-type]
+
+    assert len(load(glob).tasks[0].train) == 2
+    with pytest.raises(DataError, match="more than once"):
+        load([one, one])
+    with pytest.raises(ConfigError, match="hold a share out"):
+        load(one, validation={"sums": one})

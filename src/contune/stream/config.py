@@ -11,6 +11,7 @@ from contune.stream.task import Kind
 PathText = Annotated[str, Field(min_length=1)]
 Paths = PathText | Annotated[list[PathText], Field(min_length=1)]
 Files = Paths | Annotated[dict[str, Paths], Field(min_length=1)]
+TEXT_SUFFIXES = (".txt", ".txt.gz", ".md")
 
 
 def _refuse_repeats(key: str, names: Sequence[str] | None) -> None:
@@ -68,7 +69,7 @@ class DataConfig(BaseModel):
         """Whether every training file is plain text, whose own end can test what was learned."""
         groups = self.train.values() if isinstance(self.train, dict) else [self.train or ""]
         files = [file for group in groups for file in ([group] if isinstance(group, str) else group)]
-        return all(file.lower().endswith((".txt", ".txt.gz", ".md")) for file in files)
+        return all(file.lower().endswith(TEXT_SUFFIXES) for file in files)
 
     def _check_files(self) -> None:
         if self.test is None and not self._plain_text():

@@ -6,9 +6,7 @@ plain text                 documents, cut into pieces where they break best; the
 ```
 """
 
-import gzip
 import re
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +14,14 @@ from string import Formatter
 from typing import cast, final, get_args
 
 from contune.errors import ConfigError, DataError, did_you_mean
-from contune.stream.config import DataConfig, LanguageConfig, StreamConfig
+from contune.stream.config import TEXT_SUFFIXES, DataConfig, LanguageConfig, Paths, StreamConfig
 from contune.stream.exchange import Exchange, Measure, Role, Turn, language_examples
+from contune.stream.files import content, found_paths, paths_by_group, require_file
 from contune.stream.order import arrival_order, split_rows
 from contune.stream.rows import BadRow, Place, RawTable, settle_bad_rows
 from contune.stream.tables import read_table
 from contune.stream.task import Examples, Stream, Task
 
-TEXT_SUFFIXES = (".txt", ".txt.gz", ".md")
 # Usual layouts, the first that fits is taken: the columns of the prompt and the column of the answer.
 LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("instruction", "input"), "output"),
@@ -56,14 +54,17 @@ def load_language_stream(config: StreamConfig, base: Path) -> Stream:
             "kind is language, where every domain is a task; give data.train (and data.test) as mappings from the name of "
             "the domain to its file"
         )
+    if data.validation is not None:
+        raise ConfigError("data.validation is not read where kind is language; hold a share out with stream.validation")
     names = list(config.domains or data.train)
     unknown = [name for name in names if name not in data.train]
     if unknown or len(names) != len(data.train):
         raise ConfigError(f"stream.domains must name every domain of data.train once; these are {list(data.train)}")
-    tests = data.test if isinstance(data.test, dict) else {}
+    train_files = paths_by_group(data.train, base)
+    test_files = paths_by_group(data.test, base) if isinstance(data.test, dict) else {}
     tasks, bad = [], []
     for place, name in enumerate(names):
-        train, test = read_domain(name, data.train[name], tests.get(name), how, base)
+        train, test = read_domain(name, train_files[name], test_files.get(name, []), how)
         bad += [*train.bad, *test.bad]
         tasks.append(_task(name, train, test, config, place))
     notes = settle_bad_rows(bad, skip_bad=config.skip_bad)
@@ -72,10 +73,10 @@ def load_language_stream(config: StreamConfig, base: Path) -> Stream:
     return Stream(", ".join(names), "language", tuple(ordered), config.order_seed, notes, probes)
 
 
-def _probe(name: str, files: str | Sequence[str], config: StreamConfig, base: Path) -> Task:
+def _probe(name: str, files: Paths, config: StreamConfig, base: Path) -> Task:
     """A set that is asked and never learned, read as the domains are."""
     how = config.language or LanguageConfig()
-    paths = [base / Path(one).expanduser() for one in ([files] if isinstance(files, str) else files)]
+    paths = found_paths(files, base)
     if all(path.name.lower().endswith(TEXT_SUFFIXES) for path in paths):
         exchanges = [exchange for path in paths for exchange in document_exchanges(read_text(path), how)]
         split = Split(exchanges, range(len(exchanges)))
@@ -108,12 +109,8 @@ def _task(name: str, train: Split, test: Split, config: StreamConfig, place: int
     return Task(name, NO_CLASS, some(train, kept.tolist()), some(test, asked.tolist()), validation)
 
 
-def read_domain(
-    name: str, train: str | Sequence[str], test: str | Sequence[str] | None, how: LanguageConfig, base: Path
-) -> tuple[Split, Split]:
+def read_domain(name: str, files: Sequence[Path], tests: Sequence[Path], how: LanguageConfig) -> tuple[Split, Split]:
     """Training and test exchanges of one domain."""
-    files = [base / Path(one).expanduser() for one in ([train] if isinstance(train, str) else train)]
-    tests = [base / Path(one).expanduser() for one in ([test] if isinstance(test, str) else test or ())]
     if all(file.name.lower().endswith(TEXT_SUFFIXES) for file in [*files, *tests]):
         return _documents(files, tests, how)
     if not tests:
@@ -320,15 +317,11 @@ def pieces(text: str, size: int) -> list[str]:
 
 def read_text(path: Path) -> str:
     """A text file, gzipped or not, with lines that end in a single newline."""
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; check the path (relative paths start at the configuration's folder)")
+    require_file(path, "*.txt")
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.name.endswith(".gz") else data).decode()
+        text = content(path).decode()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start + 1}); write it as UTF-8") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}); write the file again") from error
     if not text.strip():
         raise DataError(f"{path} is empty; give a file with text")
     return re.sub(r"\r\n?", "\n", text)

@@ -8,7 +8,8 @@ from typing import cast
 from contune.errors import ConfigError, DataError, did_you_mean
 from contune.stream.builtin import BUILTIN_STREAMS
 from contune.stream.columns import Columns, split_from_table
-from contune.stream.config import DataConfig, Files, Paths, StreamConfig
+from contune.stream.config import DataConfig, Files, StreamConfig
+from contune.stream.files import absolute, paths_by_group
 from contune.stream.folder import is_image_folder, read_image_folder
 from contune.stream.hub import HubError, read_hub_splits
 from contune.stream.rows import Split, join_splits
@@ -16,7 +17,6 @@ from contune.stream.tables import SUFFIXES, read_table
 
 SPLITS = ("train", "test", "validation")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_GLOB = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ def _read(config: StreamConfig, base: Path) -> Source:
         return _read_named(config, config.data, base)
     data = config.data
     if data.folder is not None:
-        folder = _absolute(data.folder, base)
+        folder = absolute(data.folder, base)
         if not folder.is_dir():
             raise DataError(f"{folder} is not a folder; check data.folder")
         return _read_folder(config, data, data.folder, folder)
@@ -67,7 +67,7 @@ def _read_named(config: StreamConfig, name: str, base: Path) -> Source:
         builtin = BUILTIN_STREAMS[name]
         splits, notes = builtin.read()
         return Source(name, splits, notes, builtin.tasks)
-    path = _absolute(name, base)
+    path = absolute(name, base)
     if path.is_dir():
         return _read_folder(config, DataConfig(folder=name), name, path)
     if path.exists():
@@ -118,7 +118,7 @@ def _read_files(config: StreamConfig, data: DataConfig, name: str, base: Path) -
     used: dict[str, set[Path]] = {}
     for split, files in (("train", data.train), ("test", data.test), ("validation", data.validation)):
         if files is not None:
-            paths = _paths_by_group(files, base)
+            paths = paths_by_group(files, base)
             splits[split] = _read_split(paths, columns)
             used[split] = {path.resolve() for group in paths.values() for path in group}
     notes = tuple(
@@ -154,38 +154,6 @@ def _require_by(config: StreamConfig, name: str) -> None:
             f"kind is {config.kind}, but nothing says which domain a row of {name} is from; "
             "name the column with stream.by"
         )
-
-
-def _paths_by_group(files: Files, base: Path) -> dict[str | None, list[Path]]:
-    by_group: dict[str | None, list[Path]] = (
-        {group: _paths(paths, base) for group, paths in files.items()}
-        if isinstance(files, dict)
-        else {None: _paths(files, base)}
-    )
-    named = [path for paths in by_group.values() for path in paths]
-    for path in named:
-        if named.count(path) > 1:
-            raise DataError(f"{path} is named more than once in one split; name every file once")
-    return by_group
-
-
-def _paths(files: Paths, base: Path) -> list[Path]:
-    """The files that a path, a glob or a list of them names, in the order given."""
-    found: list[Path] = []
-    for text in [files] if isinstance(files, str) else files:
-        path = _absolute(text, base)
-        if not path.exists() and _GLOB.search(text):
-            matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-            if not matches:
-                raise DataError(f"no file matches {path}; check the pattern")
-            found.extend(matches)
-        else:
-            found.append(path)
-    return found
-
-
-def _absolute(text: str, base: Path) -> Path:
-    return base / Path(text).expanduser()
 
 
 def _shown(files: Files | None) -> str:

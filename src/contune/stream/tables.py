@@ -1,16 +1,15 @@
 """Readers of table files: JSON lines, CSV (both optionally gzipped) and Parquet. They read; `rows` judges."""
 
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from contune.errors import DataError
+from contune.stream.files import content, require_file
 from contune.stream.rows import BadRow, Place, RawTable
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
@@ -22,26 +21,13 @@ def read_table(path: Path) -> RawTable:
     name = path.name.lower()
     if not name.endswith(SUFFIXES):
         raise DataError(f"{path} is no file type that can be read; allowed are {', '.join(SUFFIXES)}")
-    if not path.exists():
-        raise DataError(f"{path} does not exist; check the path (relative paths start at the configuration's folder)")
-    if not path.is_file():
-        raise DataError(f"{path} is not a file; give a file, a list of files or a glob such as {path}/*.jsonl")
+    require_file(path, "*.jsonl")
     if name.endswith(".parquet"):
         return _read_parquet(path)
-    data = _content(path)
+    data = content(path)
     if not data.strip():
         raise DataError(f"{path} is empty; give a file with at least one row")
     return _read_csv(str(path), data) if ".csv" in name[-7:] else _read_json(str(path), data)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-        if path.name.lower().endswith(".gz"):
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}); write the file again") from error
-    return data.removeprefix(b"\xef\xbb\xbf")
 
 
 def _read_json(source: str, data: bytes) -> RawTable:
