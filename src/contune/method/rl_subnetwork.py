@@ -1,6 +1,6 @@
 """Subnetwork training: only those weights that another training had changed (arXiv 2505.11711)."""
 
-from contune.adapter.resting import Resting
+from contune.adapter.resting import resting
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.subnetwork import subnetwork
@@ -25,5 +25,9 @@ def rl_subnetwork(
     >>> rl_subnetwork().rules[0].name
     'subnetwork'
     """
-    adapter = Resting("full", lambda _name, _owner: True, layers, lr_scale)
-    return Method(adapter, Linear(), (subnetwork(tolerance=tolerance, tuned=tuned),), train={"lr": 1e-2, "epochs": 5})
+    return Method(
+        resting(layers=layers, lr_scale=lr_scale),
+        Linear(),
+        (subnetwork(tolerance=tolerance, tuned=tuned),),
+        train={"lr": 1e-2, "epochs": 5},
+    )

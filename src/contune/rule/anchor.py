@@ -14,6 +14,7 @@ from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Rule
 from contune.contract.randomness import numpy_generator, torch_generator
 from contune.contract.state import State
+from contune.rule.refusals import refuse_without_lasting
 
 Tensors = Mapping[str, Tensor]
 
@@ -85,14 +86,10 @@ def fisher(context: Context, count: int, kind: str) -> Tensors:
     return mean_over_examples(context, count, log_likelihood, 2)
 
 
-def refuse_fresh_adapters(rule: str, adapter: Adapter) -> str | None:
+def refuse_anchoring(rule: str, adapter: Adapter) -> str | None:
     """An anchor needs tensors that live through several tasks."""
-    if adapter.fresh or (adapter.modular and adapter.grows):
-        return (
-            f"rule {rule!r} anchors tensors that earlier tasks trained, but adapter {adapter.name!r} starts fresh ones for "
-            "every task and leaves the old as they are; set adapter: lora, or take rule orthogonality"
-        )
-    return None
+    instead = ", or take rule orthogonality"
+    return refuse_without_lasting(rule, adapter, "anchors tensors that earlier tasks trained", instead)
 
 
 def anchor_state(anchor: Tensors, importance: Tensors) -> State:
@@ -121,7 +118,7 @@ class L2(Rule):
         self._anchor: dict[str, Tensor] = {}
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        return refuse_fresh_adapters(self.name, adapter)
+        return refuse_anchoring(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         if self.from_start and not self._anchor:
@@ -166,7 +163,7 @@ class EWC(Rule):
         self._importance: dict[str, Tensor] = {}
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        return refuse_fresh_adapters(self.name, adapter)
+        return refuse_anchoring(self.name, adapter)
 
     def penalty(self, context: Context) -> Tensor | None:
         if not self.strength or not self._anchor:
@@ -201,7 +198,7 @@ class MAS(Rule):
         self._importance: dict[str, Tensor] = {}
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        return refuse_fresh_adapters(self.name, adapter)
+        return refuse_anchoring(self.name, adapter)
 
     def penalty(self, context: Context) -> Tensor | None:
         if not self.strength or not self._anchor:

@@ -14,6 +14,7 @@ from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.contract.state import State
 from contune.errors import ConfigError
+from contune.rule.refusals import refuse_without_lasting
 
 Which = Literal["adapter", "all"]
 
@@ -77,14 +78,11 @@ def summed(sums: Tensors, counts: Tensors, values: Tensors) -> tuple[dict[str, T
     return totals, numbers
 
 
-def refuse_without_lasting(rule: str, adapter: Adapter) -> str | None:
+def refuse_averaging(rule: str, adapter: Adapter) -> str | None:
     """An average over tasks needs tensors that live through several of them."""
-    if adapter.fresh or (adapter.modular and adapter.grows):
-        return (
-            f"rule {rule!r} averages tensors that live through several tasks, but adapter {adapter.name!r} starts fresh "
-            "ones for every task and leaves the old as they are; set adapter: lora, or take rule ema"
-        )
-    return None
+    return refuse_without_lasting(
+        rule, adapter, "averages tensors that live through several tasks", ", or take rule ema"
+    )
 
 
 def require_decay(name: str, decay: float) -> None:
@@ -151,7 +149,7 @@ class SnapshotMean(Rule):
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
         del head
-        return refuse_without_lasting(self.name, adapter)
+        return refuse_averaging(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         if self.start == "mean" or not self._last:
@@ -202,7 +200,7 @@ class CompatibleEma(Rule):
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
         del head
-        return refuse_without_lasting(self.name, adapter)
+        return refuse_averaging(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         self._shadow = averaged_values(context, self.which)

@@ -22,7 +22,7 @@ class CheckpointMask(Rule):
     `tuned` is a hub id or a folder, such as the model after reinforcement learning; entries count that differ by more than
     `tolerance`, compared in float32. A checkpoint stored in bf16 shows no change that was rounded away: its mask looks
     smaller than the training was. Masked gradients are zero and masked moves are none; tensors without a changed entry
-    leave training in an adapter `Resting`. Memory: a bit per weight, and the second model while the first task begins.
+    rest. Memory: a bit per weight, and the second model while the first task begins.
     """
 
     def __init__(self, name: str, tuned: str, tolerance: float) -> None:
@@ -48,8 +48,8 @@ class CheckpointMask(Rule):
                 f"no weight of {self.tuned} differs from the model's by more than {self.tolerance}; "
                 "name a fine-tuned version, or lower tolerance"
             )
-        if isinstance(context.adapter, Resting):
-            context.adapter.rest({name.removeprefix(PREFIX) for name in empty})
+        assert isinstance(context.adapter, Resting)
+        context.adapter.rest({name.removeprefix(PREFIX) for name in empty})
 
     def gradients(self, context: Context, gradients: Tensors) -> Tensors:
         return masked_gradients(gradients, self._masks)

@@ -14,7 +14,7 @@ from contune.rule.anchor import (
     anchor_state,
     anchored_distance,
     fisher,
-    refuse_fresh_adapters,
+    refuse_anchoring,
     snapshot,
 )
 
@@ -54,7 +54,7 @@ class ExtractorAnchor(Rule):
                 "rule 'extractor-anchor' holds the feature extractor back, but adapter 'none' never moves it; leave the "
                 "rule out, or set adapter: attention"
             )
-        return refuse_fresh_adapters(self.name, adapter)
+        return refuse_anchoring(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         if not self._anchor and self.importance == "none":

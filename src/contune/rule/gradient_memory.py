@@ -20,6 +20,7 @@ from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.rule.buffer import Buffer, offered
+from contune.rule.refusals import refuse_without_lasting
 from contune.rule.replay import check_sizes
 
 Vector = NDArray[np.float64]
@@ -129,14 +130,11 @@ def loss_gradient(context: Context, dataset: Dataset, rows: Rows) -> dict[str, T
     return sums
 
 
-def refuse_without_lasting_tensors(rule: str, adapter: Adapter) -> str | None:
+def refuse_comparing(rule: str, adapter: Adapter) -> str | None:
     """Gradients of the past bear on tensors that the past trained."""
-    if adapter.fresh or (adapter.modular and adapter.grows):
-        return (
-            f"rule {rule!r} compares the steps of this task with gradients of earlier ones, but adapter {adapter.name!r} "
-            "starts fresh tensors for every task and leaves the old as they are; set adapter: lora"
-        )
-    return None
+    return refuse_without_lasting(
+        rule, adapter, "compares the tensors' steps in this task with gradients of earlier ones"
+    )
 
 
 @final
@@ -162,7 +160,7 @@ class AverageGradientMemory(Rule):
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
         del head
-        return refuse_without_lasting_tensors(self.name, adapter)
+        return refuse_comparing(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         self._ready = self._buffer.dataset(context.backbone) if self._buffer else None
@@ -225,7 +223,7 @@ class GradientMemory(Rule):
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
         del head
-        return refuse_without_lasting_tensors(self.name, adapter)
+        return refuse_comparing(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         self._ready = [buffer.dataset(context.backbone) for buffer in self._buffers]

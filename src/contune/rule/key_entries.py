@@ -11,6 +11,7 @@ from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Rule
 from contune.contract.state import State
 from contune.errors import ConfigError
+from contune.rule.refusals import refuse_without_lora_per_task
 
 SLACK = 1e-9  # a share such as 0.29 of 100 entries is 28.999... in floating point
 WIDEST = torch.iinfo(torch.int32).max
@@ -72,12 +73,7 @@ class KeyEntries(Rule):
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
         del head
-        if isinstance(adapter, LoraPerTask):
-            return None
-        return (
-            f"rule {self.name!r} compares the LoRAs of different tasks, but adapter {adapter.name!r} has none per task; "
-            "set adapter: lora-per-task"
-        )
+        return refuse_without_lora_per_task(self.name, adapter)
 
     def penalty(self, context: Context) -> Tensor | None:
         if not self.strength or not context.adapting:

@@ -11,6 +11,7 @@ from contune.contract.parts import Adapter, Head, Rule
 
 if TYPE_CHECKING:
     from contune.contract.context import Context
+from contune.rule.refusals import refuse_without_lora_per_task
 
 
 def overlap(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -37,12 +38,7 @@ class Orthogonality(Rule):
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
         del head
-        if isinstance(adapter, LoraPerTask):
-            return None
-        return (
-            f"rule 'orthogonality' compares the LoRAs of different tasks, but adapter {adapter.name!r} has none per task; "
-            "set adapter: lora-per-task"
-        )
+        return refuse_without_lora_per_task(self.name, adapter)
 
     def penalty(self, context: "Context") -> Tensor | None:
         adapter = context.adapter

@@ -13,7 +13,7 @@ from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.rule.gradient_memory import refuse_without_lasting_tensors
+from contune.rule.gradient_memory import refuse_comparing
 
 DEPENDENT = 1e-3  # norm of what is left of a unit vector below which it is rounding, not a direction of its own
 
@@ -121,7 +121,7 @@ class OutputDirections(Rule):
                 f"rule {self.name!r} keeps how old answers depend on what is trained, but adapter 'half' trains another "
                 "half of the model in every task; set adapter: full"
             )
-        return refuse_without_lasting_tensors(self.name, adapter)
+        return refuse_comparing(self.name, adapter)
 
     def moves(self, context: Context, moves: Tensors) -> Tensors:
         basis = {name: rows for name, rows in self._basis.items() if name in moves}

@@ -9,6 +9,7 @@ from torch import Tensor
 from contune.adapter.lora_per_task import LoraPerTask
 from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Rule
+from contune.rule.refusals import refuse_without_lora_per_task
 
 Factors = tuple[Tensor, Tensor]
 
@@ -42,12 +43,7 @@ class SelfRegularisation(Rule):
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
         del head
-        if isinstance(adapter, LoraPerTask):
-            return None
-        return (
-            f"rule 'self-regularisation' compares the LoRAs of different tasks, but adapter {adapter.name!r} has none per "
-            "task; set adapter: lora-per-task"
-        )
+        return refuse_without_lora_per_task(self.name, adapter)
 
     def penalty(self, context: Context) -> Tensor | None:
         adapter = context.adapter

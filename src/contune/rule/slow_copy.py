@@ -21,7 +21,7 @@ from contune.rule.average import (
     corner,
     on_device,
     present,
-    refuse_without_lasting,
+    refuse_averaging,
     require_decay,
 )
 from contune.rule.buffer import Buffer, offered
@@ -133,7 +133,7 @@ class SlowCopy(Rule):
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
         del head
-        return refuse_without_lasting(self.name, adapter)
+        return refuse_averaging(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         values = averaged_values(context, "all")
