@@ -27,6 +27,7 @@ from contune.router.keys import Keys, frozen_queries
 from contune.stream.task import Task
 from contune.trial import SETTINGS, accuracy, copied, digit_tasks, same_state, tiny_model
 from resuming import go_on, learn_keeping
+from test_language import lesson
 from tiny_models import save_tiny
 from word_tasks import ENCODERS, few_inputs, tiny_backbone, tiny_folder, word_tasks
 
@@ -264,7 +265,7 @@ def test_queries_are_of_the_augmented_images_the_step_shows() -> None:
     context = learner.begin(digit_tasks()[0])
     rows = np.arange(5)
     batch = context.batch([(context.dataset, rows)], augment=torch.Generator().manual_seed(1))
-    found = frozen_queries(context, batch)
+    found = frozen_queries(batch)
     with torch.no_grad():
         assert torch.equal(found, context.backbone.features(batch.inputs))
     assert not torch.allclose(found, context.base_features(context.dataset)[:5], atol=1e-2)
@@ -385,3 +386,15 @@ def test_state_holds_nothing_but_prefixes_and_keys() -> None:
     learner.learn(digit_tasks()[0])
     state: State = learner.method.adapter.state()
     assert {name.split("/")[0] for name in state.tensors} == {"general", "experts"}
+
+
+def test_in_language_every_token_of_an_answer_has_the_feature_of_its_text() -> None:
+    method = compose({"adapter": "prefix-per-task", "head": "linear", "router": "keys"})
+    learner = Learner(str(tiny_folder("llama-writer")), method, kind="language", train=SETTINGS)
+    context = learner.begin(lesson("big"))
+    batch = context.batch([(context.dataset, np.arange(3))])
+    assert batch.queries is not None
+    assert len(batch.queries) == 3
+    expected = batch.queries.repeat_interleave(torch.bincount(batch.inputs.unit_rows()), dim=0)
+    assert torch.equal(frozen_queries(batch), expected)
+    assert len(expected) == len(batch.labels)

@@ -89,12 +89,14 @@ def inject(backbone: Backbone, config: "PeftConfig", name: str, seed: int) -> "P
 
 def merged_in_place(model: "PeftModel | None") -> bool:
     """Add every active adapter to the weights it changes, for good; false where `peft` cannot for this kind."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     if model is None or not hasattr(model.base_model, "merge_and_unload"):
         return False
-    try:
-        model.base_model.merge_and_unload(safe_merge=True)
-    except (AttributeError, NotImplementedError):
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if not all(hasattr(layer, "merge") and type(layer).merge is not BaseTunerLayer.merge for layer in layers):
         return False
+    model.base_model.merge_and_unload(safe_merge=True)
     return True
 
 

@@ -125,8 +125,9 @@ class Context:
             features = self._rows(self.features, shown)
             inputs = self.backbone.collate([(d.prepared, r) for d, r in shown], pixels=False)
             self.store.ledger.cache_hits += len(labels)
+            queries = self._queries(shown, inputs, fresh=False) if self._needs_queries() else None
             places = places_of(labels, segments, counts)
-            return Batch(tuple(parts), inputs, labels, tasks, *places, features=features, routes=routes)
+            return Batch(tuple(parts), inputs, labels, tasks, *places, queries=queries, features=features, routes=routes)
         resume = None if augment is not None else self._resume(shown)
         inputs = self.backbone.collate([(d.prepared, r) for d, r in shown], augment=augment, pixels=resume is None)
         labels, tasks = unit_columns(inputs, labels, tasks)
@@ -143,7 +144,8 @@ class Context:
             if self._features_kept(shown):
                 self.features(dataset)
             else:
-                self._prepare_encoding(dataset)
+                self._prepare_hidden(dataset)
+            self._prepare_queries(dataset)
 
     def batches(self, dataset: Dataset, size: int | None = None) -> Iterator[Batch]:
         """The whole data set once in a fixed order, in the model's deterministic view."""
@@ -187,7 +189,8 @@ class Context:
             return self.encode(self.encoding_batch(dataset, rows, routes))[0]
 
         if self.store.processes.count > 1:
-            self._prepare_encoding(dataset)
+            self._prepare_hidden(dataset)
+            self._prepare_queries(dataset)
         name = None if key is None else f"features-{self.base_key}-{key}"
         return self.store.features(dataset, name, self.adapter.feature_size(self.backbone), compute)
 
@@ -241,10 +244,12 @@ class Context:
     def _needs_queries(self) -> bool:
         return self.adapter.needs_queries or (self.router is not None and bool(self.router.trained()))
 
-    def _prepare_encoding(self, dataset: Dataset) -> None:
+    def _prepare_hidden(self, dataset: Dataset) -> None:
         layer = self.lowest_layer()
         if 0 < layer < self.backbone.depth and self.store.keeps_hidden([dataset], self._hidden_size()):
             self._hidden(dataset, layer)
+
+    def _prepare_queries(self, dataset: Dataset) -> None:
         if self._needs_queries() and self._queries_kept([dataset]):
             self.base_features(dataset)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contune.errors import DataError
+from contune.metric.language import mean_matrix
 
 Integers = NDArray[np.int64] | Sequence[int]
 Booleans = NDArray[np.bool_] | Sequence[bool]
@@ -27,8 +28,7 @@ def matrix_from_predictions(
     [[0.5, None], [1.0, 1.0]]
     """
     rows, columns, right = _cells(after_task, task, correct, tasks)
-    counts, hits = _count(rows, columns, right, tasks, tasks)
-    return [[float(hits[i, j] / counts[i, j]) if counts[i, j] else None for j in range(tasks)] for i in range(tasks)]
+    return mean_matrix(rows, columns, right.astype(np.float64), tasks)
 
 
 @final

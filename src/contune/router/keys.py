@@ -21,21 +21,14 @@ def own_module(context: Context) -> int:
     return int(context.adapter.routes(torch.tensor([context.task.index]))[0])
 
 
-def frozen_queries(context: Context, batch: Batch) -> Tensor:
-    """Features (B, d) of the frozen model on the very views of the batch: of its augmented images, where there are.
+def frozen_queries(batch: Batch) -> Tensor:
+    """Features of the frozen model on the very views of the batch, one row (d) for each of its answers.
 
-    A batch whose own features are at hand holds no pixels; its queries are those of the deterministic view.
+    A batch whose own features are at hand has those of the deterministic view. In language the feature of a text stands
+    for every token of its answer.
     """
-    if batch.queries is not None:
-        return batch.queries
-    backbone, inputs = context.backbone, batch.inputs
-    if not context.settings.augment or inputs.pixels is None:
-        if all(context.store.keeps_features((len(dataset), backbone.feature_size)) for dataset, _ in batch.parts):
-            rows = [context.base_features(dataset)[torch.from_numpy(chosen)] for dataset, chosen in batch.parts]
-            return torch.cat(rows).to(backbone.device)
-        inputs = backbone.collate([(dataset.prepared, chosen) for dataset, chosen in batch.parts])
-    with torch.no_grad(), context.adapter.absent():
-        return backbone.features(inputs)
+    assert batch.queries is not None, "a router that trains is handed queries"
+    return batch.queries[batch.inputs.unit_rows()]
 
 
 @final
@@ -65,16 +58,10 @@ class Keys(Router):
             start = REACH * torch.rand(context.backbone.feature_size, generator=generator)
             self._keys[module] = nn.Parameter(start.to(context.backbone.device))
             self._current = module
-            self._prepare(context)
 
     def _freeze(self) -> None:
         for key in self._keys.values():
             key.requires_grad_(False)
-
-    def _prepare(self, context: Context) -> None:
-        """Have the features at hand before a step: in the loss, a process without rows would be missing."""
-        if not context.settings.augment or context.lowest_layer() == context.backbone.depth:
-            context.base_features(context.dataset)
 
     def trained(self) -> Parameters:
         return {} if self._current is None else {f"key{self._current}": self._keys[self._current]}
@@ -83,7 +70,7 @@ class Keys(Router):
         place = batch.segments[TASK]
         if not self.pull or self._current is None or place.start == place.stop:
             return None
-        queries = frozen_queries(context, batch)[place]
+        queries = frozen_queries(batch)[place]
         cosines = functional.cosine_similarity(queries, self._keys[self._current].unsqueeze(0), dim=1)
         return -self.pull * batch.mean(cosines)
 
@@ -106,4 +93,3 @@ class Keys(Router):
         self._current = state.values["current"]
         if self._current is not None:
             self._keys[self._current].requires_grad_(True)
-            self._prepare(context)
