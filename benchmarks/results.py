@@ -14,7 +14,6 @@ Frozen results are shared between runs through one cache folder. The tables of d
 """
 
 import argparse
-import inspect
 import json
 import subprocess
 import sys
@@ -59,13 +58,10 @@ def streams(shared: Path, image_size: int, per_class: int) -> dict[str, dict[str
 
 
 def every_method() -> list[str]:
-    """All recipes that can be built without options, joint training last."""
-    from contune.method.catalog import option_defaults, recipes
+    """All recipes that learn classes, joint training last."""
+    from contune.method.catalog import class_recipes
 
-    found = [
-        name for name, recipe in recipes().items() if inspect.Parameter.empty not in option_defaults(recipe).values()
-    ]
-    return sorted(found, key=lambda name: (name == "joint", name in PROMPT_METHODS))
+    return sorted(class_recipes(), key=lambda name: (name == "joint", name in PROMPT_METHODS))
 
 
 def tuned_rate(base: dict[str, object], method: str, train: dict[str, object], file: Path) -> float | None:

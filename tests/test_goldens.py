@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from contune.method.catalog import build_method, recipes
+from contune.method.catalog import build_method, class_recipes
 from contune.trial import run_trial
 
 FILE = Path(__file__).with_name("goldens.json")
@@ -20,7 +20,7 @@ def measured(name: str) -> dict[str, list[float]]:
     return {"losses": trial.losses, "scores": trial.scores}
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", class_recipes())
 def test_the_curve_is_as_kept(name: str) -> None:
     kept = json.loads(FILE.read_text())
     assert name in kept, f"no golden of {name} yet: python tests/test_goldens.py {name}"
@@ -36,6 +36,6 @@ def test_a_changed_rate_changes_the_curve() -> None:
 
 if __name__ == "__main__":
     goldens = json.loads(FILE.read_text()) if FILE.exists() else {}
-    for recipe in sys.argv[1:] or recipes():
+    for recipe in sys.argv[1:] or class_recipes():
         goldens[recipe] = measured(recipe)
     FILE.write_text(json.dumps(dict(sorted(goldens.items())), indent=1) + "\n")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from contune.adapter.half import Half, role_of
 from contune.adapter.selected import is_norm
-from contune.adapter.sublayers import is_linear
+from contune.backbone.linear import is_linear
 from contune.engine.learner import Learner
 from contune.errors import ConfigError
 from contune.method.catalog import build_method

@@ -14,12 +14,12 @@ from contune.contract.parts import Head, Router, Rule
 from contune.contract.state import State
 from contune.head.class_means import ClassMeans
 from contune.head.linear import Linear
-from contune.method.catalog import ROOMS, option_defaults, parts, recipes
+from contune.method.catalog import ROOMS, class_recipes, option_defaults, parts, recipes
 from contune.method.method import Method
 from contune.trial import SETTINGS, digit_tasks, tiny_model
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", class_recipes())
 def test_method(name: str) -> None:
     assert [f"{title}: {problem}" for title, problem in run_checks(name) if problem] == []
 

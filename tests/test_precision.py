@@ -14,7 +14,7 @@ from contune.backbone.precision import matrices
 from contune.backbone.seam import SEAM_NAMES
 from contune.cli import app
 from contune.engine.learner import Learner
-from contune.method.catalog import build_method, recipes
+from contune.method.catalog import build_method, class_recipes, recipes
 from contune.run.predict import load_learner
 from contune.trial import SETTINGS, accuracy, digit_tasks, tiny_model
 from run_helpers import config_text, resume, run, same_run
@@ -34,7 +34,7 @@ def learner(name: str, precision: str, model: str | None = None) -> Learner:
     return Learner(model or tiny_model(), method, train=settings)
 
 
-@pytest.mark.parametrize("name", thirds(recipes()))
+@pytest.mark.parametrize("name", thirds(class_recipes()))
 def test_every_recipe_learns_in_bf16(name: str) -> None:
     scores, losses = [], []
     for precision in ("fp32", "bf16"):

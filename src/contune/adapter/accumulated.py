@@ -82,6 +82,9 @@ class Accumulated(Adapter):
     def trained(self) -> Parameters:
         return self.inner.trained()
 
+    def rate(self, name: str) -> float:
+        return self.inner.rate(name)
+
     def offline(self) -> Tensors:
         """The running mean, by the names of the trained tensors; empty in the first task."""
         return self._offline

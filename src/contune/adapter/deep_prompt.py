@@ -48,6 +48,7 @@ class DeepPrompt(Adapter):
     """
 
     name: ClassVar[str] = "deep-prompt"
+    packs: ClassVar[bool] = False
 
     def __init__(self, *, length: int = 5) -> None:
         if length < 1:

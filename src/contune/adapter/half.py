@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from contune.adapter.layers import resolve_layers
 from contune.adapter.resting import Resting
 from contune.adapter.selected import is_norm
-from contune.adapter.sublayers import is_linear
 from contune.backbone.backbone import Backbone
+from contune.backbone.linear import is_linear
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters

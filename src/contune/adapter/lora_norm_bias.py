@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from contune.adapter.peft_adapter import lora
 from contune.adapter.selected import SelectedParameters, is_norm
 from contune.backbone.backbone import Backbone
+from contune.backbone.linear import matrix_of
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters
@@ -59,8 +60,7 @@ class LoraNormBias(Adapter):
         for module in backbone.model.modules():
             if isinstance(module, LoraLayer):
                 base = module.get_base_layer()
-                weight: Tensor = base.weight.detach()
-                rows = top_right_vectors(weight.T if type(base).__name__ == "Conv1D" else weight, self.rank)
+                rows = top_right_vectors(matrix_of(base).detach(), self.rank)
                 module.lora_A["default"].weight.data[: len(rows)] = rows
 
     def trained(self) -> Parameters:

@@ -56,6 +56,7 @@ class PromptComponents(Adapter):
     """
 
     name: ClassVar[str] = "prompt-components"
+    packs: ClassVar[bool] = False
     fresh: ClassVar[bool] = True
     needs_queries: ClassVar[bool] = True
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from contune.adapter.layers import resolve_layers
 from contune.adapter.selected import is_norm
-from contune.adapter.sublayers import changed_output, is_linear, probe_inputs
+from contune.adapter.sublayers import changed_output, probe_inputs
 from contune.backbone.backbone import Backbone
+from contune.backbone.linear import is_linear
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters, Tensors

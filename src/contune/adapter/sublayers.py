@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from contune.adapter.selected import is_norm
 from contune.backbone.backbone import Backbone
 from contune.backbone.inputs import ModelInputs
+from contune.backbone.linear import is_linear
 from contune.backbone.seam import Call, watch
 from contune.errors import CombinationError
 
@@ -110,11 +111,6 @@ def places_of(layer: nn.Module, events: Sequence[Event], name: str) -> Sublayers
 def same(one: Tensor, other: Tensor) -> bool:
     """Whether two live tensors are the same memory: a dropout that is off gives back what it got."""
     return one.data_ptr() == other.data_ptr() and one.shape == other.shape
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear map; GPT-2 calls its own Conv1D."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def first_of(output: Any) -> Tensor:

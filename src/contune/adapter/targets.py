@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from contune.adapter.layers import resolve_layers
 from contune.backbone.backbone import Backbone
+from contune.backbone.linear import is_linear
 from contune.errors import ConfigError
 
 QUERY = ("query", "q_proj", "q_lin", "q", "to_q")
@@ -24,7 +23,7 @@ def target_modules(backbone: Backbone, targets: str | Sequence[str], layers: str
         names[id(module)]
         for index in resolve_layers(layers, backbone.depth)
         for module in backbone.layers[index].modules()
-        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+        if is_linear(module)
     ]
     if targets == "all-linear":
         return linear

@@ -63,6 +63,9 @@ class WithBase(Adapter):
     def trained(self) -> Parameters:
         return self.inner.trained()
 
+    def rate(self, name: str) -> float:
+        return self.inner.rate(name)
+
     def lowest_layer(self, backbone: Backbone) -> int:
         return self.inner.lowest_layer(backbone)
 

@@ -9,7 +9,7 @@ Shapes: B rows, L positions, d width, n prompt or prefix length, kv joint width 
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -22,6 +22,7 @@ from contune.backbone.config import Feature, ModelConfig, Precision
 from contune.backbone.inputs import Encoded, ModelInputs, Prepared, Rows
 from contune.backbone.language import LanguageModel
 from contune.backbone.layers import changed_input, input_of, started_at
+from contune.backbone.packing import packing_of, require_packing, shared_rows
 from contune.backbone.precision import computing, halve
 from contune.errors import CombinationError, ConfigError
 from contune.stream.task import Inputs, Modality
@@ -143,13 +144,30 @@ class Backbone:
         *,
         augment: torch.Generator | None = None,
         pixels: bool = True,
+        packed: bool = False,
     ) -> ModelInputs:
         """A batch: the named rows of every part in order, texts padded to the longest, images in the model's view.
 
         `augment` draws a random resized crop and a flip for each image from that (CPU) generator. `pixels=False` leaves
-        the images out, for batches that resume from cached states.
+        the images out, for batches that resume from cached states. `packed`: in language, short texts share rows inside
+        the model; see `require_packing`.
         """
-        return self.parts.reader.collate(parts, augment=augment, pixels=pixels)
+        inputs = self.parts.reader.collate(parts, augment=augment, pixels=pixels)
+        if not packed:
+            return inputs
+        lengths = [int(length) for prepared, rows in parts for length in prepared.lengths[rows]]
+        rows = shared_rows(lengths, self.language.reader.max_length, self.parts.prompt_width)
+        return replace(inputs, packing=packing_of(lengths, rows, self.device))
+
+    def require_packing(self) -> None:
+        """Refuse a model in which texts cannot share rows; two small forward passes tell."""
+        if not self.resumable:
+            raise ConfigError(
+                f"{self.config.path} has an encoder and a decoder, between which texts of one row would see each other; "
+                "set train.packing: false, or take a causal model"
+            )
+        words = self.stock.get_input_embeddings().weight.shape[0]
+        require_packing(self.parts.forward, words, self.device, self.config.path)
 
     def encode(
         self, inputs: ModelInputs, *, prompts: Tensor | None = None, resume: tuple[int, Tensor] | None = None
@@ -168,7 +186,9 @@ class Backbone:
                     mask = torch.cat([mask.new_ones(prompts.shape[:2]), mask], dim=1)
             if resume is not None:
                 self._check_resume(resume, inputs)
-                stack.enter_context(started_at(self.parts.anatomy, *resume))
+                layer, kept = resume
+                kept = kept if inputs.packing is None else inputs.packing.pack(kept)
+                stack.enter_context(started_at(self.parts.anatomy, layer, kept))
             if prompts is not None and self.modality == "image":
                 tokens = prompts
                 stack.enter_context(changed_input(self.layers[0], lambda states: torch.cat([tokens, states], dim=1)))
@@ -262,12 +282,26 @@ class Backbone:
             return self.parts.forward(pixel_values=self.parts.blank if inputs.pixels is None else inputs.pixels)
         if inputs.ids is None or mask is None:
             raise CombinationError("the batch holds no tokens but this model reads text; make it with this backbone")
+        if inputs.packing is not None:
+            return self._packed_states(inputs, prompts)
         answered = {} if inputs.answers is None else {"answers": inputs.answers}
         if prompts is None:
             return self.parts.forward(input_ids=inputs.ids, attention_mask=mask, **answered)
         words: Tensor = self.model.get_input_embeddings()(inputs.ids)
         wide = torch.cat([prompts, words], dim=1)
         return self.parts.forward(inputs_embeds=wide, attention_mask=mask, **answered)
+
+    def _packed_states(self, inputs: ModelInputs, prompts: Tensor | None) -> Tensor:
+        packing = inputs.packing
+        assert packing is not None
+        assert inputs.ids is not None
+        if prompts is not None or seam.attached():
+            raise CombinationError(
+                "prompts and prefixes stand before every text, and here several texts share a row; set train.packing: false"
+            )
+        # Without a mask, stock models look for texts that share a row where positions begin again.
+        rows = self.parts.forward(input_ids=packing.pack(inputs.ids), position_ids=packing.positions)
+        return packing.unpack(rows)
 
     def _batch_of_prompts(self, prompts: Tensor, inputs: ModelInputs, resume: Any) -> Tensor:
         if resume is not None:

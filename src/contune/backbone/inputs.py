@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from contune.backbone.packing import Packing
+from contune.backbone.sampling import Sampling
 from contune.errors import ConfigError, DataError
 from contune.stream.task import Image
 
@@ -134,8 +136,9 @@ class ModelInputs:
     Text: `ids` (B, L) padded on the right and `mask` (B, L), true where there is a token. Images: `pixels`
     (B, 3, height, width), or nothing when the batch will resume from cached states. `size` is B. Language: `targets`
     (B, L) is true on the tokens to be predicted; with `room`, that many tokens are to be written after each row, which
-    is then padded on the left. Where a decoder writes the answers, `answers` (B, M) are their tokens and `targets` (B, M)
-    is true on them.
+    is then padded on the left; `sampling` says how they are drawn, None for the likeliest. Where a decoder writes the
+    answers, `answers` (B, M) are their tokens and `targets` (B, M) is true on them. `packing`: texts share rows inside the
+    model, where its layers see those rows; all that is said here is of one text a row.
     """
 
     size: int
@@ -145,15 +148,23 @@ class ModelInputs:
     targets: Tensor | None = None
     room: int = 0
     answers: Tensor | None = None
+    sampling: Sampling | None = None
+    packing: Packing | None = None
 
     def __len__(self) -> int:
         return self.size
 
+    @property
+    def computed(self) -> Tensor | None:
+        """Where a token stands (R, P) as the layers see them, which is `mask` unless texts share rows."""
+        return self.mask if self.packing is None or self.mask is None else self.packing.pack(self.mask)
+
     def take(self, places: Tensor) -> "ModelInputs":
-        """The rows at `places` (n,), in that order."""
+        """The rows at `places` (n,), in that order; they share no rows."""
         tensors = (self.ids, self.mask, self.pixels, self.targets, self.answers)
         ids, mask, pixels, targets, answers = (None if t is None else t[places] for t in tensors)
-        return ModelInputs(len(places), ids, mask, pixels, targets, self.room, answers)
+        sampling = None if self.sampling is None else self.sampling.take(places)
+        return ModelInputs(len(places), ids, mask, pixels, targets, self.room, answers, sampling)
 
     def unit_rows(self) -> Tensor:
         """The row (T,) that each answer belongs to: every row once, or in language once for every token of its answer."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from contune.backbone.config import ModelConfig
 from contune.backbone.inputs import ModelInputs, Prepared, PreparedText, Reader, Rows, from_token_lists, gather
+from contune.backbone.sampling import Draws
 from contune.backbone.text import pad, tokenizer_hash
 from contune.errors import ConfigError, DataError
 from contune.stream.exchange import Exchange, Turn
@@ -206,8 +207,11 @@ class LanguageModel:
         return raw if self.cap is None else self.cap * torch.tanh(raw / self.cap)
 
     def generate(self, inputs: ModelInputs, embeddings: Tensor | None, mask: Tensor) -> Tensor:
-        """The likeliest tokens (B, room) one after another, padded after an end; `embeddings` replace the ids."""
-        from transformers import GenerationConfig
+        """The likeliest tokens (B, room) one after another, padded after an end; `embeddings` replace the ids.
+
+        Where the inputs say how to draw, drawn ones.
+        """
+        from transformers import GenerationConfig, LogitsProcessorList
 
         how = GenerationConfig(
             do_sample=False,
@@ -218,11 +222,15 @@ class LanguageModel:
             eos_token_id=list(self.reader.end),
         )
         source = {"input_ids": inputs.ids} if embeddings is None else {"inputs_embeds": embeddings}
-        with torch.no_grad():
-            found: Tensor = self.whole.generate(**source, attention_mask=mask.long(), generation_config=how)
         assert inputs.ids is not None
+        # A decoder begins with its start token, a causal model repeats the prompt's ids.
         given = 1 if self.reader.decoder else 0 if embeddings is not None else inputs.ids.shape[1]
-        new = found[:, given:]  # a decoder begins with its start token, a causal model repeats the prompt's ids
+        drawn = LogitsProcessorList([] if inputs.sampling is None else [Draws(inputs.sampling, given)])
+        with torch.no_grad():
+            found: Tensor = self.whole.generate(
+                **source, attention_mask=mask.long(), generation_config=how, logits_processor=drawn
+            )
+        new = found[:, given:]
         wide = torch.full((len(inputs), inputs.room), self.reader.pad_id, device=new.device)
         wide[:, : new.shape[1]] = new
         return wide

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from contune.backbone.config import Precision
+from contune.backbone.linear import is_linear
 
 
 def matrices(model: nn.Module) -> list[nn.Parameter]:
     """The weights that a model multiplies its states by: linear maps (GPT-2's Conv1D among them) and convolutions."""
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
-    found = [m.weight for m in model.modules() if isinstance(m, kinds) or type(m).__name__ == "Conv1D"]
+    kinds = (nn.Conv1d, nn.Conv2d)
+    found = [m.weight for m in model.modules() if isinstance(m, kinds) or is_linear(m)]
     return [weight for weight in found if isinstance(weight, nn.Parameter)]
 
 

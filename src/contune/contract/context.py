@@ -16,7 +16,7 @@ from contune.contract.data import TASK, Batch, Dataset, Outputs, Rows, TaskInfo,
 from contune.contract.parts import Adapter, Head, Router, Rule, Tensors
 from contune.contract.settings import TrainSettings
 from contune.contract.state import State
-from contune.contract.store import FrozenStore, Ragged, fixed_batches
+from contune.contract.store import BLOCK_ROWS, Compute, FrozenStore, Ragged, fixed_batches
 
 
 @final
@@ -113,10 +113,12 @@ class Context:
         counts: Mapping[str, int] | None = None,
         augment: torch.Generator | None = None,
         view: int | None = None,
+        packed: bool = False,
     ) -> Batch:
         """The named rows as one batch, with queries, cached states or features as the parts need them.
 
         `augment` draws a fresh view of every image, of which nothing is kept; `view` takes one of their fixed ones.
+        `packed`: texts share rows inside the model, where hooks see those rows; nothing else changes.
         """
         shown = parts if view is None else [(dataset.viewed(view), rows) for dataset, rows in parts]
         labels, tasks = columns_of(parts, self.backbone.device)
@@ -127,9 +129,12 @@ class Context:
             self.store.ledger.cache_hits += len(labels)
             queries = self._queries(shown, inputs, fresh=False) if self._needs_queries() else None
             places = places_of(labels, segments, counts)
-            return Batch(tuple(parts), inputs, labels, tasks, *places, queries=queries, features=features, routes=routes)
+            return Batch(
+                tuple(parts), inputs, labels, tasks, *places, queries=queries, features=features, routes=routes
+            )
         resume = None if augment is not None else self._resume(shown)
-        inputs = self.backbone.collate([(d.prepared, r) for d, r in shown], augment=augment, pixels=resume is None)
+        pieces = [(d.prepared, r) for d, r in shown]
+        inputs = self.backbone.collate(pieces, augment=augment, pixels=resume is None, packed=packed)
         labels, tasks = unit_columns(inputs, labels, tasks)
         queries = None
         if self._needs_queries():
@@ -164,19 +169,28 @@ class Context:
 
     def features(self, dataset: Dataset) -> Tensor:
         """Features (n, d) a head answers from: through the module of each example's route, or of all side by side."""
-        if not self.adapter.modular:
-            fixed = not self.adapting or self.adapter.name == "none"
-            return self._features(dataset, self.adapter_key() if fixed else None, None)
         if self.side_by_side:
             modules = range(self.adapter.modules())
             return torch.cat([self.module_features(dataset, module) for module in modules], dim=1)
-        return self._features(dataset, None, self.routes(dataset))
+        return self.store.features(*self._asked(dataset, *self._way(dataset)))
+
+    def feature_blocks(self, dataset: Dataset, count: int = BLOCK_ROWS) -> Iterator[tuple[Rows, Tensor]]:
+        """The rows of `features`, to the bit, in blocks of about `count`, each with their places in ascending order.
+
+        What is not kept is computed block by block. Of modules side by side, those that still change are held whole where
+        others do not change any more, because the two are computed in other batches. Every process must take all blocks.
+        """
+        if self.side_by_side:
+            return self._blocks_beside(dataset, count)
+        return self.store.feature_blocks(*self._asked(dataset, *self._way(dataset)), count)
 
     def module_features(self, dataset: Dataset, module: int) -> Tensor:
         """Features (n, d) through one module of a modular adapter; kept where that module will not change any more."""
-        state = self.adapter.module_state(module)
-        key = None if state is None else f"module{module}-{frozen_key(self.adapter, state)}"
-        return self._features(dataset, key, torch.full((len(dataset),), module))
+        return self.store.features(*self._asked(dataset, *self._through(dataset, module)))
+
+    def module_blocks(self, dataset: Dataset, module: int, count: int = BLOCK_ROWS) -> Iterator[tuple[Rows, Tensor]]:
+        """The rows of `module_features` in blocks, as `feature_blocks` gives them."""
+        return self.store.feature_blocks(*self._asked(dataset, *self._through(dataset, module)), count)
 
     def routes(self, dataset: Dataset) -> Tensor:
         """The module (n,) for every example: the router's choice where nobody knows the task, else its task's own."""
@@ -184,7 +198,23 @@ class Context:
             return self.router.route(self, dataset)
         return self.adapter.routes(torch.from_numpy(dataset.tasks))
 
-    def _features(self, dataset: Dataset, key: str | None, routes: Tensor | None) -> Tensor:
+    def _way(self, dataset: Dataset) -> tuple[str | None, Tensor | None]:
+        """Under what the features of one module per example are kept, and which module each goes through."""
+        if self.adapter.modular:
+            return None, self.routes(dataset)
+        fixed = not self.adapting or self.adapter.name == "none"
+        return self.adapter_key() if fixed else None, None
+
+    def _through(self, dataset: Dataset, module: int) -> tuple[str | None, Tensor]:
+        state = self.adapter.module_state(module)
+        key = None if state is None else f"module{module}-{frozen_key(self.adapter, state)}"
+        return key, torch.full((len(dataset),), module)
+
+    def _asked(
+        self, dataset: Dataset, key: str | None, routes: Tensor | None
+    ) -> tuple[Dataset, str | None, int, Compute]:
+        """What to ask the store for."""
+
         def compute(rows: Rows) -> Tensor:
             return self.encode(self.encoding_batch(dataset, rows, routes))[0]
 
@@ -192,24 +222,44 @@ class Context:
             self._prepare_hidden(dataset)
             self._prepare_queries(dataset)
         name = None if key is None else f"features-{self.base_key}-{key}"
-        return self.store.features(dataset, name, self.adapter.feature_size(self.backbone), compute)
+        return dataset, name, self.adapter.feature_size(self.backbone), compute
+
+    def _blocks_beside(self, dataset: Dataset, count: int) -> Iterator[tuple[Rows, Tensor]]:
+        modules = range(self.adapter.modules())
+        changing = [module for module in modules if self.adapter.module_state(module) is None]
+        whole = {module: self.module_features(dataset, module) for module in changing if len(changing) < len(modules)}
+        streams = [self.module_blocks(dataset, module, count) for module in modules if module not in whole]
+        for blocks in zip(*streams, strict=True):
+            rows, found = blocks[0][0], iter(blocks)
+            values = [whole[m][torch.from_numpy(rows)] if m in whole else next(found)[1] for m in modules]
+            yield rows, torch.cat(values, dim=1)
 
     def logits(self, dataset: Dataset) -> Tensor:
         """Prediction scores (n, seen) of the whole data set, as the model stands."""
-        features, device = self.features(dataset), self.backbone.device
+        scores = torch.zeros(0, self.task.seen)
+        for rows, chunk in self.logit_blocks(dataset):
+            scores = scores if len(scores) else chunk.new_zeros(len(dataset), chunk.shape[1])
+            scores[torch.from_numpy(rows)] = chunk
+        return scores
+
+    def logit_blocks(self, dataset: Dataset) -> Iterator[tuple[Rows, Tensor]]:
+        """Prediction scores in blocks, each with the places of its rows."""
+        device = self.backbone.device
         routes = self.routes(dataset) if self.adapter.modular and not self.side_by_side else None
-        with torch.no_grad():
-            chunks = []
-            for rows in torch.split(torch.arange(len(features)), 4096):
-                chunk = features[rows].to(device)
-                routed = None if routes is None else routes[rows].to(device)
+        blocks = (
+            self.feature_blocks(dataset)
+            if routes is None
+            else self.store.feature_blocks(*self._asked(dataset, None, routes))
+        )
+        for rows, features in blocks:
+            with torch.no_grad():
+                chunk = features.to(device)
                 scores = (
                     self.head.logits(chunk)
-                    if routed is None
-                    else self.head.routed_logits(chunk, routed, training=False)
+                    if routes is None
+                    else self.head.routed_logits(chunk, routes[torch.from_numpy(rows)].to(device), training=False)
                 )
-                chunks.append(scores.cpu())
-        return torch.cat(chunks) if chunks else torch.zeros(0, self.task.seen)
+            yield rows, scores.cpu()
 
     def write(self, values: Tensors) -> None:
         """Put these values into the trained tensors of the same names."""
@@ -242,7 +292,8 @@ class Context:
         return self.store.keeps_features((sum(len(dataset) for dataset in datasets), width))
 
     def _needs_queries(self) -> bool:
-        return self.adapter.needs_queries or (self.router is not None and bool(self.router.trained()))
+        router = self.router
+        return self.adapter.needs_queries or (router is not None and router.needs_queries and bool(router.trained()))
 
     def _prepare_hidden(self, dataset: Dataset) -> None:
         layer = self.lowest_layer()

@@ -28,6 +28,7 @@ class Part(ABC):  # noqa: B024  every hook of a part is optional; the rooms belo
 
     name: ClassVar[str] = ""
     language: ClassVar[bool] = True  # whether it makes sense where every token of an answer is a row
+    classes: ClassVar[bool] = True  # whether it makes sense where answers are classes
 
     def state(self) -> State:
         """What this part remembers."""
@@ -43,13 +44,15 @@ class Adapter(Part):
     A modular adapter has several modules (one per task, or several views of the model) and `encode` goes through the
     one that `batch.route` names. With a router each example is answered through the module chosen for it; without, by
     the features of all modules side by side. `grows` says whether tasks add modules. `fresh`: every task trains tensors
-    of its own and leaves those of earlier tasks as they are.
+    of its own and leaves those of earlier tasks as they are. `packs`: texts may share a row of the model, because it adds
+    no tokens and does the same to every text.
     """
 
     needs_queries: ClassVar[bool] = False
     modular: ClassVar[bool] = False
     grows: ClassVar[bool] = True
     fresh: ClassVar[bool] = False
+    packs: ClassVar[bool] = True
     lr_scale: float = 1.0
 
     def attach(self, backbone: Backbone, seed: int) -> None:
@@ -64,6 +67,11 @@ class Adapter(Part):
     def trained(self) -> Parameters:
         """What is trained by gradient now, by stable names."""
         return {}
+
+    def rate(self, name: str) -> float:
+        """The learning rate of one of its trained tensors, as a multiple of the whole one."""
+        del name
+        return self.lr_scale
 
     def lowest_layer(self, backbone: Backbone) -> int:
         """The first layer whose output depends on what is trained; the depth where nothing inside is."""
@@ -169,8 +177,12 @@ class Head(Part):
 
 
 class Router(Part):
-    """Which module of a modular adapter answers an example, where nobody names its task."""
+    """Which module of a modular adapter answers an example, where nobody names its task.
 
+    `needs_queries`: it learns from the frozen model's features, which then come with every batch.
+    """
+
+    needs_queries: ClassVar[bool] = False
     lr_scale: float = 1.0
 
     def begin_task(self, context: "Context") -> None:

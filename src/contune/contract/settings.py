@@ -15,6 +15,9 @@ class TrainSettings(BaseModel):
 
     epochs: int = Field(5, ge=0, description="passes over each task's data")
     batch_size: int = Field(32, ge=1, description="examples of the task in one step, over all processes together")
+    batches: int | None = Field(
+        None, ge=1, description="steps of an epoch in every task, whatever its size; null: every example once an epoch"
+    )
     lr: float = Field(1e-3, gt=0, description="learning rate")
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
@@ -35,6 +38,9 @@ class TrainSettings(BaseModel):
         None, ge=1, description="with augment: every image has this many fixed augmented views, epoch e takes e % views"
     )
     group_by_length: bool = Field(True, description="texts: batches of similar length, in an order that stays random")
+    packing: bool = Field(
+        False, description="language: short texts share a row and do not see each other; less padding is computed"
+    )
     precision: Precision = Field(
         "fp32", description="bf16: frozen matrices and products in bf16, what is trained in float32; for GPUs"
     )

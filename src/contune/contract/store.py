@@ -6,7 +6,7 @@ recomputed after a kill, and another order of the classes finds again what an ea
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,9 @@ from contune.contract.data import Dataset, Rows
 from contune.contract.processes import Processes
 from contune.contract.settings import CacheSettings
 from contune.metric.ledger import Ledger
+
+BLOCK_ROWS = 2048  # rows that a head looks at together: at 10,000 random features in float64 they take 164 MB
+SUM_ROWS = 65_536  # rows that go into one message between processes
 
 Compute = Callable[[Rows], Tensor]
 Watch = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -55,6 +58,22 @@ def fixed_batches(lengths: Rows, size: int) -> Iterator[Rows]:
     order = np.lexsort((np.arange(len(lengths)), -lengths))
     for start in range(0, len(order), size):
         yield order[start : start + size]
+
+
+def blocks_of(batches: Iterable[Rows], count: int) -> Iterator[list[Rows]]:
+    """Consecutive batches together: as many as stay within `count` rows, and at least one.
+
+    >>> [len(block) for block in blocks_of([np.arange(3)] * 5, 6)]
+    [2, 2, 1]
+    """
+    block: list[Rows] = []
+    for rows in batches:
+        if block and sum(len(each) for each in block) + len(rows) > count:
+            yield block
+            block = []
+        block.append(rows)
+    if block:
+        yield block
 
 
 def flat_rows(rows: Rows, offsets: Rows | None) -> Tensor:
@@ -133,9 +152,43 @@ class FrozenStore:
         """Features (n, width) of the whole data set; kept under `name`, or computed afresh where that is None."""
         if name is None:
             result = torch.zeros(len(dataset), width)
-            self._compute(dataset, result, [np.arange(len(dataset))], compute, None, "features")
+            self._compute(dataset.prepared.lengths, result, [np.arange(len(dataset))], compute, None, "features")
             return result
         return self._get(dataset, name, (len(dataset), width), compute, None, keep=self.settings.features)
+
+    def feature_blocks(
+        self, dataset: Dataset, name: str | None, width: int, compute: Compute, count: int = BLOCK_ROWS
+    ) -> Iterator[tuple[Rows, Tensor]]:
+        """What `features` gives, to the bit, in blocks of about `count` rows, with their places in ascending order.
+
+        Read from memory where all fits there; in a folder kept label by label; else computed block by block and dropped.
+        Which rows make a block depends on the examples alone, not on what is kept. Every process must take all blocks.
+        """
+        groups = [np.arange(len(dataset))] if name is None else list(dataset.pieces.values())
+        batches = self._batches(dataset.prepared.lengths, groups)
+        kept, shape = name is not None and self.settings.features, (len(dataset), width)
+        if name is not None and kept and self._fits_memory(shape):
+            whole = self._get(dataset, name, shape, compute, None, keep=True)
+            for block in blocks_of(batches, count):
+                rows = np.sort(np.concatenate(block))
+                yield rows, whole[torch.from_numpy(rows)]
+            return
+        in_folder = name is not None and kept and self.settings.folder is not None
+        title = (name or "features").split("-")[0]
+        stream = (
+            self._from_folder(dataset, name or "", width, compute) if in_folder else self._run(batches, compute, title)
+        )
+        for block in blocks_of(batches, count):
+            found = [next(stream) for _ in block]
+            values = torch.cat(
+                [torch.zeros(len(b), width) if v is None else v for b, v in zip(block, found, strict=True)]
+            )
+            if not in_folder:
+                self.processes.sum_([values])
+            rows = np.concatenate(block)
+            order = np.argsort(rows)
+            yield rows[order], values[torch.from_numpy(order)]
+        next(stream, None)  # so that its progress ends
 
     def hidden(self, dataset: Dataset, name: str, width: int, compute: Compute) -> Ragged | None:
         """Hidden states of the whole data set, or None where they do not fit under the limit."""
@@ -163,7 +216,10 @@ class FrozenStore:
         return self.settings.memory_mb * 2**20
 
     def _fits(self, shape: tuple[int, int]) -> bool:
-        return self.settings.folder is not None or shape[0] * shape[1] * 4 <= self._limit
+        return self.settings.folder is not None or self._fits_memory(shape)
+
+    def _fits_memory(self, shape: tuple[int, int]) -> bool:
+        return shape[0] * shape[1] * 4 <= self._limit
 
     def _get(
         self,
@@ -184,14 +240,31 @@ class FrozenStore:
         missing = [piece for piece in places if known.get(piece) is None]
         groups = [dataset.pieces[piece] for piece in missing]
         if groups:
-            self._compute(dataset, result, groups, compute, offsets, name.split("-")[0])
+            self._compute(dataset.prepared.lengths, result, groups, compute, offsets, name.split("-")[0])
         for piece, values in known.items():
             if values is not None:
                 result[places[piece]] = values
         if keep:
             self.shelf.keep(key, result, {f"{name}-{piece}": place for piece, place in places.items()}, self._limit)
-            self._write({f"{name}-{piece}": result[places[piece]] for piece in missing if self.settings.folder})
+            for piece in missing if self.settings.folder else ():
+                self._write(f"{name}-{piece}", result[places[piece]])
         return result
+
+    def _from_folder(self, dataset: Dataset, name: str, width: int, compute: Compute) -> Iterator[Tensor]:
+        """Features batch by batch; those of one label are in memory at a time."""
+        lengths = dataset.prepared.lengths
+        for piece, rows in dataset.pieces.items():
+            values = self._find(f"{name}-{piece}")
+            if values is None:
+                values = torch.zeros(len(rows), width)
+                self._compute_piece(lengths, values, rows, compute, name.split("-")[0])
+                self._write(f"{name}-{piece}", values)
+            for chosen in fixed_batches(lengths[rows], self.settings.batch_size):
+                yield values[torch.from_numpy(chosen)]
+
+    def _compute_piece(self, lengths: Rows, values: Tensor, rows: Rows, compute: Compute, title: str) -> None:
+        whole = [np.arange(len(rows))]
+        self._compute(lengths[rows], values, whole, lambda chosen: compute(rows[chosen]), None, title)
 
     def _find(self, key: str) -> Tensor | None:
         kept = self.shelf.piece(key)
@@ -204,32 +277,43 @@ class FrozenStore:
             result: Tensor = file.get_tensor("result")
         return result
 
-    def _write(self, pieces: dict[str, Tensor]) -> None:
-        for key, values in pieces.items():
-            folder = Path(self.settings.folder or "")
-            folder.mkdir(parents=True, exist_ok=True)
-            with atomic_path(folder / f"{key}.safetensors") as temporary:
-                save_file({"result": values.contiguous()}, temporary)
+    def _write(self, key: str, values: Tensor) -> None:
+        folder = Path(self.settings.folder or "")
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / f"{key}.safetensors") as temporary:
+            save_file({"result": values.contiguous()}, temporary)
+
+    def _batches(self, lengths: Rows, groups: Sequence[Rows]) -> list[Rows]:
+        size = self.settings.batch_size
+        return [rows[chosen] for rows in groups for chosen in fixed_batches(lengths[rows], size)]
 
     def _compute(
         self,
-        dataset: Dataset,
+        lengths: Rows,
         result: Tensor,
         groups: Sequence[Rows],
         compute: Compute,
         offsets: Rows | None,
         title: str,
     ) -> None:
-        lengths, size = dataset.prepared.lengths, self.settings.batch_size
-        batches = [rows[chosen] for rows in groups for chosen in fixed_batches(lengths[rows], size)]
-        with torch.no_grad(), self.watch(title, sum(len(rows) for rows in groups)) as advance:
+        batches = self._batches(lengths, groups)
+        for rows, values in zip(batches, self._run(batches, compute, title), strict=True):
+            if values is not None:
+                place(result, values, rows, offsets)
+        for start in range(0, len(result), SUM_ROWS):  # a copy of all of it would take as much memory again
+            self.processes.sum_([result[start : start + SUM_ROWS]])
+
+    def _run(self, batches: Sequence[Rows], compute: Compute, title: str) -> Iterator[Tensor | None]:
+        """What comes of each batch, or None where it is the share of another process."""
+        with self.watch(title, sum(len(rows) for rows in batches)) as advance:
             for number, rows in enumerate(batches):
+                values = None
                 if number % self.processes.count == self.processes.rank:
-                    values = compute(rows).to("cpu", torch.float32)
+                    with torch.no_grad():  # not around the loop: who takes the batches may need gradients
+                        values = compute(rows).to("cpu", torch.float32)
                     self.ledger.examples_forward += len(rows)
-                    place(result, values, rows, offsets)
+                yield values
                 advance(len(rows))
-        self.processes.sum_([result])
 
 
 def place(result: Tensor, values: Tensor, rows: Rows, offsets: Rows | None) -> None:

@@ -23,6 +23,7 @@ from contune.contract.store import FrozenStore, Shelf
 from contune.engine.examine import Examination, examined_language, write_answers
 from contune.engine.loop import AfterStep, StepReport, steps_of, train
 from contune.engine.observer import Observer
+from contune.engine.packing import refuse_packing
 from contune.errors import CombinationError, ConfigError, DataError
 from contune.head.language import Language
 from contune.method.catalog import build_method
@@ -55,7 +56,7 @@ class Learner:
         **options: Any,
     ) -> None:
         given = build_method(method, options) if isinstance(method, str) else method
-        self.method = given.for_language() if kind == "language" else given
+        self.method = given.for_language() if kind == "language" else given.for_classes(kind)
         if kind != "language" and given.head.language:
             raise CombinationError(
                 f"head 'language' writes answers, but the stream is {kind}, where answers are classes; set kind: language, "
@@ -67,6 +68,8 @@ class Learner:
                 f"train.views is {self.settings.views} but train.augment is off, so that there is one view alone; "
                 "set train.augment: true, or leave train.views out"
             )
+        if self.settings.packing:
+            refuse_packing(kind, self.method.adapter)
         self.kind = kind
         self.processes = processes or Processes()
         self.observer = observer or Observer()
@@ -76,6 +79,8 @@ class Learner:
             self.backbone = Backbone.load(
                 config, device=device, language=kind == "language", precision=self.settings.precision
             )
+            if self.settings.packing:
+                self.backbone.require_packing()
             self.base_hash = self.backbone.base_hash()
         if self.settings.augment and self.backbone.modality != "image":
             raise ConfigError(
@@ -249,13 +254,14 @@ class Learner:
     def answers(self, dataset: Dataset, allowed: Sequence[int] | None = None) -> NDArray[np.int64]:
         """The best column (n,) for every example, among the allowed ones; depends on no other row."""
         context = self.reading(dataset)
-        with torch.no_grad():
-            scores = context.logits(dataset)
-        if allowed is not None:
-            closed = torch.ones(scores.shape[1], dtype=torch.bool)
-            closed[list(allowed)] = False
-            scores = scores.masked_fill(closed, float("-inf"))
-        return scores.argmax(dim=1).numpy()
+        columns = np.zeros(len(dataset), dtype=np.int64)
+        for rows, scores in context.logit_blocks(dataset):
+            if allowed is not None:
+                closed = torch.ones(scores.shape[1], dtype=torch.bool)
+                closed[list(allowed)] = False
+                scores = scores.masked_fill(closed, float("-inf"))
+            columns[rows] = scores.argmax(dim=1).numpy()
+        return columns
 
     def examine(self, dataset: Dataset, allowed: Sequence[int] | None = None) -> Examination:
         """Answers to all examples and how good they are; depends on no other row."""

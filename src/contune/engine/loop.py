@@ -55,7 +55,8 @@ def steps_of(context: Context) -> int:
     """Gradient steps of the task; 0 where nothing is trained by gradient."""
     if not context.trained():
         return 0
-    return context.settings.epochs * -(-len(context.dataset) // context.settings.batch_size)
+    settings = context.settings
+    return settings.epochs * (settings.batches or -(-len(context.dataset) // settings.batch_size))
 
 
 def train(
@@ -80,7 +81,8 @@ def train(
     for epoch in range(done // per_epoch, settings.epochs):
         generator = numpy_generator(settings.seed, "order", context.task.index, epoch)
         lengths = context.dataset.prepared.lengths
-        order = epoch_batches(lengths, settings.batch_size, generator, group=settings.group_by_length)
+        group, count = settings.group_by_length, settings.batches
+        order = epoch_batches(lengths, settings.batch_size, generator, group=group, count=count)
         for number in range(max(0, done - epoch * per_epoch), per_epoch):
             step = epoch * per_epoch + number
             selections = {TASK: Selection(context.dataset, order[number])}
@@ -226,7 +228,8 @@ def local_batch(
     if context.settings.fresh_views and context.backbone.modality == "image":
         augment = torch_generator(context.settings.seed, "augment", context.task.index, *place, processes.rank)
     view = context.settings.view_of(place[0])
-    return context.batch(parts, segments=segments, counts=counts, augment=augment, view=view)
+    packed = context.settings.packing
+    return context.batch(parts, segments=segments, counts=counts, augment=augment, view=view, packed=packed)
 
 
 def classification_loss(

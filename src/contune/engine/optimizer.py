@@ -13,21 +13,29 @@ from contune.contract.settings import TrainSettings
 
 
 def make_optimizer(context: Context) -> torch.optim.Optimizer:
-    """An optimizer over what is trained and nothing else; a group's own rate is `lr` times its part's `lr_scale`."""
+    """An optimizer over what is trained and nothing else; a group has the tensors of a part that share a rate."""
     settings = context.settings
-    scales = {"adapter": context.adapter.lr_scale, "head": context.head.lr_scale}
-    if context.router is not None:
-        scales["router"] = context.router.lr_scale
-    groups = []
-    for part, scale in scales.items():
-        parameters = [p for name, p in context.trained().items() if name.startswith(f"{part}.")]
-        if parameters:
-            groups.append({"params": parameters, "lr": settings.lr * scale, "full_lr": settings.lr * scale})
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+    for name, parameter in context.trained().items():
+        part, _, own = name.partition(".")
+        groups.setdefault((part, rate_of(context, part, own)), []).append(parameter)
+    rates = [settings.lr * rate for _, rate in groups]
+    made = [{"params": each, "lr": lr, "full_lr": lr} for each, lr in zip(groups.values(), rates, strict=True)]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+        return torch.optim.SGD(made, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
     if settings.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+        return torch.optim.Adam(made, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    return torch.optim.AdamW(made, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+
+
+def rate_of(context: Context, part: str, name: str) -> float:
+    """The learning rate of a part's tensor, as a multiple of the whole one."""
+    if part == "adapter":
+        return context.adapter.rate(name)
+    if part == "head":
+        return context.head.lr_scale
+    assert context.router is not None
+    return context.router.lr_scale
 
 
 def rate_factor(settings: TrainSettings, step: int, steps: int, *, first: bool = True) -> float:
@@ -81,11 +89,21 @@ def load_optimizer_tensors(
         optimizer.state[parameter][key] = value.clone() if key == "step" else value.clone().to(parameter.device)
 
 
-def epoch_batches(lengths: Rows, size: int, generator: np.random.Generator, *, group: bool) -> list[Rows]:
+def epoch_batches(
+    lengths: Rows, size: int, generator: np.random.Generator, *, group: bool, count: int | None = None
+) -> list[Rows]:
     """All rows once in random batches; with `group`, batches of similar length in random order.
 
-    Grouping sorts by length within pools of 50 batches, so that which examples meet stays random.
+    With `count`, so many batches, all of `size` rows or of all there are: passes over the rows follow one another, each
+    without its shorter last batch. Grouping sorts by length within pools of 50 batches, so that which examples meet stays
+    random.
     """
+    if count is not None:
+        found: list[Rows] = []
+        while len(found) < count:
+            once = epoch_batches(lengths, size, generator, group=group)
+            found += [batch for batch in once if len(batch) == min(size, len(lengths))]
+        return found[:count]
     order = generator.permutation(len(lengths))
     if group and len(set(lengths.tolist())) > 1:
         pool = 50 * size

@@ -1,5 +1,6 @@
 """Nearest class mean: one vector per class, the mean of its features (arXiv 2210.04428; SimpleCIL in 2303.07338)."""
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal, final
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from contune.contract.context import Context
+from contune.contract.data import Rows
 from contune.contract.parts import Head, Parameters
 from contune.contract.state import State
 from contune.errors import DataError
@@ -24,6 +26,22 @@ def class_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, 
     sums = torch.zeros(classes, features.shape[1], dtype=torch.float64)
     sums.index_add_(0, labels, features.double())
     return sums, torch.bincount(labels, minlength=classes)
+
+
+def summed_blocks(
+    blocks: Iterable[tuple[Rows, Tensor]], labels: Rows, classes: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """What `class_sums` says of all features together, with one block of them at a time; `labels` (n,) of all rows.
+
+    >>> import numpy as np
+    >>> blocks = [(np.array([1, 2]), torch.tensor([[2.0], [4.0]])), (np.array([0]), torch.tensor([[1.0]]))]
+    >>> summed_blocks(blocks, np.array([0, 1, 1]), 2, 1)[0].flatten().tolist()
+    [1.0, 6.0]
+    """
+    sums = torch.zeros(classes, width, dtype=torch.float64)
+    for rows, features in blocks:
+        sums.index_add_(0, torch.from_numpy(labels[rows]), features.double())
+    return sums, torch.bincount(torch.from_numpy(labels), minlength=classes)
 
 
 def nearest_mean_scores(features: Tensor, means: Tensor, metric: str) -> Tensor:
@@ -95,16 +113,18 @@ class ClassMeans(Head):
         return self._lent.logits(features)
 
     def fit(self, context: Context) -> None:
-        labels = torch.from_numpy(context.dataset.labels)
-        sums, counts = class_sums(context.features(context.dataset), labels, context.task.seen)
+        sums, counts = self._summed(context)
         self._sums, self._counts = self._sums + sums, self._counts + counts
 
     def forget(self, context: Context) -> None:
-        labels = torch.from_numpy(context.dataset.labels)
-        sums, counts = class_sums(context.features(context.dataset), labels, len(self._counts))
+        sums, counts = self._summed(context)
         require_learned(self._counts, counts)
         self._sums, self._counts = self._sums - sums, self._counts - counts
         self._sums[self._counts == 0] = 0.0
+
+    def _summed(self, context: Context) -> tuple[Tensor, Tensor]:
+        blocks = context.feature_blocks(context.dataset)
+        return summed_blocks(blocks, context.dataset.labels, len(self._counts), context.feature_size())
 
     def end_task(self, context: Context) -> None:
         del context

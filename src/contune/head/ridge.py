@@ -4,7 +4,8 @@ RanPAC (arXiv 2307.02251) and ACIL (arXiv 2205.14922) are this head: the recursi
 matrix as the sums kept here, by Woodbury's identity.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from contune.contract.context import Context
+from contune.contract.data import Rows
 from contune.contract.parts import Head, Parameters
 from contune.contract.randomness import numpy_generator, torch_generator
 from contune.contract.state import State
@@ -66,6 +68,41 @@ def ridge_solution(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
     return solution
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sums over rows h (n, M) with targets y (n, C): `gram` H^T H, `cross` H^T Y, and `square`, the sum of all y^2.
+
+    They are all that the squared error of any W depends on: |H W - Y|^2 = tr(W^T G W) - 2 tr(W^T Q) + |Y|^2.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    square: Tensor
+
+    @staticmethod
+    def empty(features: int, columns: int) -> "Moments":
+        """The sums over no rows."""
+        gram = torch.zeros(features, features, dtype=torch.float64)
+        return Moments(gram, gram.new_zeros(features, columns), gram.new_zeros(()))
+
+    def add(self, h: Tensor, targets: Tensor) -> None:
+        """Take in rows."""
+        self.gram.addmm_(h.T, h)
+        self.cross.addmm_(h.T, targets)
+        self.square.add_(targets.square().sum())
+
+    def error(self, weight: Tensor) -> float:
+        """The squared error of W (M, C), summed over all rows and columns.
+
+        >>> rows = Moments.empty(1, 1)
+        >>> rows.add(torch.tensor([[1.0], [2.0]]).double(), torch.ones(2, 1).double())
+        >>> rows.error(torch.ones(1, 1).double())
+        1.0
+        """
+        return float((weight * (self.gram @ weight)).sum() - 2 * (weight * self.cross).sum() + self.square)
+
+
 def best_strength(
     h: Tensor, targets: Tensor, held_h: Tensor, held_targets: Tensor, strengths: Sequence[float]
 ) -> float:
@@ -74,12 +111,24 @@ def best_strength(
     Works on the smaller side: with fewer rows n than random features M on H H^T (n, n), by the push-through identity
     (H^T H + s I)^-1 H^T = H^T (H H^T + s I)^-1.
     """
-    dual = len(h) < h.shape[1]
-    values, vectors = torch.linalg.eigh(h @ h.T if dual else h.T @ h)
+    if len(h) >= h.shape[1]:
+        fit, held = (Moments.empty(h.shape[1], targets.shape[1]) for _ in range(2))
+        fit.add(h, targets)
+        held.add(held_h, held_targets)
+        return best_strength_of_sums(fit, held, strengths)
+    values, vectors = torch.linalg.eigh(h @ h.T)
     values = values.clamp(min=0)
-    left = held_h @ h.T @ vectors if dual else held_h @ vectors
-    right = vectors.T @ targets if dual else vectors.T @ (h.T @ targets)
+    left, right = held_h @ h.T @ vectors, vectors.T @ targets
     errors = [(left @ (right / (values + s).unsqueeze(1)) - held_targets).square().mean().item() for s in strengths]
+    return float(strengths[int(np.argmin(errors))])
+
+
+def best_strength_of_sums(fit: Moments, held: Moments, strengths: Sequence[float]) -> float:
+    """What `best_strength` finds, from sums over the rows alone: nothing here grows with their number."""
+    values, vectors = torch.linalg.eigh(fit.gram)
+    values = values.clamp(min=0)
+    right = vectors.T @ fit.cross
+    errors = [held.error(vectors @ (right / (values + s).unsqueeze(1))) for s in strengths]
     return float(strengths[int(np.argmin(errors))])
 
 
@@ -90,6 +139,10 @@ class Ridge(Head):
     `random_features`: 0 for the features themselves; `projection` says how their weights are drawn. `strength`: None
     chooses among 17 powers of ten on a seeded fifth of the current task's features, as RanPAC does; a number makes the
     result independent of the order of tasks, and is what ACIL does. A task of one example keeps the strength before it.
+
+    Features come in blocks, so memory does not grow with the examples of a task. The search needs no second pass: of up to
+    M examples (M random features) the features are kept for it; of more, sums of the fitted and of the held-out part are
+    taken apart, which are two more matrices M x M. Differs from a search over rows in rounding alone.
 
     `forget` subtracts examples: exact as far as the same examples give the same features, so to the last bit of float32
     features where they come in other batches. A class without examples is never answered.
@@ -138,38 +191,68 @@ class Ridge(Head):
         return self._lent.logits(features)
 
     def fit(self, context: Context) -> None:
-        features, one_hot = context.features(context.dataset), self._one_hot(context)
-        self._add(features, one_hot, 1.0)
-        given = self.strength
-        self._used_strength = self._search(features, one_hot, context) if given is None else given
+        if self.strength is None:
+            self._used_strength = self._add_and_search(context)
+        else:
+            self._used_strength = self.strength
+            for features, one_hot, _ in self._blocks(context):
+                self._add(features, one_hot, 1.0)
         self._weight = ridge_solution(self._gram, self._targets, self._used_strength)
 
     def forget(self, context: Context) -> None:
-        one_hot = self._one_hot(context)
-        require_learned(self._counts, one_hot.sum(dim=0).long())
-        self._add(context.features(context.dataset), one_hot, -1.0)
+        labels = torch.from_numpy(context.dataset.labels)
+        require_learned(self._counts, torch.bincount(labels, minlength=len(self._counts)))
+        for features, one_hot, _ in self._blocks(context):
+            self._add(features, one_hot, -1.0)
         self._targets[:, self._counts == 0] = 0.0
         self._weight = ridge_solution(self._gram, self._targets, self._used_strength)
 
-    def _one_hot(self, context: Context) -> Tensor:
-        labels = torch.from_numpy(context.dataset.labels)
-        return torch.nn.functional.one_hot(labels, self._targets.shape[1]).double()
+    def _blocks(self, context: Context) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Features, targets and places of the task's rows, block by block."""
+        for rows, features in context.feature_blocks(context.dataset):
+            yield features, self._one_hot(context.dataset.labels[rows]), torch.from_numpy(rows)
+
+    def _one_hot(self, labels: Rows) -> Tensor:
+        return torch.nn.functional.one_hot(torch.from_numpy(labels), len(self._counts)).double()
 
     def _add(self, features: Tensor, one_hot: Tensor, sign: float) -> None:
-        for rows in torch.split(torch.arange(len(features)), 2048):
-            h = random_features(features[rows], self._projection)
-            self._gram.addmm_(h.T, h, alpha=sign)
-            self._targets.addmm_(h.T, one_hot[rows], alpha=sign)
+        h = random_features(features, self._projection)
+        self._gram.addmm_(h.T, h, alpha=sign)
+        self._targets.addmm_(h.T, one_hot, alpha=sign)
         self._counts += (sign * one_hot.sum(dim=0)).long()
 
-    def _search(self, features: Tensor, one_hot: Tensor, context: Context) -> float:
-        order = numpy_generator(context.settings.seed, "strength", context.task.index).permutation(len(features))
+    def _add_and_search(self, context: Context) -> float:
+        """Add the task to the sums and choose the strength on its held-out part."""
+        labels = context.dataset.labels
+        order = numpy_generator(context.settings.seed, "strength", context.task.index).permutation(len(labels))
         cut = max(1, int(0.8 * len(order)))
-        fit, held = torch.from_numpy(order[:cut]), torch.from_numpy(order[cut:])
-        if not len(held):
+        if cut < len(order) and cut >= len(self._gram):
+            return self._add_and_search_sums(context, torch.from_numpy(order[cut:]))
+        seen = torch.zeros(len(order), context.feature_size())
+        for features, one_hot, rows in self._blocks(context):
+            self._add(features, one_hot, 1.0)
+            seen[rows] = features
+        if cut >= len(order):
             return self._used_strength or 1.0
-        h, held_h = random_features(features[fit], self._projection), random_features(features[held], self._projection)
-        return best_strength(h, one_hot[fit], held_h, one_hot[held], STRENGTHS)
+        h, held_h = (random_features(seen[torch.from_numpy(r)], self._projection) for r in (order[:cut], order[cut:]))
+        return best_strength(
+            h, self._one_hot(labels[order[:cut]]), held_h, self._one_hot(labels[order[cut:]]), STRENGTHS
+        )
+
+    def _add_and_search_sums(self, context: Context, held_out: Tensor) -> float:
+        """The same for more examples than random features: sums for each part, so that one pass is enough."""
+        columns = torch.from_numpy(np.unique(context.dataset.labels))
+        is_held = torch.zeros(len(context.dataset), dtype=torch.bool)
+        is_held[held_out] = True
+        fit, held = (Moments.empty(len(self._gram), len(columns)) for _ in range(2))
+        for features, one_hot, rows in self._blocks(context):
+            for part, chosen in ((fit, ~is_held[rows]), (held, is_held[rows])):
+                part.add(random_features(features[chosen], self._projection), one_hot[chosen][:, columns])
+            self._counts += one_hot.sum(dim=0).long()
+        for part in (fit, held):
+            self._gram += part.gram
+            self._targets[:, columns] += part.cross
+        return best_strength_of_sums(fit, held, STRENGTHS)
 
     def end_task(self, context: Context) -> None:
         del context

@@ -10,7 +10,7 @@ from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Parameters
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.head.class_means import class_sums, nearest_mean_scores
+from contune.head.class_means import nearest_mean_scores, summed_blocks
 from contune.head.linear import Linear
 
 
@@ -103,8 +103,8 @@ class SelfRefined(Head):
         return self._linear.logits(features)
 
     def end_task(self, context: Context) -> None:
-        labels = torch.from_numpy(context.dataset.labels)
-        sums, counts = class_sums(context.module_features(context.dataset, 0), labels, len(self._counts))
+        blocks, width = context.module_blocks(context.dataset, 0), context.adapter.feature_size(context.backbone)
+        sums, counts = summed_blocks(blocks, context.dataset.labels, len(self._counts), width)
         self._sums, self._counts = self._sums + sums, self._counts + counts
 
     def logits(self, features: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Parameters
 from contune.contract.state import State
-from contune.head.class_means import class_sums, lent_head
+from contune.head.class_means import lent_head, summed_blocks
 
 
 def similarity_weights(old: Tensor, new: Tensor) -> Tensor:
@@ -111,9 +111,9 @@ class SubspaceMeans(Head):
         return self._lent.logits(features)
 
     def fit(self, context: Context) -> None:
-        labels = torch.from_numpy(context.dataset.labels)
+        dataset, shape = context.dataset, (len(self._counts), context.adapter.feature_size(context.backbone))
         pairs = [
-            class_sums(context.module_features(context.dataset, module), labels, len(self._counts))
+            summed_blocks(context.module_blocks(dataset, module), dataset.labels, *shape)
             for module in range(context.adapter.modules())
         ]
         self._sums = self._sums + torch.stack([sums for sums, _ in pairs], dim=1)

@@ -66,6 +66,11 @@ def parts(room: str) -> dict[str, Callable[..., Any]]:
     return dict(sorted(found.items()))
 
 
+def class_recipes() -> list[str]:
+    """Names of the recipes that learn classes; the others write texts and refuse streams without language."""
+    return [name for name in recipes() if all(part.classes for part in build_method(name, {}).parts)]
+
+
 def build_method(name: str, options: Mapping[str, Any]) -> Method:
     """The method of a recipe with these hyper-parameters; unknown names and wrong values are refused."""
     known = recipes()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
-from contune.contract.parts import Adapter, Head, Router, Rule
+from contune.contract.parts import Adapter, Head, Part, Router, Rule
 from contune.errors import CombinationError
 from contune.head.language import Language
 
@@ -47,6 +47,11 @@ class Method:
             if reason:
                 raise CombinationError(reason)
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All parts but the head, whose place a stream's kind decides."""
+        return (self.adapter, *self.rules, *([] if self.router is None else [self.router]))
+
     def for_language(self) -> "Method":
         """This method with the model's own language head in place of a linear one."""
         if self.head.name not in ("linear", "language"):
@@ -54,7 +59,7 @@ class Method:
                 f"head {self.head.name!r} scores classes, but in a stream of kind language answers are written; take a "
                 "method with a linear head, in whose place the model's own language head comes"
             )
-        for part in (self.adapter, *self.rules, *([] if self.router is None else [self.router])):
+        for part in self.parts:
             if not part.language:
                 raise CombinationError(
                     f"{part.name!r} works on one feature or one row of scores per example, and in a stream of kind language "
@@ -66,6 +71,16 @@ class Method:
                 "router that chooses it"
             )
         return self if self.head.language else replace(self, head=Language())
+
+    def for_classes(self, kind: str) -> "Method":
+        """This method, unless one of its parts makes sense only where answers are written."""
+        for part in self.parts:
+            if not part.classes:
+                raise CombinationError(
+                    f"{part.name!r} makes sense only where answers are written, and in a {kind} stream they are classes; "
+                    "set stream.kind: language and take a model that writes, or take another method"
+                )
+        return self
 
     def _check_modules(self) -> None:
         adapter, head = self.adapter, self.head

@@ -51,6 +51,7 @@ class Entropy(Router):
     """
 
     name: ClassVar[str] = "entropy"
+    language: ClassVar[bool] = False  # a text has one route, and each token of its answer an entropy
 
     def __init__(self, *, relative: bool = True) -> None:
         self.relative = relative

@@ -27,7 +27,7 @@ def frozen_queries(batch: Batch) -> Tensor:
     A batch whose own features are at hand has those of the deterministic view. In language the feature of a text stands
     for every token of its answer.
     """
-    assert batch.queries is not None, "a router that trains is handed queries"
+    assert batch.queries is not None, "keys in training are handed queries"
     return batch.queries[batch.inputs.unit_rows()]
 
 
@@ -43,6 +43,7 @@ class Keys(Router):
     """
 
     name: ClassVar[str] = "keys"
+    needs_queries: ClassVar[bool] = True
 
     def __init__(self, *, pull: float = 1.0, lr_scale: float = 1.0) -> None:
         self.pull, self.lr_scale = pull, lr_scale

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from contune.adapter.input_moments import token_rows
+from contune.backbone.linear import is_transposed
 from contune.contract.context import Context
 from contune.contract.data import Batch, Outputs, Selection
 from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
-from contune.rule.gradient_projection import LINEAR_ADAPTERS, is_transposed, linear_modules
+from contune.rule.gradient_projection import LINEAR_ADAPTERS, linear_modules
 from contune.rule.step_mask import drawn, held_moves, masked_gradients, most_active, require_share, rows_of
 
 CARRIERS = (*LINEAR_ADAPTERS, "lora-per-task")
@@ -81,7 +82,7 @@ class ActivationMask(Rule):
             for name, module in modules.items()
         }
         if batch is not None and self.choice == "activation":
-            note = partial(self._note, batch.inputs.mask)
+            note = partial(self._note, batch.inputs.computed)
             self._hooks = [module.register_forward_hook(partial(note, name)) for name, module in modules.items()]
 
     def _note(self, mask: Tensor | None, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:

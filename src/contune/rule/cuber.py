@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from contune.adapter.input_moments import InputMemory, Subspace, closing_threshold, input_moments, without
+from contune.backbone.linear import is_transposed
 from contune.contract.context import Context
 from contune.contract.data import Rows
 from contune.contract.parts import Adapter, Head, Rule, Tensors
@@ -17,7 +18,6 @@ from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.rule.gradient_projection import (
     check_shares,
-    is_transposed,
     linear_modules,
     refuse_without_linear_weights,
     still,

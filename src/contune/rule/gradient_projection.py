@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from contune.adapter.input_moments import InputMemory, closing_threshold, input_moments, without
+from contune.backbone.linear import is_linear, is_transposed
 from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.contract.state import State
@@ -21,16 +22,11 @@ def linear_modules(context: Context) -> dict[str, nn.Module]:
     names = {id(value): name for name, value in context.trained().items() if name.startswith(PREFIX)}
     found = {}
     for module in context.backbone.model.modules():
-        if isinstance(module, nn.Linear) or is_transposed(module):
+        if is_linear(module):
             weight = module.weight
             if id(weight) in names:
                 found[names[id(weight)]] = module
     return found
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Whether a module is GPT-2's linear layer, whose weight is (d_in, d_out)."""
-    return type(module).__name__ == "Conv1D"
 
 
 def refuse_without_linear_weights(rule: str, adapter: Adapter) -> str | None:

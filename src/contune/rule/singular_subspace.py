@@ -156,6 +156,11 @@ class SingularSubspace(Rule):
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
         del head
+        if adapter.name == "full" and self.from_start:
+            return (
+                f"rule {self.name!r} protects weights from the first task on, so that what adapter 'full' trains beside "
+                "linear weights would never move; set adapter: linear-weights, or from_start: false"
+            )
         if adapter.name in MATRIX_ADAPTERS:
             return None
         return (

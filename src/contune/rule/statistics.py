@@ -4,17 +4,21 @@ Kept in place of examples. What was measured is never measured again, so the sta
 model as it was at the end of their task (SLCA, arXiv 2303.05118, section 3.3).
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from contune.contract.context import Context
+from contune.contract.data import Rows
 from contune.contract.state import State
 from contune.errors import ConfigError
 
 Form = Literal["full", "diagonal", "low-rank", "shared"]
+MOST_ROWS = 2048  # rows of one Gaussian that are in memory together
 
 
 @final
@@ -50,16 +54,6 @@ class Gaussians:
         return Gaussians(form=state.values["form"], **state.tensors)
 
 
-def covariance(features: Tensor) -> Tensor:
-    """Covariance (d, d) of rows (n, d) with n - 1 below the line; zero for a single row.
-
-    >>> covariance(torch.tensor([[0.0, 1.0], [2.0, 1.0]], dtype=torch.float64)).tolist()
-    [[2.0, 0.0], [0.0, 0.0]]
-    """
-    centred = features - features.mean(dim=0)
-    return centred.T @ centred / max(len(features) - 1, 1)
-
-
 def low_rank(features: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Factors F (rank, d) and a variance r, so that F^T F + r I has the covariance's top eigenpairs and its trace.
 
@@ -69,14 +63,91 @@ def low_rank(features: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     >>> round(abs(f[0, 0].item()) ** 2, 6), r.item()
     (2.0, 0.0)
     """
-    width = features.shape[1]
-    factors = features.new_zeros(rank, width)
     _, singular, directions = torch.linalg.svd(features - features.mean(dim=0), full_matrices=False)
-    values = singular.square() / max(len(features) - 1, 1)
+    return leading(singular.square() / max(len(features) - 1, 1), directions, rank)
+
+
+def leading(values: Tensor, directions: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors and left-over variance of `low_rank` from falling eigenvalues (k,) and their directions (k, d)."""
+    width = directions.shape[1]
+    factors = directions.new_zeros(rank, width)
     kept = min(rank, len(values))
     rest = values[kept:].sum() / max(width - kept, 1)
     factors[:kept] = (values[:kept] - rest).clamp(min=0).sqrt().unsqueeze(1) * directions[:kept]
     return factors, rest
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Scatter:
+    """What `count` rows say together: their mean (d,) and the sum (d, d) of outer products around it, in float64."""
+
+    count: int
+    mean: Tensor
+    sums: Tensor
+
+    @staticmethod
+    def of(rows: Tensor) -> "Scatter":
+        """Of rows (n, d)."""
+        mean = rows.mean(dim=0)
+        centred = rows - mean
+        return Scatter(len(rows), mean, centred.T @ centred)
+
+    def joined(self, other: "Scatter") -> "Scatter":
+        """Of the rows of both, without the cancellation of plain sums of squares (Chan, Golub and LeVeque 1983).
+
+        >>> one, two = (Scatter.of(torch.tensor([[x]], dtype=torch.float64)) for x in (0.0, 2.0))
+        >>> one.joined(two).mean.item(), one.joined(two).sums.item()
+        (1.0, 2.0)
+        """
+        count, away = self.count + other.count, other.mean - self.mean
+        between = torch.outer(away, away) * (self.count * other.count / count)
+        return Scatter(count, self.mean + away * (other.count / count), self.sums + other.sums + between)
+
+    def covariance(self) -> Tensor:
+        """With n - 1 below the line; zero for a single row."""
+        return self.sums / max(self.count - 1, 1)
+
+
+def covariance(features: Tensor) -> Tensor:
+    """Covariance (d, d) of rows (n, d) with n - 1 below the line; zero for a single row.
+
+    >>> covariance(torch.tensor([[0.0, 1.0], [2.0, 1.0]], dtype=torch.float64)).tolist()
+    [[2.0, 0.0], [0.0, 0.0]]
+    """
+    return Scatter.of(features).covariance()
+
+
+@final
+class Group:
+    """The rows of one Gaussian as they come: kept until they are `MOST_ROWS`, then folded into their scatter."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+        self._rows: list[Tensor] = []
+        self._before: Scatter | None = None
+
+    def add(self, rows: Tensor) -> bool:
+        """Take in rows (n, d); whether these were the last."""
+        self._rows.append(rows)
+        self._left -= len(rows)
+        if self._left and sum(len(each) for each in self._rows) >= MOST_ROWS:
+            self._before, self._rows = self.scatter(), []
+        return not self._left
+
+    def scatter(self) -> Scatter:
+        """What all rows so far say."""
+        found = Scatter.of(torch.cat(self._rows).double())
+        return found if self._before is None else self._before.joined(found)
+
+    def low_rank(self, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, factors and the variance left over."""
+        if self._before is None:
+            rows = torch.cat(self._rows).double()
+            return rows.mean(dim=0), *low_rank(rows, rank)
+        found = self.scatter()
+        values, vectors = torch.linalg.eigh(found.covariance())
+        return found.mean, *leading(values.flip(0).clamp(min=0), vectors.flip(1).T, rank)
 
 
 def measured(features: Tensor, labels: Tensor, tasks: Tensor, form: Form, rank: int = 8) -> Gaussians:
@@ -85,24 +156,48 @@ def measured(features: Tensor, labels: Tensor, tasks: Tensor, form: Form, rank: 
     >>> measured(torch.eye(2), torch.tensor([1, 1]), torch.zeros(2, dtype=torch.int64), "diagonal").means.tolist()
     [[0.5, 0.5]]
     """
+    return measured_blocks([(np.arange(len(features)), features)], labels, tasks, form, rank)
+
+
+def measured_blocks(
+    blocks: Iterable[tuple[Rows, Tensor]], labels: Tensor, tasks: Tensor, form: Form, rank: int = 8
+) -> Gaussians:
+    """What `measured` says of all features together, with one block of them at a time; every row comes once."""
     if rank < 1:
         raise ConfigError(f"rank is {rank}; give at least 1")
-    pairs = torch.unique(torch.stack([labels, tasks], dim=1), dim=0)
-    groups = [features[(labels == label) & (tasks == task)].double() for label, task in pairs.tolist()]
-    rest = torch.zeros(len(groups), dtype=torch.float64)
+    most = int(tasks.max()) + 1 if len(tasks) else 1
+    codes, place = torch.unique(labels * most + tasks, return_inverse=True)
+    counts = torch.bincount(place, minlength=len(codes))
+    groups = [Group(count) for count in counts.tolist()]
+    found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    pooled: Tensor | None = None
+    for rows, features in blocks:
+        places, order = place[torch.from_numpy(rows)].sort(stable=True)
+        present, sizes = torch.unique_consecutive(places, return_counts=True)
+        for number, chosen in zip(present.tolist(), torch.split(order, sizes.tolist()), strict=True):
+            if not groups[number].add(features[chosen]):
+                continue
+            mean, spread, rest = spread_of(groups[number], form, rank)
+            if form == "shared":
+                pooled = spread if pooled is None else pooled + spread
+                spread = spread.new_zeros(0)
+            found[number] = (mean.float(), spread.float(), rest.float())
+            groups[number] = Group(0)
+    means, spreads, rests = (torch.stack([found[i][column] for i in range(len(codes))]) for column in range(3))
+    if pooled is not None:
+        spreads = (pooled / max(len(labels) - len(codes), 1)).unsqueeze(0).float()
+    return Gaussians(form, codes // most, codes % most, counts, means, spreads, rests)
+
+
+def spread_of(group: Group, form: Form, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, spread and rest of a group whose rows are complete; for `shared` the spread is its sum of outer products."""
     if form == "low-rank":
-        both = [low_rank(group, rank) for group in groups]
-        spreads, rest = torch.stack([factors for factors, _ in both]), torch.stack([left for _, left in both])
-    elif form == "diagonal":
-        spreads = torch.stack([covariance(group).diagonal() for group in groups])
-    elif form == "full":
-        spreads = torch.stack([covariance(group).float() for group in groups])
-    else:
-        scatter = torch.stack([covariance(group) * (len(group) - 1) for group in groups]).sum(dim=0)
-        spreads = (scatter / max(len(features) - len(groups), 1)).unsqueeze(0)
-    means = torch.stack([group.mean(dim=0) for group in groups]).float()
-    counts = torch.tensor([len(group) for group in groups])
-    return Gaussians(form, pairs[:, 0], pairs[:, 1], counts, means, spreads.float(), rest.float())
+        return group.low_rank(rank)
+    whole = group.scatter()
+    rest = whole.mean.new_zeros(())
+    if form == "shared":
+        return whole.mean, whole.covariance() * (whole.count - 1), rest
+    return whole.mean, whole.covariance().diagonal().clone() if form == "diagonal" else whole.covariance(), rest
 
 
 def joined(old: Gaussians | None, new: Gaussians) -> Gaussians:
@@ -157,21 +252,20 @@ def square_root(spread: Tensor, jitter: float) -> Tensor:
     return root
 
 
-def task_features(context: Context) -> tuple[Tensor, Tensor]:
-    """Features (n, d) of the task's own examples, and the module (n,) of a modular adapter that each came through."""
+def task_blocks(context: Context) -> Iterator[tuple[Rows, Tensor]]:
+    """Features of the task's own examples in blocks with their places, each through the module that learned it."""
     dataset, adapter = context.dataset, context.adapter
     if not adapter.modular:
-        return context.features(dataset), torch.zeros(len(dataset), dtype=torch.int64)
-    routes = adapter.routes(torch.from_numpy(dataset.tasks))
-    features = torch.zeros(len(dataset), adapter.feature_size(context.backbone))
-    for module in torch.unique(routes).tolist():
-        chosen = routes == module
-        features[chosen] = context.module_features(dataset, module)[chosen]
-    return features, routes
+        yield from context.feature_blocks(dataset)
+        return
+    routes = adapter.routes(torch.from_numpy(dataset.tasks)).numpy()
+    for module in np.unique(routes).tolist():
+        for rows, features in context.module_blocks(dataset, module):
+            chosen = np.flatnonzero(routes[rows] == module)
+            yield rows[chosen], features[torch.from_numpy(chosen)]
 
 
 def measured_task(context: Context, form: Form, rank: int) -> Gaussians:
     """The Gaussians of the task just learned, in the model's deterministic view."""
-    features, _ = task_features(context)
-    dataset = context.dataset
-    return measured(features, torch.from_numpy(dataset.labels), torch.from_numpy(dataset.tasks), form, rank)
+    labels, tasks = torch.from_numpy(context.dataset.labels), torch.from_numpy(context.dataset.tasks)
+    return measured_blocks(task_blocks(context), labels, tasks, form, rank)

@@ -90,6 +90,14 @@ class DataConfig(BaseModel):
                     )
 
 
+class StylesConfig(BaseModel):
+    """What share of each task's training exchanges is asked in another style (see `contune.stream.answer_styles`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+
+
 class LanguageConfig(BaseModel):
     """How rows become prompts and answers, and documents pieces (`kind: language`).
 
@@ -107,7 +115,8 @@ class LanguageConfig(BaseModel):
     Plain text is cut into pieces of at most `piece` characters; `boundary` separates documents in a file, and `held_out` is
     the share at each file's end that tests, where no test file is given. `test_examples` is the most a domain is tested
     on, chosen by `stream.seed`. `probes` are files of any of these forms that no task learns: how the model answers them is
-    measured before the first task and after every task (retained ability).
+    measured before the first task and after every task (retained ability). `styles` recasts a share of the training
+    exchanges into other answer styles (multiple choice, yes or no, phrase, sentence), never those that test.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -123,6 +132,7 @@ class LanguageConfig(BaseModel):
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     test_examples: Annotated[int, Field(ge=1)] | None = None
     probes: Annotated[dict[str, Paths], Field(min_length=1)] | None = None
+    styles: StylesConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -14,6 +14,7 @@ from string import Formatter
 from typing import cast, final, get_args
 
 from contune.errors import ConfigError, DataError, did_you_mean
+from contune.stream.answer_styles import diversified, style_note
 from contune.stream.config import TEXT_SUFFIXES, DataConfig, LanguageConfig, Paths, StreamConfig
 from contune.stream.exchange import Exchange, Measure, Role, Turn, language_examples
 from contune.stream.files import content, found_paths, paths_by_group, require_file
@@ -62,12 +63,14 @@ def load_language_stream(config: StreamConfig, base: Path) -> Stream:
         raise ConfigError(f"stream.domains must name every domain of data.train once; these are {list(data.train)}")
     train_files = paths_by_group(data.train, base)
     test_files = paths_by_group(data.test, base) if isinstance(data.test, dict) else {}
-    tasks, bad = [], []
+    tasks, bad, styled = [], [], []
     for place, name in enumerate(names):
         train, test = read_domain(name, train_files[name], test_files.get(name, []), how)
         bad += [*train.bad, *test.bad]
-        tasks.append(_task(name, train, test, config, place))
-    notes = settle_bad_rows(bad, skip_bad=config.skip_bad)
+        task, counted = _restyled(_task(name, train, test, config, place), config, place)
+        tasks.append(task)
+        styled += counted
+    notes = (*settle_bad_rows(bad, skip_bad=config.skip_bad), *styled)
     ordered = [tasks[at] for at in arrival_order(len(tasks), config.order_seed)]
     probes = tuple(_probe(name, files, config, base) for name, files in (how.probes or {}).items())
     return Stream(", ".join(names), "language", tuple(ordered), config.order_seed, notes, probes)
@@ -107,6 +110,16 @@ def _task(name: str, train: Split, test: Split, config: StreamConfig, place: int
 
     validation = some(train, held.tolist()) if len(held) else None
     return Task(name, NO_CLASS, some(train, kept.tolist()), some(test, asked.tolist()), validation)
+
+
+def _restyled(task: Task, config: StreamConfig, place: int) -> tuple[Task, list[str]]:
+    """The task with a share of its training exchanges in other answer styles, and a note that counts them."""
+    styles = None if config.language is None else config.language.styles
+    if styles is None or not styles.share:
+        return task, []
+    exchanges, sizes = diversified(task.train.inputs, styles.share, (config.seed, place))
+    train = language_examples(exchanges, task.train.ids.tolist())
+    return replace(task, train=train), [style_note(task.name, len(exchanges), sizes)]
 
 
 def read_domain(name: str, files: Sequence[Path], tests: Sequence[Path], how: LanguageConfig) -> tuple[Split, Split]:
