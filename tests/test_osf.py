@@ -277,11 +277,14 @@ def test_other_tensors_of_the_model_keep_every_bit() -> None:
 
 
 def test_with_the_whole_model_other_tensors_rest() -> None:
-    method = compose({"adapter": {"full": {"lr_scale": 1.0}}, "rules": ["singular-subspace"]})
+    with pytest.raises(CombinationError, match="would never move"):
+        compose({"adapter": "full", "rules": ["singular-subspace"]})
+    method = compose({"adapter": {"full": {"lr_scale": 1.0}}, "rules": [{"singular-subspace": {"from_start": False}}]})
     learner = Learner(tiny_model(), method, train=ADAMW)
+    learner.learn(digit_tasks()[0])
     base = learner.backbone.base_parameters()
     before = {name: value.detach().clone() for name, value in base.items()}
-    learner.learn(digit_tasks()[0])
+    learner.learn(digit_tasks()[1])
     moved = {name for name, value in base.items() if not torch.equal(value, before[name])}
     assert len(moved) == 18
     assert len(base) > 18
