@@ -4,9 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the test workers share the cores; more threads only wait for each other
+
+settings.register_profile("contune", deadline=None, derandomize=True)  # the same examples, however busy the machine
+settings.load_profile("contune")
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ def counted(exchanges: list[Exchange], plain: list[Exchange]) -> Counter[str]:
 
 
 @given(st.integers(0, 150), st.floats(0, 1), st.integers(0, 5), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_share_is_rounded_down_and_split_evenly(count: int, share: float, seed: int, options: bool) -> None:
     plain = coloured(count, COLOURS if options else ())
     new, sizes = diversified(plain, share, (seed,))
@@ -92,7 +92,7 @@ def test_the_share_is_rounded_down_and_split_evenly(count: int, share: float, se
 
 
 @given(st.integers(2, 60), st.floats(0.1, 1), st.integers(0, 20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_recast_answer_is_right(count: int, share: float, seed: int) -> None:
     plain = coloured(count, COLOURS if seed % 2 else ())
     listed = [exchange(f"Pick for {at}.\nA. cat\nB. a dog\nC. The cat", "B", ("A", "B", "C")) for at in range(5)]
@@ -117,7 +117,7 @@ def test_a_wrong_letter_would_be_noticed() -> None:
 
 
 @given(st.integers(0, 30), st.integers(0, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_share_of_zero_changes_nothing(count: int, seed: int) -> None:
     plain = coloured(count)
     new, sizes = diversified(plain, 0.0, (seed,))
@@ -126,7 +126,7 @@ def test_a_share_of_zero_changes_nothing(count: int, seed: int) -> None:
 
 
 @given(st.integers(5, 40), st.integers(0, 3), st.floats(0.2, 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_seed_decides_alone(count: int, seed: int, share: float) -> None:
     first, _ = diversified(coloured(count), share, (seed, 1))
     again, _ = diversified(coloured(count), share, (seed, 1))

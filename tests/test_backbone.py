@@ -247,7 +247,7 @@ def test_pool_by_hand() -> None:
     assert pool(states[:1], left, prompts=0, feature="last-token").tolist() == [[10, 11]]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=8))
 def test_any_text_has_tokens_where_the_model_adds_its_own(texts: list[str]) -> None:
     from contune.backbone.text import TextReader

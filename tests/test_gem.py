@@ -193,7 +193,7 @@ def brute_force(gram: np.ndarray, slopes: np.ndarray, margin: float) -> float:
     return best
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 10_000), st.sampled_from([0.0, 0.5]), st.booleans())
 def test_the_program_is_solved(count: int, width: int, seed: int, margin: float, twice: bool) -> None:
     generator = np.random.default_rng(seed)
@@ -211,7 +211,7 @@ def vectors(*values: list[float]) -> list[dict[str, Tensor]]:
     return [{"a": torch.tensor(value[:2]), "b": torch.tensor(value[2:])} for value in values]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000))
 def test_gem_with_one_memory_is_a_gem(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -285,7 +285,7 @@ def flat(basis: Tensors) -> Tensor:
     return torch.cat([basis[name] for name in sorted(basis)], dim=1)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.integers(1, 4))
 def test_bases_are_orthonormal_and_span_what_was_given(seed: int, count: int) -> None:
     generator, basis = torch.Generator().manual_seed(seed), {}

@@ -51,7 +51,7 @@ def test_a_singular_gram_still_gives_a_finite_solution() -> None:
     assert torch.allclose(h @ weight, torch.ones(4, 1, dtype=torch.float64))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 40), st.integers(1, 39), st.integers(0, 100))
 def test_class_means_do_not_depend_on_the_split(count: int, cut: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -123,7 +123,7 @@ def test_image_size_keeps_the_share_that_the_crop_cuts_away() -> None:
     assert view(torch.zeros(1, 3, 300, 400, dtype=torch.uint8), how).shape == (1, 3, 112, 112)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 80), st.integers(1, 80)), min_size=1, max_size=6), st.integers(0, 2**31))
 def test_crops_lie_inside_their_images(sizes: list[tuple[int, int]], seed: int) -> None:
     boxes, flips = draw_crops(sizes, torch.Generator().manual_seed(seed))

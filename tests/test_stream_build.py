@@ -50,7 +50,7 @@ def test_declared_class_labels_without_examples_are_left_out_with_a_note(tmp_pat
     assert any("1 of 3 declared classes" in note and "'y'" in note for note in stream.notes)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(
     classes=st.integers(1, 12),
     tasks=st.integers(1, 12),
