@@ -6,9 +6,11 @@
 
 `tasks`: synthetic images through a tiny random model, one JSON line for each method: milliseconds to learn a task and to
 answer its test examples at task 5 and at the last one, medians of five neighbours, and their ratio, the growth. Only the
-number of classes grows, in the head. `examples`: features are made block by block and each block is a task of its own
-over the same classes; a head is handed a whole task at once, so memory follows the largest task and not the stream. Every
-method and head runs in its own process, on one thread, in seconds of that process alone, so a busy machine does little.
+number of classes grows, in the head. `examples`: a head learns from the store's blocks of features, made when they are
+asked for and not kept (`--memory-mb`, `--folder` let the store keep them): once in tasks of 20,000 over the same classes,
+once all in one task; peak_mb is the most that the process ever held, with 230 of imports. The seconds count making the
+features. Every method and head runs in its own process, on one thread, in seconds of that process alone, so a busy machine
+does little.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from types import SimpleNamespace
 
@@ -78,50 +81,67 @@ def time_of_tasks(chosen) -> dict[str, object]:
 
 
 @dataclass(frozen=True)
-class Block:
+class Features:
     """All that a closed-form head asks of its context, with features made when they are asked for."""
 
     task: object
     settings: object
+    store: object
     rows: int
 
     adapting = False
 
-    @property
-    def dataset(self) -> SimpleNamespace:
-        return SimpleNamespace(labels=np.arange(self.rows) % CLASSES)
+    @cached_property
+    def dataset(self):
+        from contune.contract.data import Dataset
+        from contune.stream.task import Examples
+
+        ids = np.arange(self.rows)
+        labels, first = ids % CLASSES, 10_000_000 * self.task.index
+        examples = Examples(range(first, first + self.rows), labels, ids, "text")
+        prepared = SimpleNamespace(lengths=np.ones(self.rows, dtype=np.int64))
+        return Dataset(examples, prepared, labels, np.full(self.rows, self.task.index))
 
     def feature_size(self) -> int:
         return WIDTH
 
-    def features(self, dataset: SimpleNamespace) -> torch.Tensor:
+    def made(self, rows: np.ndarray) -> torch.Tensor:
         centres = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
-        generator = torch.Generator().manual_seed(1 + self.task.index)
-        rows = torch.randn(self.rows, WIDTH, generator=generator).mul_(4)
-        return rows.add_(centres[torch.from_numpy(dataset.labels)])
+        generator = torch.Generator().manual_seed(1 + 10_000_000 * self.task.index + int(rows[0]))
+        return torch.randn(len(rows), WIDTH, generator=generator).mul_(4).add_(centres[rows % CLASSES])
+
+    def feature_blocks(self, dataset):
+        return self.store.feature_blocks(dataset, f"features-{WIDTH}", WIDTH, self.made)
 
 
-def million_examples(chosen) -> dict[str, object]:
-    """All examples through one head, block by block, and then a block that it has not seen."""
+def million_examples(chosen, per_task: int) -> dict[str, object]:
+    """All examples through one head, in one task or in many, and then some that it has not seen."""
     from contune.contract.data import TaskInfo
-    from contune.contract.settings import TrainSettings
+    from contune.contract.processes import Processes
+    from contune.contract.settings import CacheSettings, TrainSettings
+    from contune.contract.store import FrozenStore
     from contune.head.class_means import ClassMeans
     from contune.head.ridge import Ridge
+    from contune.metric.ledger import Ledger
 
-    head = ClassMeans() if chosen.part == "nmc" else Ridge(random_features=2000)
+    head = ClassMeans() if chosen.part == "nmc" else Ridge(random_features=chosen.random_features)
     names, settings = tuple(str(name) for name in range(CLASSES)), TrainSettings()
-    started, blocks = time.process_time(), -(-chosen.examples // chosen.block)
-    for index in range(blocks):
+    cache = CacheSettings(memory_mb=chosen.memory_mb, folder=chosen.folder)
+    store = FrozenStore(cache, Ledger(), Processes())
+    started, tasks = time.process_time(), -(-chosen.examples // per_task)
+    for index in range(tasks):
         info = TaskInfo(index, "", tuple(range(CLASSES)), CLASSES, CLASSES, "domain-incremental", names)
-        block = Block(info, settings, min(chosen.block, chosen.examples - index * chosen.block))
-        head.begin_task(block)
-        head.fit(block)
-        head.end_task(block)
+        task = Features(info, settings, store, min(per_task, chosen.examples - index * per_task))
+        head.begin_task(task)
+        head.fit(task)
+        head.end_task(task)
     seconds = time.process_time() - started
-    unseen = Block(SimpleNamespace(index=blocks), settings, 1000)
-    right = head.logits(unseen.features(unseen.dataset)).argmax(1).numpy() == unseen.dataset.labels
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    size = {"head": chosen.part, "examples": chosen.examples, "block": chosen.block}
+    unseen = Features(SimpleNamespace(index=tasks), settings, store, 1000)
+    right = head.logits(unseen.made(np.arange(1000))).argmax(1).numpy() == unseen.dataset.labels
+    size = {"head": chosen.part, "examples": chosen.examples, "tasks": tasks, "memory_mb": chosen.memory_mb}
+    if chosen.part != "nmc":
+        size |= {"random_features": chosen.random_features, "strength": head.state().values["strength"]}
     return {**size, "seconds": round(seconds, 1), "peak_mb": round(peak), "accuracy": round(float(right.mean()), 4)}
 
 
@@ -135,18 +155,24 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--per-task", type=int, default=40, help="training examples of a task, and as many to test")
     parser.add_argument("--examples", type=int, default=1_000_000)
-    parser.add_argument("--block", type=int, default=20_000, help="examples of a task in `examples`")
+    parser.add_argument("--block", type=int, nargs="+", help="examples of a task; default: 20,000, and all in one task")
+    parser.add_argument("--random-features", type=int, default=2000, help="of ranpac")
+    parser.add_argument("--memory-mb", type=int, default=0, help="what the store may keep; the whole task is 1465")
+    parser.add_argument("--folder", help="where the store may keep features on disk; default: nowhere")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.part:
         torch.set_num_threads(1)
-        print(json.dumps(time_of_tasks(chosen) if chosen.what == "tasks" else million_examples(chosen)))
+        found = time_of_tasks(chosen) if chosen.what == "tasks" else million_examples(chosen, chosen.block[0])
+        print(json.dumps(found))
         return
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+    sizes = [0] if chosen.what == "tasks" else chosen.block or [20_000, chosen.examples]
     for part in chosen.methods or (METHODS if chosen.what == "tasks" else ["nmc", "ranpac"]):
-        command = [sys.executable, sys.argv[0], *sys.argv[1:], "--part", part]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-        print(done.stdout.splitlines()[-1], flush=True)
+        for size in sizes:
+            command = [sys.executable, sys.argv[0], *sys.argv[1:], "--part", part, "--block", str(size)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+            print(done.stdout.splitlines()[-1], flush=True)
 
 
 if __name__ == "__main__":

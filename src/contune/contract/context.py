@@ -221,15 +221,14 @@ class Context:
         if self.store.processes.count > 1:
             self._prepare_hidden(dataset)
             self._prepare_queries(dataset)
-        name = None if key is None else f"features-{self.base_key}-{key}"
+        name = key and f"features-{self.base_key}-{key}"
         return dataset, name, self.adapter.feature_size(self.backbone), compute
 
     def _blocks_beside(self, dataset: Dataset, count: int) -> Iterator[tuple[Rows, Tensor]]:
         modules = range(self.adapter.modules())
         changing = [module for module in modules if self.adapter.module_state(module) is None]
         whole = {module: self.module_features(dataset, module) for module in changing if len(changing) < len(modules)}
-        streams = [self.module_blocks(dataset, module, count) for module in modules if module not in whole]
-        for blocks in zip(*streams, strict=True):
+        for blocks in zip(*(self.module_blocks(dataset, m, count) for m in modules if m not in whole), strict=True):
             rows, found = blocks[0][0], iter(blocks)
             values = [whole[m][torch.from_numpy(rows)] if m in whole else next(found)[1] for m in modules]
             yield rows, torch.cat(values, dim=1)

@@ -165,25 +165,20 @@ class FrozenStore:
         Which rows make a block depends on the examples alone, not on what is kept. Every process must take all blocks.
         """
         groups = [np.arange(len(dataset))] if name is None else list(dataset.pieces.values())
-        batches = self._batches(dataset.prepared.lengths, groups)
-        kept, shape = name is not None and self.settings.features, (len(dataset), width)
-        if name is not None and kept and self._fits_memory(shape):
+        batches, shape = self._batches(dataset.prepared.lengths, groups), (len(dataset), width)
+        computed = name is None or not self.keeps_features(shape)
+        stream: Iterator[Tensor | None]
+        if name is None or computed:
+            stream = self._run(batches, compute, (name or "features").split("-")[0])
+        elif self._fits_memory(shape):
             whole = self._get(dataset, name, shape, compute, None, keep=True)
-            for block in blocks_of(batches, count):
-                rows = np.sort(np.concatenate(block))
-                yield rows, whole[torch.from_numpy(rows)]
-            return
-        in_folder = name is not None and kept and self.settings.folder is not None
-        title = (name or "features").split("-")[0]
-        stream = (
-            self._from_folder(dataset, name or "", width, compute) if in_folder else self._run(batches, compute, title)
-        )
+            stream = (whole[torch.from_numpy(rows)] for rows in batches)
+        else:
+            stream = self._from_folder(dataset, name, width, compute)
         for block in blocks_of(batches, count):
-            found = [next(stream) for _ in block]
-            values = torch.cat(
-                [torch.zeros(len(b), width) if v is None else v for b, v in zip(block, found, strict=True)]
-            )
-            if not in_folder:
+            pairs = zip(block, stream, strict=False)  # the stream goes on with the next block
+            values = torch.cat([torch.zeros(len(rows), width) if found is None else found for rows, found in pairs])
+            if computed:
                 self.processes.sum_([values])
             rows = np.concatenate(block)
             order = np.argsort(rows)
