@@ -12,6 +12,7 @@ from contune.errors import ContuneError
 from contune.method.catalog import compose, parts
 from contune.stream.task import Task
 from contune.trial import copied, digit_tasks, run_trial, same_state, tiny_model
+from thinned import ONE_IN, SHARES
 
 TRAIN = {"epochs": 1, "batch_size": 8, "lr": 5e-3, "schedule": "constant"}
 MODULAR = "prefix-per-task"
@@ -84,33 +85,29 @@ def test_adapter_with_every_head(adapter: str) -> None:
     assert problems(configs) == []
 
 
-def rules_of(part: str, room: str, chosen: int) -> list[str]:
-    """Every third rule, from a place that moves with the part: three calls cover all rules."""
-    return [rule for at, rule in enumerate(parts("rule")) if (at + list(parts(room)).index(part)) % 3 == chosen]
+def rules_of(part: str, room: str, share: int) -> list[str]:
+    """One share of the rules, from a place that moves with the part, so that by default every part and rule meets others."""
+    return [rule for at, rule in enumerate(parts("rule")) if (at + list(parts(room)).index(part)) % ONE_IN == share]
 
 
-# A third of the pairs of parts and rules runs by default, in which every part and every rule meets others.
-THIRDS = [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
-
-
-@pytest.mark.parametrize("third", THIRDS)
+@pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("adapter", parts("adapter"))
-def test_adapter_with_every_rule(adapter: str, third: int) -> None:
-    rules = rules_of(adapter, "adapter", third)
+def test_adapter_with_every_rule(adapter: str, share: int) -> None:
+    rules = rules_of(adapter, "adapter", share)
     configs = (with_router({"adapter": adapter, "head": "linear", "rules": [rule]}, adapter) for rule in rules)
     assert problems(configs) == []
 
 
-@pytest.mark.parametrize("third", THIRDS)
+@pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("head", parts("head"))
-def test_head_with_every_rule(head: str, third: int) -> None:
-    configs = ({"adapter": "lora", "head": head, "rules": [rule]} for rule in rules_of(head, "head", third))
+def test_head_with_every_rule(head: str, share: int) -> None:
+    configs = ({"adapter": "lora", "head": head, "rules": [rule]} for rule in rules_of(head, "head", share))
     assert problems(configs) == []
 
 
-def test_the_thirds_together_are_all_pairs() -> None:
+def test_the_shares_together_are_all_pairs() -> None:
     for adapter in parts("adapter"):
-        found = [rule for third in range(3) for rule in rules_of(adapter, "adapter", third)]
+        found = [rule for share in range(ONE_IN) for rule in rules_of(adapter, "adapter", share)]
         assert sorted(found) == sorted(parts("rule"))
 
 

@@ -31,7 +31,7 @@ from contune.stream.language import pieces
 from contune.stream.task import Task
 from contune.trial import copied, same_state
 from run_helpers import resume, run
-from thinned import thirds
+from thinned import some
 from tiny_models import WRITERS
 from word_tasks import tiny_folder
 
@@ -267,7 +267,7 @@ def test_bits_per_byte_by_hand() -> None:
     assert found["loss"][1][1] == pytest.approx(math.log(2))
 
 
-@pytest.mark.parametrize("name", thirds(recipes()))
+@pytest.mark.parametrize("name", some(recipes()))
 def test_every_recipe_learns_language_and_resumes_or_says_why_not(name: str) -> None:
     try:
         build_method(name, {}).for_language()

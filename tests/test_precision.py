@@ -19,7 +19,7 @@ from contune.run.predict import load_learner
 from contune.trial import SETTINGS, accuracy, digit_tasks, tiny_model
 from run_helpers import config_text, resume, run, same_run
 from test_run import cut_back
-from thinned import thirds
+from thinned import some
 from tiny_models import ALL_MODELS
 from word_tasks import few_inputs, tiny_folder, word_tasks
 
@@ -34,7 +34,7 @@ def learner(name: str, precision: str, model: str | None = None) -> Learner:
     return Learner(model or tiny_model(), method, train=settings)
 
 
-@pytest.mark.parametrize("name", thirds(class_recipes()))
+@pytest.mark.parametrize("name", some(class_recipes()))
 def test_every_recipe_learns_in_bf16(name: str) -> None:
     scores, losses = [], []
     for precision in ("fp32", "bf16"):
