@@ -18,7 +18,8 @@ from pathlib import Path
 import yaml
 
 METHODS = ["finetune", "lora", "er", "l2", "ewc", "lwf", "o-lora", "gpm", "osf", "migu", "hft", "i-lora"]
-FULL = ("finetune", "gpm", "osf", "hft")  # train the model's own weights, at a hundredth of train.lr
+METHODS += ["freeze", "corda", "lcia", "slm", "sapt"]
+FULL = ("finetune", "gpm", "osf", "hft", "freeze")  # train the model's own weights, at a hundredth of train.lr
 DOMAINS = {"plays": "shakespeare", "proposals": "peps", "medicine": "pubmed_abstracts"}
 STORIES, TOKENS = 40, 160
 
