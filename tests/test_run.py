@@ -19,8 +19,9 @@ from contune.errors import ConfigError, RunDirectoryError
 from contune.run.config import parse_config
 from contune.run.directory import RunDirectory
 from contune.run.execute import resume_run, start_run
+from contune.run.report import write_report
 from contune.trial import tiny_model
-from run_helpers import config_text, run, same_run
+from run_helpers import config_text, resume, run, same_run
 
 CONTUNE = [sys.executable, "-c", "from contune.cli import main; main()"]
 
@@ -200,3 +201,15 @@ def cut_back(run_directory: Path) -> None:
     shutil.rmtree(sorted((run_directory / "checkpoints").iterdir())[-1])
     results = json.loads((run_directory / "results.json").read_text())
     (run_directory / "results.json").write_text(json.dumps({**results, "finished": False}))
+
+
+def test_what_the_method_found_is_in_results_and_report_and_a_resume_keeps_it(tmp_path: Path) -> None:
+    out = run(config_text("lcia"), tmp_path / "out")
+    found = json.loads((out / "results.json").read_text())["findings"]
+    assert found[0] == {}, "in the first task nothing is averaged"
+    assert all(0 <= each["dynamic-average"]["fallback share"] <= 1 for each in found[1:])
+    assert "dynamic-average: fallback share" in write_report([out], tmp_path / "report.html").read_text()
+    shutil.copytree(out, tmp_path / "cut")
+    shutil.rmtree(sorted((tmp_path / "cut" / "checkpoints").iterdir())[-1])
+    resume(tmp_path / "cut")
+    same_run(out, tmp_path / "cut")

@@ -37,6 +37,10 @@ class Part(ABC):  # noqa: B024  every hook of a part is optional; the rooms belo
     def load_state(self, state: State, context: "Context") -> None:
         """Take back what `state` gave, into a part that was attached but has seen no task."""
 
+    def findings(self) -> Mapping[str, float]:
+        """What it found out in the task just learned, by name: counts and shares for whoever reads the results."""
+        return {}
+
 
 class Adapter(Part):
     """What is trained inside the frozen backbone, and how it grows.

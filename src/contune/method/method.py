@@ -52,6 +52,11 @@ class Method:
         """All parts but the head, whose place a stream's kind decides."""
         return (self.adapter, *self.rules, *([] if self.router is None else [self.router]))
 
+    def findings(self) -> dict[str, dict[str, float]]:
+        """What the parts found out in the task just learned, by their names."""
+        found = {part.name: dict(part.findings()) for part in (*self.parts, self.head)}
+        return {name: values for name, values in found.items() if values}
+
     def for_language(self) -> "Method":
         """This method with the model's own language head in place of a linear one."""
         if self.head.name not in ("linear", "language"):

@@ -14,7 +14,7 @@ from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.errors import CombinationError, ConfigError
 from contune.rule.average import on_device
-from contune.rule.pseudo_samples import dataset_of, fits, form_of, longest, sifted, writings, written_samples
+from contune.rule.pseudo_samples import dataset_of, fits, form_of, longest, sifted, sifting, writings, written_samples
 from contune.stream.exchange import Exchange
 
 Source = Literal["auto", "generated", "kept"]
@@ -132,6 +132,9 @@ class AttentiveReflection(Rule):
         fit = [one for one in found if fits(one, backbone)][: self.size]
         self.counts[f"{task.index} {task.name}"] = {**fates, "kept": len(fit), "written": len(texts)}
         return summaries_of(context, fit, task.index)
+
+    def findings(self) -> dict[str, float]:
+        return sifting(dict(list(self.counts.items())[-1:]))
 
     def state(self) -> State:
         numbers = range(len(self._attention))

@@ -130,6 +130,9 @@ class DynamicAverage(Rule):
         self._known |= {name: list(value.shape) for name, value in values.items()}
         self._mean, self._before = {}, {}
 
+    def findings(self) -> dict[str, float]:
+        return {"fallback share": self.fallback_share} if self._counts and self._counts[-1][1] else {}
+
     def state(self) -> State:
         nested = State.nested({"mean": State(self._mean), "before": State(self._before)})
         counts = [list(each) for each in self._counts]

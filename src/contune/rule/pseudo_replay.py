@@ -24,6 +24,7 @@ from contune.rule.pseudo_samples import (
     form_of,
     longest,
     sifted,
+    sifting,
     writings,
     written_samples,
 )
@@ -190,6 +191,9 @@ class PseudoReplay(Rule):
         form = form_of(context.task.name, context.task.index, room, own)
         self._forms = [*(old for old in self._forms if old.name != form.name), form]
         self._samples, self._teacher, self._solving, self._turned = [], {}, None, None
+
+    def findings(self) -> dict[str, float]:
+        return sifting(self.counts)
 
     def state(self) -> State:
         samples = [[form.task, str(one)] for form, one in self._samples]

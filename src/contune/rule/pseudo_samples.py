@@ -3,7 +3,7 @@
 An example `prompt` -> `answer` is written as one text, `prompt SEPARATOR answer`, after the task's name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, final, get_args
 
@@ -133,6 +133,20 @@ def sifted(
             found += [one] if fate == "kept" else []
         fates[fate] += 1
     return found, fates
+
+
+def sifting(counts: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
+    """How many texts were written for these tasks together, and how many of them are examples that are kept.
+
+    >>> sifting({"0 news": {"written": 64, "kept": 2, "surplus": 1}, "1 sums": {"written": 64, "kept": 0}})
+    {'texts written': 128, 'examples kept': 2}
+    """
+    if not counts:
+        return {}
+    return {
+        "texts written": sum(each["written"] for each in counts.values()),
+        "examples kept": sum(each["kept"] for each in counts.values()),
+    }
 
 
 def fits(exchange: Exchange, backbone: Backbone) -> bool:

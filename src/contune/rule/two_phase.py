@@ -118,6 +118,9 @@ class TwoPhase(Rule):
             self.deltas[context.task.index] = sparse_delta(self._origin, maskable(context), self._masks)
         self._origin, self._masks = {}, {}
 
+    def findings(self) -> dict[str, float]:
+        return {"share left as it was": self.sparsities[-1]} if self.sparsities else {}
+
     def state(self) -> State:
         own = {"tasks": sorted(self.deltas), "sparsities": list(self.sparsities), "count": self._count}
         parts = {f"delta{task}": delta.state() for task, delta in self.deltas.items()}

@@ -169,6 +169,7 @@ class _Execution:
         # Before anything is restored: the untouched model is what they are compared with.
         self.probes = [made_probe(learner, task) for task in stream.probes]
         self.retained = {probe.name: {name: [probe.values[name]] for name in NAMES} for probe in self.probes}
+        self.findings: list[dict[str, dict[str, float]]] = []
         self.events: EventFile | None = None
         self.stop = threading.Event()
         self.saved_at = time.monotonic()
@@ -238,23 +239,24 @@ class _Execution:
         if path.exists() and lesson:
             table = pq.read_table(path, schema=self.columns)
             self.rows = table.filter(pc.less(table["after_task"], self._matrix_row(lesson)))
-            self._restore_retained(lesson)
+            self._restore_measured(lesson)
         memory = {
             name.removeprefix("optimizer/"): t for name, t in state.tensors.items() if name.startswith("optimizer/")
         }
         return lesson, step, memory, context if step else None
 
-    def _restore_retained(self, lessons: int) -> None:
-        """What probes measured after the tasks that are done; the untouched model's values are measured anew."""
+    def _restore_measured(self, lessons: int) -> None:
+        """What parts and probes found after the tasks that are done; the untouched model's values are measured anew."""
         path = self.directory.folder / "results.json"
-        if self.retained and not path.is_file():
+        kept = json.loads(path.read_text()) if path.is_file() else {}
+        if self.retained and "retained" not in kept:
             raise RunDirectoryError(
                 f"{path} is missing, which holds what the probes measured; restore it, or run again"
             )
-        kept = json.loads(path.read_text()).get("retained", {}) if self.retained else {}
+        self.findings = kept.get("findings", [{}] * lessons)[:lessons]
         for probe, values in self.retained.items():
             for name, found in values.items():
-                found += kept[probe][name][1 : lessons + 1]
+                found += kept["retained"][probe][name][1 : lessons + 1]
 
     def _matrix_row(self, lessons: int) -> int:
         return len(self.stream.tasks) if self.learner.method.joint else lessons
@@ -306,6 +308,7 @@ class _Execution:
                 found = self.learner.examine(dataset, allowed)
                 tables.append(prediction_table(row, index, task, dataset, found, self.learner.class_names))
                 accuracies.append(float(found.scores.mean()))
+            self.findings.append(self.learner.method.findings())
             for probe in self.probes:
                 for name, value in retained(self.learner, probe).items():
                     self.retained[probe.name][name].append(value)
@@ -354,6 +357,7 @@ class _Execution:
             },
             "accuracy_matrix": done,
             **({"retained": self.retained} if self.retained else {}),
+            **({"findings": self.findings} if any(self.findings) else {}),
             **({"language": {name: found[: len(done)] for name, found in more.items()}} if more else {}),
             "metrics": summary(done, sizes[: len(done[0])] if done else []),
             "cost": {

@@ -72,6 +72,18 @@ class Run:
         return found
 
     @property
+    def findings(self) -> list[Mapping[str, Mapping[str, float]]]:
+        """What parts of the method found out in every task, by part and name; empty where they say nothing."""
+        found: list[Mapping[str, Mapping[str, float]]] = self.results.get("findings") or []
+        return found
+
+    @property
+    def finding_names(self) -> list[tuple[str, str]]:
+        """Part and name of everything that was found out in any task."""
+        named = [(part, name) for task in self.findings for part, values in task.items() for name in values]
+        return list(dict.fromkeys(named))
+
+    @property
     def is_joint(self) -> bool:
         """Whether all tasks were learned at once, so that only the last row of the matrix is measured."""
         earlier = [value for row in self.matrix[:-1] for value in row]
