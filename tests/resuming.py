@@ -1,5 +1,6 @@
 """Stopping in the middle of a task and going on from what was kept there."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -9,7 +10,7 @@ from contune.contract.state import State
 from contune.engine.learner import Learner
 from contune.engine.loop import StepReport
 from contune.stream.task import Task
-from contune.trial import copied
+from contune.trial import copied, same_state
 
 
 @final
@@ -43,3 +44,14 @@ def go_on(again: Learner, halfway: Halfway) -> None:
     assert context is not None
     again.fit(context, lambda report: None, done=halfway.done, memory=halfway.memory)
     again.end(context)
+
+
+def difference_after_a_stop(learner: Learner, again: Learner, tasks: Sequence[Task], step: int = 2) -> str | None:
+    """Where a learner that was stopped in the second of three tasks ends otherwise than one that was not, or None."""
+    first, second, third = tasks
+    learner.learn(first)
+    halfway = learn_keeping(learner, second, step)
+    learner.learn(third)
+    go_on(again, halfway)
+    again.learn(third)
+    return same_state(learner.state(), again.state())

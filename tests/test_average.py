@@ -20,7 +20,7 @@ from contune.method.method import Method
 from contune.rule.average import CompatibleEma, Ema, SnapshotMean, compatible_step, corner, summed
 from contune.stream.task import Task
 from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from resuming import difference_after_a_stop
 from word_tasks import tiny_folder, word_tasks
 
 CASES = ["digits", "bert"]
@@ -230,13 +230,7 @@ def test_the_place_of_an_earlier_form() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_they_resume_exactly_inside_the_second_task(rule: str, case: str) -> None:
     learner, again = (lora_learner(RULES[rule](), case=case) for _ in range(2))
-    first, second, third = tasks_of(case)
-    learner.learn(first)
-    halfway = learn_keeping(learner, second)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, tasks_of(case)) is None
 
 
 @pytest.mark.parametrize("rule", [SnapshotMean(), CompatibleEma()], ids=["snapshot-mean", "compatible-ema"])

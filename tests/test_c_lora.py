@@ -16,7 +16,7 @@ from contune.method.method import Method
 from contune.rule.self_regularisation import SelfRegularisation, interference
 from contune.stream.task import Task
 from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from resuming import difference_after_a_stop
 from word_tasks import ENCODERS, tiny_folder, word_tasks
 
 RATE = {**SETTINGS, "lr": 0.02}
@@ -145,10 +145,4 @@ def test_other_adapters_are_refused_with_a_sentence() -> None:
 
 def test_texts_resume_exactly() -> None:
     learner, again = c_lora_learner("bert"), c_lora_learner("bert")
-    first, second, third = tasks_of("bert")
-    learner.learn(first)
-    halfway = learn_keeping(learner, second)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, tasks_of("bert")) is None

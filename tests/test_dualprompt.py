@@ -25,8 +25,8 @@ from contune.errors import ConfigError
 from contune.method.catalog import build_method, compose
 from contune.router.keys import Keys, frozen_queries
 from contune.stream.task import Task
-from contune.trial import SETTINGS, accuracy, copied, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from contune.trial import SETTINGS, accuracy, copied, digit_tasks, tiny_model
+from resuming import difference_after_a_stop
 from test_language import lesson
 from tiny_models import save_tiny
 from word_tasks import ENCODERS, few_inputs, tiny_backbone, tiny_folder, word_tasks
@@ -326,13 +326,7 @@ def test_where_it_learns_in_the_first_task_only_all_go_through_its_expert() -> N
 @pytest.mark.parametrize("case", ["digits", "bert", "modernbert"])
 def test_it_resumes_exactly_inside_the_second_task(case: str) -> None:
     learner, again = dual_learner(case), dual_learner(case)
-    first, second, third = tasks_of(case)
-    learner.learn(first)
-    halfway = learn_keeping(learner, second)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, tasks_of(case)) is None
     assert learner.base_unchanged()
 
 

@@ -34,8 +34,8 @@ from contune.rule.gradient_memory import (
 )
 from contune.rule.output_directions import OutputDirections, answer_gradient, coordinates, enlarged, orthogonal
 from contune.stream.task import Task
-from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from contune.trial import SETTINGS, digit_tasks, tiny_model
+from resuming import difference_after_a_stop
 from test_language import lesson
 from word_tasks import tiny_folder, word_tasks
 
@@ -368,13 +368,7 @@ def test_what_makes_no_sense_is_refused(name: str) -> None:
 def test_texts_resume_exactly(name: str) -> None:
     folder = str(tiny_folder("bert"))
     learner, again = (Learner(folder, build_method(name, {"size": 6}), train=ADAMW) for _ in range(2))
-    first, second, third = word_tasks()
-    learner.learn(first)
-    halfway = learn_keeping(learner, second)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, word_tasks()) is None
 
 
 def test_in_language_an_answers_score_is_the_mean_over_its_tokens() -> None:

@@ -17,8 +17,8 @@ from contune.method.catalog import build_method, compose
 from contune.method.method import Method
 from contune.rule.gradient_projection import GradientProjection, is_transposed, linear_modules, still
 from contune.stream.task import Task
-from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from contune.trial import SETTINGS, digit_tasks, tiny_model
+from resuming import difference_after_a_stop
 from word_tasks import tiny_folder, word_tasks
 
 ADAMW = {**SETTINGS, "lr": 2e-3, "weight_decay": 0.1, "optimizer": "adamw"}
@@ -282,10 +282,4 @@ def test_what_makes_no_sense_is_refused() -> None:
 @pytest.mark.parametrize("case", ["bert", "gpt2"])
 def test_texts_resume_exactly(case: str) -> None:
     learner, again = gpm_learner(case), gpm_learner(case)
-    first, second, third = word_tasks()
-    learner.learn(first)
-    halfway = learn_keeping(learner, second)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, word_tasks()) is None

@@ -13,8 +13,8 @@ from contune.engine.learner import Learner
 from contune.errors import ConfigError
 from contune.method.catalog import build_method
 from contune.stream.task import Task
-from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from contune.trial import SETTINGS, digit_tasks, tiny_model
+from resuming import difference_after_a_stop
 from test_language import TRAIN, WRITER, lesson
 from word_tasks import ENCODERS, tiny_backbone, tiny_folder, word_tasks
 
@@ -166,10 +166,4 @@ def test_a_share_of_all_is_refused() -> None:
 @pytest.mark.parametrize("case", ["digits", "bert"])
 def test_it_resumes_exactly(case: str) -> None:
     learner, again = hft_learner(case), hft_learner(case)
-    first, second, third = tasks_of(case)
-    learner.learn(first)
-    halfway = learn_keeping(learner, second)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, tasks_of(case)) is None

@@ -19,7 +19,7 @@ from contune.method.catalog import build_method, compose
 from contune.rule.slow_copy import REHEARSAL, SlowCopy, rows_of, states_of, token_distances, warm_decay
 from contune.stream.task import Task
 from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from resuming import difference_after_a_stop
 from test_language import lesson
 from word_tasks import tiny_folder, word_tasks
 
@@ -269,10 +269,4 @@ def test_what_makes_no_sense_is_refused() -> None:
 @pytest.mark.parametrize("case", ["bert", "digits"])
 def test_it_resumes_exactly(case: str) -> None:
     learner, again = learner_of(case, size=6), learner_of(case, size=6)
-    first, second, third = tasks_of(case)
-    learner.learn(first)
-    halfway = learn_keeping(learner, second)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, tasks_of(case)) is None

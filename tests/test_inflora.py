@@ -28,7 +28,7 @@ from contune.errors import CombinationError, ConfigError
 from contune.method.catalog import build_method
 from contune.stream.task import Task
 from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from resuming import difference_after_a_stop
 from word_tasks import tiny_folder, word_tasks
 
 RATE = {**SETTINGS, "lr": 0.05}
@@ -340,11 +340,5 @@ def test_memory_survives_its_state() -> None:
 @pytest.mark.parametrize("case", ["bert", "modernbert"])
 def test_texts_resume_exactly(case: str) -> None:
     learner, again = inflora_learner(case), inflora_learner(case)
-    first, second, third = word_tasks()
-    learner.learn(first)
-    halfway = learn_keeping(learner, second)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, word_tasks()) is None
     assert learner.base_unchanged()

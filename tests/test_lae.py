@@ -22,8 +22,8 @@ from contune.method.catalog import build_method
 from contune.method.method import Method
 from contune.rule.freeze import FreezeFirst
 from contune.stream.task import Task
-from contune.trial import SETTINGS, accuracy, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from contune.trial import SETTINGS, accuracy, digit_tasks, tiny_model
+from resuming import difference_after_a_stop
 from word_tasks import ENCODERS, few_inputs, tiny_backbone, tiny_folder, word_tasks
 
 FIVE = {**SETTINGS, "epochs": 5}
@@ -347,13 +347,7 @@ def test_a_decay_that_is_no_share_is_refused() -> None:
 @pytest.mark.parametrize("case", ["digits", "bert", "modernbert"])
 def test_it_resumes_exactly_inside_the_second_task(case: str) -> None:
     learner, again = lae_learner(case), lae_learner(case)
-    first, second, third = tasks_of(case)
-    learner.learn(first)
-    halfway = learn_keeping(learner, second, step=4)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, tasks_of(case), step=4) is None
     assert learner.base_unchanged()
 
 

@@ -19,7 +19,7 @@ from contune.rule.principal_mask import PrincipalMask
 from contune.rule.step_mask import largest, lora_budget, low_rank
 from contune.stream.task import Task
 from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from resuming import difference_after_a_stop
 from word_tasks import tiny_folder, word_tasks
 
 ADAMW = {**SETTINGS, "weight_decay": 0.1, "optimizer": "adamw"}
@@ -178,10 +178,4 @@ def test_what_makes_no_sense_is_refused() -> None:
 @pytest.mark.parametrize("case", ["digits", "bert"])
 def test_it_resumes_exactly_between_two_renewals(case: str) -> None:
     learner, again = lift_learner(case, interval=2), lift_learner(case, interval=2)
-    first, second, third = tasks_of(case)
-    learner.learn(first)
-    halfway = learn_keeping(learner, second, step=3)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, tasks_of(case), step=3) is None

@@ -23,7 +23,7 @@ from contune.rule.activation_mask import ActivationMask
 from contune.rule.gradient_projection import is_transposed, linear_modules
 from contune.stream.task import Task
 from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from resuming import difference_after_a_stop
 from word_tasks import tiny_folder, word_tasks
 
 ADAMW = {**SETTINGS, "lr": 5e-3, "weight_decay": 0.1, "optimizer": "adamw"}
@@ -283,10 +283,4 @@ def test_what_makes_no_sense_is_refused() -> None:
 @pytest.mark.parametrize(("case", "options"), [("bert", {}), ("gpt2", {"carrier": "full", "window": "batch"})])
 def test_texts_resume_exactly(case: str, options: dict[str, Any]) -> None:
     learner, again = migu_learner(case, **options), migu_learner(case, **options)
-    first, second, third = word_tasks()
-    learner.learn(first)
-    halfway = learn_keeping(learner, second)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, word_tasks()) is None

@@ -20,7 +20,7 @@ from contune.method.catalog import build_method, compose
 from contune.rule.alignment import Alignment
 from contune.stream.task import Task
 from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from resuming import difference_after_a_stop
 from word_tasks import tiny_folder, word_tasks
 
 RATE = {**SETTINGS, "lr": 0.5, "clip": None}  # tiny modules move little in few steps
@@ -317,11 +317,5 @@ def test_what_makes_no_sense_is_refused() -> None:
 @pytest.mark.parametrize("case", ["bert", "distilbert"])
 def test_texts_resume_exactly(case: str) -> None:
     learner, again = mos_learner(case), mos_learner(case)
-    first, second, third = word_tasks()
-    learner.learn(first)
-    halfway = learn_keeping(learner, second)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, word_tasks()) is None
     assert learner.base_unchanged()

@@ -28,8 +28,8 @@ from contune.rule.singular_subspace import (
     similarities,
 )
 from contune.stream.task import Task
-from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from contune.trial import SETTINGS, digit_tasks, tiny_model
+from resuming import difference_after_a_stop
 from word_tasks import tiny_folder, word_tasks
 
 ADAMW = {**SETTINGS, "lr": 2e-3, "weight_decay": 0.1, "optimizer": "adamw"}
@@ -301,10 +301,4 @@ def test_what_makes_no_sense_is_refused() -> None:
 @pytest.mark.parametrize("case", ["bert", "gpt2"])
 def test_texts_resume_exactly(case: str) -> None:
     learner, again = learner_of(case, ADAMW), learner_of(case, ADAMW)
-    first, second, third = word_tasks()
-    learner.learn(first)
-    halfway = learn_keeping(learner, second)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, word_tasks()) is None

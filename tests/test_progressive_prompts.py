@@ -13,8 +13,8 @@ from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
 from contune.method.catalog import build_method, compose
 from contune.stream.task import Task
-from contune.trial import SETTINGS, accuracy, copied, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from contune.trial import SETTINGS, accuracy, copied, digit_tasks, tiny_model
+from resuming import difference_after_a_stop
 from test_language import lesson
 from word_tasks import few_inputs, tiny_backbone, tiny_folder, word_tasks
 
@@ -179,13 +179,7 @@ def test_an_unfolded_network_would_be_noticed() -> None:
 @pytest.mark.parametrize("bottleneck", [0, 4])
 def test_it_resumes_exactly_inside_the_second_task(case: str, bottleneck: int) -> None:
     learner, again = learner_of(case, bottleneck=bottleneck), learner_of(case, bottleneck=bottleneck)
-    first, second, third = tasks_of(case)
-    learner.learn(first)
-    halfway = learn_keeping(learner, second)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, tasks_of(case)) is None
 
 
 def test_module_features_depend_on_all_prompts_before() -> None:

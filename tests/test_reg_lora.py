@@ -16,7 +16,7 @@ from contune.method.catalog import build_method, compose
 from contune.rule.key_entries import KeyEntries, largest_entries, mean_size, union
 from contune.stream.task import Task
 from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from resuming import difference_after_a_stop
 from test_language import lesson
 from word_tasks import tiny_folder, word_tasks
 
@@ -180,10 +180,4 @@ def test_what_makes_no_sense_is_refused() -> None:
 
 def test_texts_resume_exactly() -> None:
     learner, again = learner_of("bert"), learner_of("bert")
-    first, second, third = word_tasks()
-    learner.learn(first)
-    halfway = learn_keeping(learner, second)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, word_tasks()) is None

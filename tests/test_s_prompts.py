@@ -20,8 +20,8 @@ from contune.method.catalog import build_method, compose
 from contune.method.method import Method
 from contune.router.centroids import Centroids
 from contune.stream.task import Examples, Task
-from contune.trial import SETTINGS, accuracy, copied, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from contune.trial import SETTINGS, accuracy, copied, digit_tasks, tiny_model
+from resuming import difference_after_a_stop
 from word_tasks import ENCODERS, few_inputs, tiny_backbone, tiny_folder, word_tasks
 
 HARSH = {**SETTINGS, "optimizer": "adamw", "weight_decay": 0.1, "lr": 0.02}
@@ -300,13 +300,7 @@ def test_tasks_learned_as_one_share_prompt_and_head() -> None:
 @pytest.mark.parametrize("stream", [tasks_of, domains_of], ids=["classes", "domains"])
 def test_it_resumes_exactly_inside_the_second_task(case: str, stream: Any) -> None:
     learner, again = s_learner(case), s_learner(case)
-    first, second, third = stream(case)
-    learner.learn(first)
-    halfway = learn_keeping(learner, second)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, stream(case)) is None
     assert learner.base_unchanged()
 
 

@@ -20,7 +20,7 @@ from contune.rule import attentive_reflection
 from contune.rule.attentive_reflection import AttentiveReflection, attention_distance, summed_up
 from contune.stream.task import Task
 from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from resuming import difference_after_a_stop
 from test_language import exchange, lesson, writer
 from test_lfpt5 import chosen
 from word_tasks import few_inputs, tiny_backbone, tiny_folder, word_tasks
@@ -371,10 +371,4 @@ def test_what_makes_no_sense_is_refused() -> None:
 def test_it_resumes_exactly_in_the_middle_of_a_task(case: str, planted: None) -> None:
     source = {"source": "auto"}
     learner, again = learner_of(case, **source), learner_of(case, **source)
-    first, second, third = tasks_of(case)
-    learner.learn(first)
-    halfway = learn_keeping(learner, second)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, tasks_of(case)) is None

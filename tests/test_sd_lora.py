@@ -19,7 +19,7 @@ from contune.method.catalog import build_method
 from contune.method.method import Method
 from contune.stream.task import Task
 from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from resuming import difference_after_a_stop
 from word_tasks import tiny_folder, word_tasks
 
 RATE = {**SETTINGS, "lr": 0.05}
@@ -199,11 +199,5 @@ def test_a_task_that_taught_nothing_adds_nothing() -> None:
 
 def test_texts_resume_exactly() -> None:
     learner, again = sd_lora_learner("bert"), sd_lora_learner("bert")
-    first, second, third = tasks_of("bert")
-    learner.learn(first)
-    halfway = learn_keeping(learner, second)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, tasks_of("bert")) is None
     assert learner.base_unchanged()

@@ -24,8 +24,8 @@ from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
 from contune.method.catalog import build_method
 from contune.stream.task import Task
-from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
-from resuming import go_on, learn_keeping
+from contune.trial import SETTINGS, digit_tasks, tiny_model
+from resuming import difference_after_a_stop
 from test_language import lesson
 from word_tasks import tiny_folder, word_tasks
 
@@ -191,11 +191,5 @@ def test_what_makes_no_sense_is_refused() -> None:
 @pytest.mark.parametrize("case", ["bert", "llama-writer", "gpt2-writer"])
 def test_it_resumes_exactly(case: str) -> None:
     learner, again = learner_of(case), learner_of(case)
-    first, second, third = tasks_of(case)
-    learner.learn(first)
-    halfway = learn_keeping(learner, second)
-    learner.learn(third)
-    go_on(again, halfway)
-    again.learn(third)
-    assert same_state(learner.state(), again.state()) is None
+    assert difference_after_a_stop(learner, again, tasks_of(case)) is None
     assert learner.base_unchanged()
