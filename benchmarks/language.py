@@ -11,11 +11,9 @@ forgets little. The table of docs/language-results.md is replaced.
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import yaml
+from runs import run_one
 
 METHODS = ["finetune", "lora", "er", "l2", "ewc", "lwf", "o-lora", "gpm", "osf", "migu", "hft", "i-lora"]
 METHODS += ["freeze", "corda", "lcia", "slm", "sapt"]
@@ -62,20 +60,6 @@ def config_of(shared: Path, stories: Path, method: str, seed: int, chosen: argpa
         "method": method,
         "train": train,
     }
-
-
-def run_one(config: dict[str, object], out: Path) -> None:
-    """Start the run, or go on with it; a failure is said and the others go on."""
-    if (out / "config.yaml").exists():
-        command = ["resume", str(out), "-q"]
-    else:
-        file = out.with_suffix(".yaml")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(config))
-        command = ["run", str(file), "--out", str(out), "-q"]
-    done = subprocess.run([sys.executable, "-m", "contune", *command], check=False, stdout=subprocess.DEVNULL)
-    if done.returncode:
-        print(f"{out} failed with exit code {done.returncode}", file=sys.stderr)
 
 
 def spread(values: list[float], digits: int) -> str:

@@ -18,13 +18,11 @@ Frozen results are shared between runs through one cache folder. The tables of d
 import argparse
 import gzip
 import json
-import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-
 from contune import Task
+from runs import run_one
 
 METHODS = ["nmc", "ranpac", "lora", "er", "joint", "o-lora", "lwf", "ewc", "linear-probe", "der++", "l2", "mas"]
 TEXT_SETS = ["agnews", "dbpedia", "amazon", "boolq", "copa", "mnli"]
@@ -136,20 +134,6 @@ def tuned_rate(base: dict[str, object], method: str, train: dict[str, object], f
     kept = json.loads(file.read_text()) if file.exists() else {}  # another sweep of other methods may have written
     file.write_text(json.dumps(kept | {method: best}, indent=1))
     return best
-
-
-def run_one(config: dict[str, object], out: Path) -> None:
-    """Start the run, or go on with it; a failure is said and the sweep goes on."""
-    if (out / "config.yaml").exists():
-        command = ["resume", str(out), "-q"]
-    else:
-        file = out.with_suffix(".yaml")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(config))
-        command = ["run", str(file), "--out", str(out), "-q"]
-    done = subprocess.run([sys.executable, "-m", "contune", *command], check=False)
-    if done.returncode:
-        print(f"{out} failed with exit code {done.returncode}", file=sys.stderr)
 
 
 def main() -> None:
