@@ -16,7 +16,6 @@ from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import derived_seed
 from contune.contract.state import State
-from contune.router.instructions import Instructions
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -26,9 +25,9 @@ if TYPE_CHECKING:
 class LoraSets(Adapter):
     """Module m is the frozen model with the m-th set of LoRAs; several tasks may share a set (arXiv 2410.10868).
 
-    A task goes on with the set that router `instructions` finds fitting, and begins a new one where it finds none; with any
-    other router every task has its own set. Sets share nothing, and while one learns the others keep every bit. The first
-    starts as `lora` does, each as the identity. Where the adapter learns in the first task only,
+    A task goes on with the set that the router finds fitting, as `instructions` does, and begins a new one where it finds
+    none; most routers find none, and then every task has its own set. Sets share nothing, and while one learns the others
+    keep every bit. The first starts as `lora` does, each as the identity. Where the adapter learns in the first task only,
     later tasks go through the first set. Memory: rank (d_in + d_out) per wrapped matrix and set. Compute: as `lora`.
     """
 
@@ -78,7 +77,7 @@ class LoraSets(Adapter):
             return 0
         if not context.adapting:
             return self._of_tasks[-1]
-        fitting = context.router.fitting(context) if isinstance(context.router, Instructions) else None
+        fitting = None if context.router is None else context.router.fitting(context)
         return self._sets if fitting is None else fitting
 
     def _add(self) -> None:

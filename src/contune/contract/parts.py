@@ -189,6 +189,11 @@ class Router(Part):
     needs_queries: ClassVar[bool] = False
     lr_scale: float = 1.0
 
+    def fitting(self, context: "Context") -> int | None:
+        """The module that the task which begins may go on with, asked before it begins; None where it is new to all."""
+        del context
+        return None
+
     def begin_task(self, context: "Context") -> None:
         """Grow for the task that begins."""
 
