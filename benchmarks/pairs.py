@@ -68,6 +68,12 @@ _phases: dict[str, float] = {}
 _clock = "wall"
 
 
+def use_clock(name: str) -> None:
+    """Time what follows by one of `CLOCKS`."""
+    global _clock
+    _clock = name
+
+
 def now() -> float:
     """Seconds by the clock of this measurement; only differences mean something."""
     return CLOCKS[_clock]()
@@ -81,6 +87,11 @@ def phase(name: str) -> Iterator[None]:
         yield
     finally:
         _phases[name] = _phases.get(name, 0.0) + now() - started
+
+
+def phases() -> dict[str, float]:
+    """Seconds of every phase so far."""
+    return {f"seconds_{name}": round(value, 2) for name, value in _phases.items()}
 
 
 _taken_out: list[float] = []
@@ -100,13 +111,13 @@ def measure(side: Side, chosen: argparse.Namespace) -> None:
 
     del peft, transformers
     assert contune.engine.learner
-    global _clock
-    _clock = chosen.clock
+    use_clock(chosen.clock)
     started = now()
     accuracy = side(chosen)
     seconds, peak = (
         now() - started - sum(_taken_out),
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )
-    phases = {f"seconds_{name}": round(value, 2) for name, value in _phases.items()}
-    print(json.dumps({"seconds": round(seconds, 2), **phases, "peak_mb": round(peak), "accuracy": round(accuracy, 4)}))
+    print(
+        json.dumps({"seconds": round(seconds, 2), **phases(), "peak_mb": round(peak), "accuracy": round(accuracy, 4)})
+    )

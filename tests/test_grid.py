@@ -79,21 +79,22 @@ def with_router(config: dict[str, Any], adapter: str) -> dict[str, Any]:
     return config
 
 
+def share_of(met: str, part: str, room: str, share: int) -> list[str]:
+    """One share of the parts of room `met`, from a place that moves with the part: by default each meets some others."""
+    return [name for at, name in enumerate(parts(met)) if (at + list(parts(room)).index(part)) % ONE_IN == share]
+
+
+@pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("adapter", parts("adapter"))
-def test_adapter_with_every_head(adapter: str) -> None:
-    configs = (with_router({"adapter": adapter, "head": head}, adapter) for head in parts("head"))
-    assert problems(configs) == []
-
-
-def rules_of(part: str, room: str, share: int) -> list[str]:
-    """One share of the rules, from a place that moves with the part, so that by default every part and rule meets others."""
-    return [rule for at, rule in enumerate(parts("rule")) if (at + list(parts(room)).index(part)) % ONE_IN == share]
+def test_adapter_with_every_head(adapter: str, share: int) -> None:
+    heads = share_of("head", adapter, "adapter", share)
+    assert problems(with_router({"adapter": adapter, "head": head}, adapter) for head in heads) == []
 
 
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("adapter", parts("adapter"))
 def test_adapter_with_every_rule(adapter: str, share: int) -> None:
-    rules = rules_of(adapter, "adapter", share)
+    rules = share_of("rule", adapter, "adapter", share)
     configs = (with_router({"adapter": adapter, "head": "linear", "rules": [rule]}, adapter) for rule in rules)
     assert problems(configs) == []
 
@@ -101,14 +102,16 @@ def test_adapter_with_every_rule(adapter: str, share: int) -> None:
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("head", parts("head"))
 def test_head_with_every_rule(head: str, share: int) -> None:
-    configs = ({"adapter": "lora", "head": head, "rules": [rule]} for rule in rules_of(head, "head", share))
+    rules = share_of("rule", head, "head", share)
+    configs = ({"adapter": "lora", "head": head, "rules": [rule]} for rule in rules)
     assert problems(configs) == []
 
 
 def test_the_shares_together_are_all_pairs() -> None:
     for adapter in parts("adapter"):
-        found = [rule for share in range(ONE_IN) for rule in rules_of(adapter, "adapter", share)]
-        assert sorted(found) == sorted(parts("rule"))
+        for met in ("rule", "head"):
+            found = [name for share in range(ONE_IN) for name in share_of(met, adapter, "adapter", share)]
+            assert sorted(found) == sorted(parts(met))
 
 
 @pytest.mark.parametrize("router", parts("router"))

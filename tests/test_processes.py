@@ -30,7 +30,7 @@ def launch(count: int, *work: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("method", ["lora", "er", "ranpac"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "er", "ranpac"])
 def test_two_processes_agree_with_one(tmp_path: Path, method: str) -> None:
     values = {
         "model": {"path": tiny_model()},
@@ -55,7 +55,7 @@ def test_two_processes_agree_with_one(tmp_path: Path, method: str) -> None:
     assert all(json.loads((out / "results.json").read_text())["finished"] for out in outs)
 
 
-@pytest.mark.parametrize("method", ["lora", "er"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "er"])
 def test_the_gradient_of_every_step_is_that_of_one_process(tmp_path: Path, method: str) -> None:
     outs = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
     for count, out in enumerate(outs, start=1):

@@ -8,6 +8,7 @@ ONE_IN = 6
 SHARES = [0, *(pytest.param(share, marks=pytest.mark.slow) for share in range(1, ONE_IN))]
 
 
-def some(names: Iterable[str]) -> list[object]:
-    """The cases for `parametrize`; one in six runs by default."""
-    return [name if at % ONE_IN == 0 else pytest.param(name, marks=pytest.mark.slow) for at, name in enumerate(names)]
+def some(names: Iterable[object], times: int = 1) -> list[object]:
+    """The cases for `parametrize`; one in six runs by default, or one in `times` as many."""
+    every = ONE_IN * times
+    return [name if at % every == 0 else pytest.param(name, marks=pytest.mark.slow) for at, name in enumerate(names)]

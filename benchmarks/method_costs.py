@@ -1,0 +1,71 @@
+"""What each method costs beside `lora`: processor time of training and evaluation for the same tasks, epochs and batches.
+
+    python benchmarks/method_costs.py ../shared                       # every recipe, about half an hour on one core
+    python benchmarks/method_costs.py ../shared --methods l2p slca --epochs 5
+
+Every method runs in a process of its own with one thread: the first tasks of CIFAR-100 in ten, ViT-Tiny, LoRA in the upper
+half of the layers where a recipe has one, all seen tasks evaluated after each. Its time is what the process's clock says, so
+that other work on the machine matters little. One JSON line per method, dearest last.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pairs
+import work
+from results import every_method, options, train_of
+
+
+def measured(chosen: argparse.Namespace) -> dict[str, object]:
+    """Seconds of one method, and what its ledger counted."""
+    from contune import Learner
+    from contune.backbone.config import ModelConfig
+    from contune.method.catalog import build_method
+
+    pairs.use_clock("cpu")
+    model = ModelConfig(path=str(chosen.shared / work.VIT), image_size=chosen.image_size)
+    method = build_method(chosen.method, options(chosen.method))
+    train = train_of(chosen.method, {"epochs": chosen.epochs, "batch_size": 32})
+    learner = Learner(model, method, train=train)
+    tasks = work.cifar_tasks(chosen.shared, chosen.tasks)
+    accuracy = work.run_contune(learner, tasks)
+    ledger = learner.ledger
+    passed = {"forward": ledger.examples_forward, "backward": ledger.examples_backward, "kept": ledger.cache_hits}
+    return {"method": chosen.method, **pairs.phases(), **passed, "accuracy": round(accuracy, 3)}
+
+
+def main() -> None:
+    """Measure the methods one after another."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shared", type=Path, help="the folder with data/ and weights/")
+    parser.add_argument("--methods", nargs="*", help="recipes; every one that learns classes otherwise")
+    parser.add_argument("--image-size", type=int, default=112)
+    parser.add_argument("--tasks", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--method", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.method:
+        print(json.dumps(measured(chosen)))
+        return
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+    found = []
+    wanted = chosen.methods or [name for name in every_method() if name != "joint"]
+    for method in dict.fromkeys(["lora", *wanted]):
+        command = [sys.executable, *sys.argv, "--method", method]
+        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, env=environment)
+        if done.returncode == 0:
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"{method}: {found[-1]['seconds_train']} s", file=sys.stderr)
+    for each in sorted(found, key=lambda each: each["seconds_train"]):
+        times = {f"{phase}_to_lora": round(each[key] / found[0][key], 2) for phase, key in KEYS.items()}
+        print(json.dumps({**each, **times}))
+
+
+KEYS = {"train": "seconds_train", "evaluate": "seconds_evaluate"}
+
+if __name__ == "__main__":
+    main()
