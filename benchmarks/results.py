@@ -33,7 +33,8 @@ def options(method: str) -> dict[str, object]:
     """The recipe with its LoRA in the upper half of the layers, where it has one."""
     from contune.method.catalog import option_defaults, recipes
 
-    return {"layers": "top-half"} if "layers" in option_defaults(recipes()[method]) else {}
+    named = isinstance(option_defaults(recipes()[method]).get("layers"), str)  # `freeze` counts them
+    return {"layers": "top-half"} if named else {}
 
 
 def streams(shared: Path, out: Path, image_size: int, per_class: int) -> dict[str, dict[str, object]]:

@@ -79,6 +79,9 @@ class Features:
     def blocks(self, name: str | None, count: int) -> Iterator[tuple[Rows, Tensor]]:
         return self.store.feature_blocks(self.dataset, name, self.width, self.made, count)
 
+    def some(self, name: str | None, rows: Rows) -> Tensor:
+        return self.store.rows(self.dataset, name, self.width, self.made, rows)
+
     def feature_blocks(self, dataset: Dataset) -> Iterator[tuple[Rows, Tensor]]:
         return self.store.feature_blocks(dataset, None, self.width, self.made)
 
@@ -116,6 +119,29 @@ def test_blocks_are_the_features_to_the_bit_however_they_are_kept(tmp_path: Path
     assert len(list(tmp_path.iterdir())) == CLASSES
 
 
+@pytest.mark.parametrize("kind", ["memory", "folder", "too large", "off"])
+def test_rows_are_those_of_the_features_to_the_bit_however_they_are_kept(tmp_path: Path, kind: str) -> None:
+    folder = str(tmp_path) if kind == "folder" else None
+    limit, features = 0 if kind in ("folder", "too large") else 2048, kind != "off"
+    work = Features(
+        333, 5, CacheSettings(batch_size=7, memory_mb=limit, folder=folder, features=features), lengths=(3, 9, 4)
+    )
+    rows = np.array([332, 7, 7, 0, 120])
+    assert torch.equal(work.some("features-a", rows), work.features("features-a")[torch.from_numpy(rows)])
+    assert torch.equal(work.some(None, rows), work.features(None)[torch.from_numpy(rows)])
+    assert work.some("features-a", rows[:0]).shape == (0, 5)
+
+
+def test_rows_in_a_folder_are_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = CacheSettings(batch_size=7, memory_mb=0, folder=str(tmp_path))
+    first, second = Features(333, 5, cache), Features(333, 5, cache)
+    whole, rows = first.features("features-a"), np.array([5, 300])
+    monkeypatch.setattr(FrozenStore, "features", lambda *_: pytest.fail("all rows were asked for"))
+    found = [second.some("features-a", rows) for _ in range(3)]
+    assert all(torch.equal(one, whole[torch.from_numpy(rows)]) for one in found)
+    assert second.store.ledger.examples_forward == second.store.shelf.nbytes() == 0
+
+
 def test_without_a_name_the_batches_are_those_of_all_labels_together() -> None:
     work = Features(333, 5, CacheSettings(batch_size=7), lengths=(3, 9, 4))
     found, _ = together(work.blocks(None, 50), 50)
@@ -142,7 +168,7 @@ def test_a_block_is_computed_when_it_is_asked_for_and_not_before() -> None:
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("kind", ["off", "memory", "folder"])
+@pytest.mark.parametrize("kind", ["off", "memory", "folder", "one sees the folder first"])
 def test_two_processes_share_the_blocks(tmp_path: Path, kind: str) -> None:
     caches = {"off": CacheSettings(features=False, batch_size=7), "memory": CacheSettings(batch_size=7)}
     cache = caches.get(kind, CacheSettings(memory_mb=0, folder=str(tmp_path), batch_size=7))
@@ -166,7 +192,10 @@ def test_two_processes_share_the_blocks(tmp_path: Path, kind: str) -> None:
     def share(rank: int) -> None:
         found[rank], _ = together(works[rank].blocks("features-a", 50), 50)
 
-    if kind == "folder":  # threads of one process would write under the same temporary name
+    if kind == "one sees the folder first":  # as when another run writes between the looks of the two
+        Features(333, 5, cache).features("features-a")
+        object.__setattr__(works[0].store, "_find", lambda _: None)
+    if cache.folder:  # threads of one process would write under the same temporary name
         for work in works:
             object.__setattr__(work.store, "_write", lambda *_: None)
     threads = [Thread(target=share, args=(rank,)) for rank in range(2)]

@@ -18,6 +18,8 @@ from contune.contract.settings import TrainSettings
 from contune.contract.state import State
 from contune.contract.store import BLOCK_ROWS, Compute, FrozenStore, Ragged, fixed_batches
 
+Asked = tuple[Dataset, str | None, int, Compute]  # what the store's ways to features are called with
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -124,7 +126,7 @@ class Context:
         labels, tasks = columns_of(parts, self.backbone.device)
         routes = self.adapter.routes(tasks) if self.adapter.modular else None
         if augment is None and self._features_kept([dataset for dataset, _ in shown]):
-            features = self._rows(self.features, shown)
+            features = self._rows(self._answered_from, shown)
             inputs = self.backbone.collate([(d.prepared, r) for d, r in shown], pixels=False)
             self.store.ledger.cache_hits += len(labels)
             queries = self._queries(shown, inputs, fresh=False) if self._needs_queries() else None
@@ -147,7 +149,8 @@ class Context:
         shown = [dataset if view is None else dataset.viewed(view) for dataset in datasets]
         for dataset in shown:
             if self._features_kept(shown):
-                self.features(dataset)
+                for asked in self._answered_from(dataset):
+                    self.store.prepare(*asked)
             else:
                 self._prepare_hidden(dataset)
             self._prepare_queries(dataset)
@@ -159,20 +162,11 @@ class Context:
 
     def base_features(self, dataset: Dataset) -> Tensor:
         """Features (n, d) of the untouched frozen model: what prompt methods call queries."""
-        backbone = self.backbone
-
-        def compute(rows: Rows) -> Tensor:
-            return backbone.features(backbone.questions([(dataset.prepared, rows)]))
-
-        with self.adapter.absent():
-            return self.store.features(dataset, f"base-{self.base_key}", backbone.feature_size, compute)
+        return self._whole(self._queried(dataset))
 
     def features(self, dataset: Dataset) -> Tensor:
         """Features (n, d) a head answers from: through the module of each example's route, or of all side by side."""
-        if self.side_by_side:
-            modules = range(self.adapter.modules())
-            return torch.cat([self.module_features(dataset, module) for module in modules], dim=1)
-        return self.store.features(*self._asked(dataset, *self._way(dataset)))
+        return self._whole(self._answered_from(dataset))
 
     def feature_blocks(self, dataset: Dataset, count: int = BLOCK_ROWS) -> Iterator[tuple[Rows, Tensor]]:
         """The rows of `features`, to the bit, in blocks of about `count`, each with their places in ascending order.
@@ -210,9 +204,28 @@ class Context:
         key = None if state is None else f"module{module}-{frozen_key(self.adapter, state)}"
         return key, torch.full((len(dataset),), module)
 
-    def _asked(
-        self, dataset: Dataset, key: str | None, routes: Tensor | None
-    ) -> tuple[Dataset, str | None, int, Compute]:
+    def _answered_from(self, dataset: Dataset) -> list[Asked]:
+        """What to ask the store for so as to have `features`; what comes of each goes side by side."""
+        if self.side_by_side:
+            modules = range(self.adapter.modules())
+            return [self._asked(dataset, *self._through(dataset, module)) for module in modules]
+        return [self._asked(dataset, *self._way(dataset))]
+
+    def _queried(self, dataset: Dataset) -> list[Asked]:
+        """The same for `base_features`."""
+        backbone = self.backbone
+
+        def compute(rows: Rows) -> Tensor:
+            with self.adapter.absent():
+                return backbone.features(backbone.questions([(dataset.prepared, rows)]))
+
+        return [(dataset, f"base-{self.base_key}", backbone.feature_size, compute)]
+
+    def _whole(self, asked: Sequence[Asked]) -> Tensor:
+        found = [self.store.features(*each) for each in asked]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
+    def _asked(self, dataset: Dataset, key: str | None, routes: Tensor | None) -> Asked:
         """What to ask the store for."""
 
         def compute(rows: Rows) -> Tensor:
@@ -301,7 +314,7 @@ class Context:
 
     def _prepare_queries(self, dataset: Dataset) -> None:
         if self._needs_queries() and self._queries_kept([dataset]):
-            self.base_features(dataset)
+            self.store.prepare(*self._queried(dataset)[0])
 
     def _queries_kept(self, datasets: Sequence[Dataset]) -> bool:
         return self.store.keeps_features((sum(len(dataset) for dataset in datasets), self.backbone.feature_size))
@@ -309,15 +322,17 @@ class Context:
     def _queries(self, parts: list[tuple[Dataset, Rows]], inputs: ModelInputs, *, fresh: bool) -> Tensor:
         """Queries of these rows: read from what is kept, or from one more forward pass of the frozen model."""
         if not fresh and self._queries_kept([dataset for dataset, _ in parts]):
-            return self._rows(self.base_features, parts)
+            return self._rows(self._queried, parts)
         if not fresh:  # the batch may resume from kept states, and then it has no pixels
             inputs = self.backbone.questions([(dataset.prepared, rows) for dataset, rows in parts])
         self.store.ledger.examples_forward += len(inputs)
         with torch.no_grad(), self.adapter.absent():
             return self.backbone.features(inputs)
 
-    def _rows(self, whole: Callable[[Dataset], Tensor], parts: list[tuple[Dataset, Rows]]) -> Tensor:
-        pieces = [whole(dataset)[torch.from_numpy(rows)] for dataset, rows in parts]
+    def _rows(self, asked: Callable[[Dataset], list[Asked]], parts: list[tuple[Dataset, Rows]]) -> Tensor:
+        pieces = [
+            torch.cat([self.store.rows(*each, rows) for each in asked(dataset)], dim=1) for dataset, rows in parts
+        ]
         return torch.cat(pieces).to(self.backbone.device)
 
     def encoding_batch(self, dataset: Dataset, rows: Rows, routes: Tensor | None, *, room: int = 0) -> Batch:

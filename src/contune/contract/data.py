@@ -84,6 +84,14 @@ class Dataset:
             found[piece] = rows
         return found
 
+    @cached_property
+    def places(self) -> tuple[list[str], Rows, Rows]:
+        """The names of all pieces, and for every row the number of its piece and its place there."""
+        owner, place = np.zeros(len(self), np.int64), np.zeros(len(self), np.int64)
+        for number, rows in enumerate(self.pieces.values()):
+            owner[rows], place[rows] = number, np.arange(len(rows))
+        return list(self.pieces), owner, place
+
     def viewed(self, view: int) -> "Dataset":
         """These examples, each in its fixed augmented view of that number."""
         if view not in self._views:

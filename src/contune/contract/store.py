@@ -147,6 +147,7 @@ class FrozenStore:
         self.processes = processes
         self.watch = watch
         self.shelf = shelf or Shelf()
+        self._mapped: dict[str, Tensor] = {}  # files of the folder, of which memory holds what was read last
 
     def features(self, dataset: Dataset, name: str | None, width: int, compute: Compute) -> Tensor:
         """Features (n, width) of the whole data set; kept under `name`, or computed afresh where that is None."""
@@ -155,6 +156,28 @@ class FrozenStore:
             self._compute(dataset.prepared.lengths, result, [np.arange(len(dataset))], compute, None, "features")
             return result
         return self._get(dataset, name, (len(dataset), width), compute, None, keep=self.settings.features)
+
+    def prepare(self, dataset: Dataset, name: str | None, width: int, compute: Compute) -> None:
+        """Have at hand what `rows` reads: in memory, or where it does not fit there in the folder."""
+        if not self._in_folder_alone(name, (len(dataset), width)):
+            self.features(dataset, name, width, compute)
+        elif any(f"{name}-{piece}" not in self._mapped for piece in dataset.pieces):
+            for _ in self._from_folder(dataset, str(name), width, compute):
+                pass
+            for piece in dataset.pieces:
+                self._mapped[f"{name}-{piece}"] = self._read(f"{name}-{piece}")
+
+    def rows(self, dataset: Dataset, name: str | None, width: int, compute: Compute, rows: Rows) -> Tensor:
+        """Features (rows, width) of some examples. What lies in the folder alone is read row by row, whatever its size."""
+        if not self._in_folder_alone(name, (len(dataset), width)):
+            return self.features(dataset, name, width, compute)[torch.from_numpy(rows)]
+        self.prepare(dataset, name, width, compute)
+        names, owner, place = dataset.places
+        found = torch.zeros(len(rows), width)
+        for number in np.unique(owner[rows]).tolist():
+            at = np.flatnonzero(owner[rows] == number)
+            found[torch.from_numpy(at)] = self._mapped[f"{name}-{names[number]}"][torch.from_numpy(place[rows[at]])]
+        return found
 
     def feature_blocks(
         self, dataset: Dataset, name: str | None, width: int, compute: Compute, count: int = BLOCK_ROWS
@@ -210,6 +233,9 @@ class FrozenStore:
     def _limit(self) -> int:
         return self.settings.memory_mb * 2**20
 
+    def _in_folder_alone(self, name: str | None, shape: tuple[int, int]) -> bool:
+        return name is not None and self.keeps_features(shape) and not self._fits_memory(shape)
+
     def _fits(self, shape: tuple[int, int]) -> bool:
         return self.settings.folder is not None or self._fits_memory(shape)
 
@@ -231,14 +257,14 @@ class FrozenStore:
         if found is not None:
             return found
         result, places = torch.zeros(shape), {piece: flat_rows(rows, offsets) for piece, rows in dataset.pieces.items()}
-        known = {piece: self._find(f"{name}-{piece}") for piece in places} if keep else {}
-        missing = [piece for piece in places if known.get(piece) is None]
+        known = self._known([f"{name}-{piece}" for piece in places] if keep else [None] * len(places))
+        missing = [piece for piece, values in zip(places, known, strict=True) if values is None]
         groups = [dataset.pieces[piece] for piece in missing]
         if groups:
             self._compute(dataset.prepared.lengths, result, groups, compute, offsets, name.split("-")[0])
-        for piece, values in known.items():
+        for where, values in zip(places.values(), known, strict=True):
             if values is not None:
-                result[places[piece]] = values
+                result[where] = values
         if keep:
             self.shelf.keep(key, result, {f"{name}-{piece}": place for piece, place in places.items()}, self._limit)
             for piece in missing if self.settings.folder else ():
@@ -248,8 +274,8 @@ class FrozenStore:
     def _from_folder(self, dataset: Dataset, name: str, width: int, compute: Compute) -> Iterator[Tensor]:
         """Features batch by batch; those of one label are in memory at a time."""
         lengths = dataset.prepared.lengths
-        for piece, rows in dataset.pieces.items():
-            values = self._find(f"{name}-{piece}")
+        found = self._known([f"{name}-{piece}" for piece in dataset.pieces])
+        for values, (piece, rows) in zip(found, dataset.pieces.items(), strict=True):
             if values is None:
                 values = torch.zeros(len(rows), width)
                 self._compute_piece(lengths, values, rows, compute, name.split("-")[0])
@@ -261,21 +287,34 @@ class FrozenStore:
         whole = [np.arange(len(rows))]
         self._compute(lengths[rows], values, whole, lambda chosen: compute(rows[chosen]), None, title)
 
+    def _known(self, keys: Sequence[str | None]) -> list[Tensor | None]:
+        """The kept rows of each key, or None; the same ones on every process, though another run may write meanwhile."""
+        found = [None if key is None else self._find(key) for key in keys]
+        everywhere = torch.tensor([0.0 if values is None else 1.0 for values in found])
+        self.processes.sum_([everywhere])
+        return [
+            values if count == self.processes.count else None
+            for values, count in zip(found, everywhere.tolist(), strict=True)
+        ]
+
     def _find(self, key: str) -> Tensor | None:
         kept = self.shelf.piece(key)
         if kept is not None or self.settings.folder is None:
             return kept
-        path = Path(self.settings.folder) / f"{key}.safetensors"
-        if not path.exists():
-            return None
-        with safe_open(path, "pt") as file:
+        return self._read(key) if self._path(key).exists() else None
+
+    def _path(self, key: str) -> Path:
+        return Path(self.settings.folder or "") / f"{key}.safetensors"
+
+    def _read(self, key: str) -> Tensor:
+        """A tensor mapped from its file: rows come into memory when they are looked at."""
+        with safe_open(self._path(key), "pt") as file:
             result: Tensor = file.get_tensor("result")
         return result
 
     def _write(self, key: str, values: Tensor) -> None:
-        folder = Path(self.settings.folder or "")
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(folder / f"{key}.safetensors") as temporary:
+        self._path(key).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self._path(key)) as temporary:
             save_file({"result": values.contiguous()}, temporary)
 
     def _batches(self, lengths: Rows, groups: Sequence[Rows]) -> list[Rows]:
