@@ -13,7 +13,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import gradient_worker
 from contune.trial import tiny_model
+from run_helpers import run
 
 
 def free_port() -> int:
@@ -42,8 +44,8 @@ def test_two_processes_agree_with_one(tmp_path: Path, method: str) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(values))
     outs = [tmp_path / "one", tmp_path / "two"]
-    for count, out in enumerate(outs, start=1):
-        launch(count, "-m", "contune", "run", str(config), "--out", str(out), "-q")
+    run(config.read_text(), outs[0])
+    launch(2, "-m", "contune", "run", str(config), "--out", str(outs[1]), "-q")
     tables = [pq.read_table(out / "predictions.parquet").to_pydict()["prediction"] for out in outs]
     different = sum(a != b for a, b in zip(*tables, strict=True))
     assert different <= (0 if method == "ranpac" else 0.002 * len(tables[0]))
@@ -58,8 +60,8 @@ def test_two_processes_agree_with_one(tmp_path: Path, method: str) -> None:
 @pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "er"])
 def test_the_gradient_of_every_step_is_that_of_one_process(tmp_path: Path, method: str) -> None:
     outs = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
-    for count, out in enumerate(outs, start=1):
-        launch(count, str(Path(__file__).with_name("gradient_worker.py")), tiny_model(), method, str(out))
+    gradient_worker.main(tiny_model(), method, str(outs[0]))
+    launch(2, str(Path(gradient_worker.__file__)), tiny_model(), method, str(outs[1]))
     one, two = (load_file(out) for out in outs)
     steps = {name.split("|")[0] for name in one}
     assert len(steps) == 8

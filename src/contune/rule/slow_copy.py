@@ -162,14 +162,15 @@ class SlowCopy(Rule):
         rows = rows_of(batch, self._ready)
         if rows is None:
             return None
-        with states_of(context.backbone.layers) as fast:
+        # Layers below the lowest trained one are the same in both; where their states are kept they are not run.
+        run = context.backbone.layers[rows.resume[0] if rows.resume else 0 :]
+        with states_of(run) as fast:
             context.encode(rows)
-        with torch.no_grad(), context.swapped(self._slow), states_of(context.backbone.layers) as slow:
+        with torch.no_grad(), context.swapped(self._slow), states_of(run) as slow:
             context.encode(rows)
         rising = self.target == "larger"
         mask = rows.inputs.mask
         layers = [token_distances(fast[at], slow[at], mask, rising=rising) for at in sorted(fast)]
-        # Layers below the lowest trained one are the same in both; where they are cached they are not run.
         total = torch.stack(layers).sum() / context.backbone.depth
         return self.weight * total / self._drawn
 
