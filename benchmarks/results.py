@@ -2,7 +2,7 @@
 
     python benchmarks/results.py ../shared runs/results            # everything, about 2 hours on 4 cores
     python benchmarks/results.py ../shared runs/results --only clinc150 --methods nmc ranpac
-    python benchmarks/results.py ../shared runs/all --every --tune --epochs 5 --batch-size 32 --page docs/all-methods.md
+    python benchmarks/results.py ../shared runs/all --every --tune --epochs 5 --batch-size 32 --page docs/comparison.md
     python benchmarks/results.py ../shared runs/text --only text-minilm text-stories text-written \
         --methods nmc ranpac lora er o-lora joint --epochs 3 --batch-size 16 --page docs/text-results.md
 

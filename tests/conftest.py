@@ -8,6 +8,7 @@ from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the test workers share the cores; more threads only wait for each other
+os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")  # tiny models load faster without threads
 
 settings.register_profile("contune", deadline=None, derandomize=True)  # the same examples, however busy the machine
 settings.load_profile("contune")

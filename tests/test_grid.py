@@ -114,13 +114,15 @@ def test_the_shares_together_are_all_pairs() -> None:
             assert sorted(found) == sorted(parts(met))
 
 
+@pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("router", parts("router"))
-def test_router_with_every_adapter_and_head(router: str) -> None:
+def test_router_with_every_adapter_and_head(router: str, share: int) -> None:
     modular = [name for name in parts("adapter") if takes_router(name, router)]
     assert modular
-    configs = ({"adapter": name, "head": "linear", "router": router} for name in modular)
-    assert problems(configs) == []
-    assert problems({"adapter": MODULAR, "head": head, "router": router} for head in parts("head")) == []
+    met = [name for name in share_of("adapter", router, "router", share) if name in modular]
+    heads = share_of("head", router, "router", share)
+    assert problems({"adapter": name, "head": "linear", "router": router} for name in met) == []
+    assert problems({"adapter": MODULAR, "head": head, "router": router} for head in heads) == []
 
 
 def takes_router(adapter: str, router: str) -> bool:

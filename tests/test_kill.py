@@ -36,7 +36,7 @@ def killed(work: Callable[..., object], arguments: tuple[object, ...], out: Path
     return newest(out)
 
 
-@pytest.mark.parametrize("method", some(class_recipes(), 2))  # each resumes to the bit in the common checks as well
+@pytest.mark.parametrize("method", some(class_recipes()))  # each resumes to the bit in the common checks as well
 def test_killed_twice_it_ends_with_the_same_bits(tmp_path: Path, method: str) -> None:
     text = config_text(method, checkpoint_steps=2)
     whole, out = run(text, tmp_path / "whole"), tmp_path / "killed"

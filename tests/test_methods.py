@@ -14,14 +14,17 @@ from contune.contract.parts import Head, Router, Rule
 from contune.contract.state import State
 from contune.head.class_means import ClassMeans
 from contune.head.linear import Linear
-from contune.method.catalog import ROOMS, class_recipes, option_defaults, parts, recipes
+from contune.method.catalog import ROOMS, build_method, class_recipes, option_defaults, parts, recipes
 from contune.method.method import Method
-from contune.trial import SETTINGS, digit_tasks, tiny_model
+from contune.trial import SETTINGS, digit_tasks, run_trial, tiny_model
+from test_goldens import assert_as_kept
 
 
 @pytest.mark.parametrize("name", class_recipes())
 def test_method(name: str) -> None:
-    assert [f"{title}: {problem}" for title, problem in run_checks(name) if problem] == []
+    trial = run_trial(lambda: build_method(name, {}))
+    assert [f"{title}: {problem}" for title, problem in run_checks(name, trial) if problem] == []
+    assert_as_kept(name, trial)
 
 
 def untried_parts() -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ from contune.stream.task import Examples
 from contune.trial import digit_tasks, same_state, tiny_model
 from run_helpers import config_text, resume, run, same_run
 from test_run import cut_back
+from thinned import only
 
 TOP_LAYER = {"adapter": {"lora": {"layers": [2]}}, "rules": [{"replay": {"size": 20, "batch_size": 8}}]}
 METHODS = {
@@ -80,7 +81,7 @@ def test_results_are_filed_under_the_view_and_found_in_another_order_of_the_labe
     assert sorted(np.concatenate(list(same.pieces.values())).tolist()) == [0, 1]
 
 
-@pytest.mark.parametrize("kept", METHODS)
+@pytest.mark.parametrize("kept", only(["queries", "hidden"], METHODS))
 def test_cached_and_uncached_runs_are_the_same(tmp_path: Path, kept: str) -> None:
     text = config_text(METHODS[kept], augment=True, views=2, epochs=4)
     costs, folders = [], []
@@ -96,7 +97,7 @@ def test_cached_and_uncached_runs_are_the_same(tmp_path: Path, kept: str) -> Non
         assert costs[0]["cache_hits"] > costs[1]["cache_hits"] == 0
 
 
-@pytest.mark.parametrize("kept", METHODS)
+@pytest.mark.parametrize("kept", only(["router"], METHODS))
 def test_stopped_inside_a_task_it_goes_on_with_the_same_bits(tmp_path: Path, kept: str) -> None:
     text = config_text(METHODS[kept], augment=True, views=2, epochs=3, checkpoint_steps=4)
     whole, broken = run(text, tmp_path / "whole"), run(text, tmp_path / "broken")

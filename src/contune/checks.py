@@ -203,10 +203,10 @@ CHECKS: dict[str, Check] = {
 NO_PEEKING = "never looks at test data"
 
 
-def check_method(make: MakeMethod) -> Iterator[tuple[str, str | None]]:
-    """Every check's title and what is wrong, or None."""
+def check_method(make: MakeMethod, trial: Trial | None = None) -> Iterator[tuple[str, str | None]]:
+    """Every check's title and what is wrong, or None. `trial`: what `run_trial(make)` gave, where it has been run."""
     try:
-        trial = run_trial(make)
+        trial = trial or run_trial(make)
     except CheckFailed as problem:
         yield NO_PEEKING, str(problem)
         return
@@ -274,7 +274,7 @@ def check_part(room: str, name: str) -> Iterator[tuple[str, str | None]]:
         yield "is idle where it says so", problem and f"with {dict(idle)} the carrier ends differently: {problem}"
 
 
-def run_checks(name: str) -> Iterator[tuple[str, str | None]]:
+def run_checks(name: str, trial: Trial | None = None) -> Iterator[tuple[str, str | None]]:
     """`check_method` for a recipe by its name, and whether it is documented."""
     import inspect
 
@@ -287,4 +287,4 @@ def run_checks(name: str) -> Iterator[tuple[str, str | None]]:
         option for option, default in option_defaults(recipes()[name]).items() if default is inspect.Parameter.empty
     ]
     yield "works with its defaults", f"option {missing[0]!r} has no default" if missing else None
-    yield from check_method(lambda: build_method(name, {}))
+    yield from check_method(lambda: build_method(name, {}), trial)

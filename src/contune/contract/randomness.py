@@ -25,6 +25,24 @@ def numpy_generator(seed: int, *purpose: int | str) -> np.random.Generator:
     return np.random.default_rng(derived_seed(seed, *purpose))
 
 
+def seed_global(seed: int, device: torch.device) -> None:
+    """Seed torch's global generators of the CPU and of `device`.
+
+    `torch.manual_seed` seeds those of every kind of device there might be, and for each kind that the machine lacks it
+    writes down the whole call stack: up to milliseconds, at every step.
+
+    >>> seed_global(3, torch.device("cpu"))
+    >>> torch.initial_seed()
+    3
+    """
+    if device.type in ("cpu", "cuda"):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def torch_generator(seed: int, *purpose: int | str) -> torch.Generator:
     """A fresh CPU torch generator for one purpose."""
     return torch.Generator().manual_seed(derived_seed(seed, *purpose))

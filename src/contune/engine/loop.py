@@ -22,7 +22,7 @@ from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Outputs, Rows, Selection
 from contune.contract.parts import Rule, Tensors
 from contune.contract.processes import Processes
-from contune.contract.randomness import derived_seed, numpy_generator, torch_generator
+from contune.contract.randomness import derived_seed, numpy_generator, seed_global, torch_generator
 from contune.engine.optimizer import (
     epoch_batches,
     load_optimizer_tensors,
@@ -108,7 +108,7 @@ def take_step(
 ) -> float:
     """One step on the selected rows, shared among the processes; gives the loss of this process's share."""
     seed = derived_seed(context.settings.seed, "step", context.task.index, place[1], processes.rank)
-    torch.manual_seed(seed)  # dropout of the adapter, the only draw from torch's global generator
+    seed_global(seed, context.backbone.device)  # dropout of the adapter, the only draw from torch's global generator
     batch = local_batch(context, processes, selections, place)
     for rule in rules:
         rule.before_step(context, batch)
