@@ -10,8 +10,6 @@ that other work on the machine matters little. One JSON line per method, dearest
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -51,15 +49,11 @@ def main() -> None:
     if chosen.method:
         print(json.dumps(measured(chosen)))
         return
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
     found = []
     wanted = chosen.methods or [name for name in every_method() if name != "joint"]
     for method in dict.fromkeys(["lora", *wanted]):
-        command = [sys.executable, *sys.argv, "--method", method]
-        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, env=environment)
-        if done.returncode == 0:
-            found.append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"{method}: {found[-1]['seconds_train']} s", file=sys.stderr)
+        found.append(pairs.again("--method", method, threads=1))
+        print(f"{method}: {found[-1]['seconds_train']} s", file=sys.stderr)
     for each in sorted(found, key=lambda each: each["seconds_train"]):
         times = {f"{phase}_to_lora": round(each[key] / found[0][key], 2) for phase, key in KEYS.items()}
         print(json.dumps({**each, **times}))

@@ -10,14 +10,12 @@ take the same steps on the same batches, each in its own process, in turn. `fast
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+
+import pairs
 
 WORDS = (
     "the",
@@ -68,15 +66,13 @@ def measure(chosen: argparse.Namespace) -> dict[str, float]:
         positions[0] += args[0].shape[0] * args[0].shape[1]
 
     learner.backbone.layers[0].register_forward_pre_hook(count)
-    started = CLOCKS[chosen.clock]()
+    pairs.use_clock(chosen.clock)
+    started = pairs.now()
     learner.fit(context, lambda report: losses.append(report.loss))
-    seconds = CLOCKS[chosen.clock]() - started
+    seconds = pairs.now() - started
     tokens = chosen.epochs * int(context.dataset.prepared.lengths.sum())
     loss = float(np.mean(losses[-len(losses) // chosen.epochs :]))
     return {"tokens_per_second": tokens / seconds, "positions": positions[0], "tokens": tokens, "loss": loss}
-
-
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def main() -> None:
@@ -89,20 +85,16 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--grouped", action="store_true", help="batches of similar length, the default of training")
     parser.add_argument("--threads", type=int, default=1, help="threads of each side")
-    parser.add_argument("--clock", choices=CLOCKS, default="cpu", help="cpu: the process's own seconds")
+    parser.add_argument("--clock", choices=pairs.CLOCKS, default="cpu", help="cpu: the process's own seconds")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.side:
         print(json.dumps(measure(chosen)))
         return
-    environment = {**os.environ, "OMP_NUM_THREADS": str(chosen.threads), "TOKENIZERS_PARALLELISM": "false"}
-    environment |= {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
     found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for _ in range(chosen.rounds):
         for side, measured in found.items():
-            command = [sys.executable, sys.argv[0], *sys.argv[1:], "--side", side]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-            measured.append(json.loads(done.stdout.splitlines()[-1]))
+            measured.append(pairs.again("--side", side, threads=chosen.threads))
     padded, packed = ({key: median(run[key] for run in runs) for key in runs[0]} for runs in found.values())
     line = {
         "claim": f"packing, {chosen.texts} texts, batches of {chosen.batch_size}, grouped: {chosen.grouped}",

@@ -40,17 +40,23 @@ def main(text: str, claim: str, plain: Side, with_contune: Side, add: Add = lamb
         measure(with_contune if chosen.side == "contune" else plain, chosen)
         return
     found: dict[str, list[dict[str, float]]] = {"plain": [], "contune": []}
-    environment = {**os.environ, "OMP_NUM_THREADS": str(chosen.threads), "TOKENIZERS_PARALLELISM": "false"}
-    environment |= {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
     for _ in range(chosen.rounds):
         for side, measured in found.items():
-            command = [sys.executable, sys.argv[0], *sys.argv[1:], "--side", side]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-            measured.append(json.loads(done.stdout.splitlines()[-1]))
+            measured.append(again("--side", side, threads=chosen.threads))
     medians = {side: {key: median(each[key] for each in runs) for key in runs[0]} for side, runs in found.items()}
     ratios = ratios_of(medians["plain"], medians["contune"])
     setting = {"claim": claim.format(**vars(chosen)), "threads": chosen.threads, "clock": chosen.clock}
     print(json.dumps({**setting, **ratios, **medians}))
+
+
+def again(*flags: str, threads: int) -> dict[str, float]:
+    """Start this script once more with these flags added; what its last line says. Raises where it fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, *sys.argv, *flags]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def ratios_of(plain: dict[str, float], contune: dict[str, float]) -> dict[str, float]:

@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the folder for points and cache")
     parser.add_argument("--methods", nargs="*", default=METHODS)
     parser.add_argument("--epochs", type=int, nargs="*", default=[1, 4, 16])
-    parser.add_argument("--tasks", type=int, default=5)
+    parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--rates", type=Path, help="the rates.json of a sweep")
     parser.add_argument("--picture", type=Path, help="where the picture goes; OUT/prompt-steps.png otherwise")

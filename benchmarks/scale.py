@@ -15,10 +15,7 @@ does little.
 
 import argparse
 import json
-import os
 import resource
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +24,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+
+import pairs
 
 METHODS = ["nmc", "ranpac", "acil", "linear-probe", "lora", "er", "der++", "ewc", "mas", "l2", "lwf", "l2p"]
 WIDTH, CLASSES, EARLY = 384, 10, 5
@@ -166,13 +165,10 @@ def main() -> None:
         found = time_of_tasks(chosen) if chosen.what == "tasks" else million_examples(chosen, chosen.block[0])
         print(json.dumps(found))
         return
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
     sizes = [0] if chosen.what == "tasks" else chosen.block or [20_000, chosen.examples]
     for part in chosen.methods or (METHODS if chosen.what == "tasks" else ["nmc", "ranpac"]):
         for size in sizes:
-            command = [sys.executable, sys.argv[0], *sys.argv[1:], "--part", part, "--block", str(size)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-            print(done.stdout.splitlines()[-1], flush=True)
+            print(json.dumps(pairs.again("--part", part, "--block", str(size), threads=1)), flush=True)
 
 
 if __name__ == "__main__":
