@@ -199,6 +199,15 @@ def test_moments_of_finished_tasks_add_up_and_no_example_stays() -> None:
     assert not learner_of(mode="preview").method.adapter.state().inner("moments").tensors
 
 
+def test_moments_are_positive_semi_definite_in_bf16_too() -> None:
+    learner = learner_of(train={"precision": "bf16"})
+    learner.learn(digit_tasks()[0])
+    for moment in adapter_of(learner)._moments.values():
+        values = torch.linalg.eigvalsh(moment.double())
+        assert values.min() > -1e-6 * values.max()
+    learner.learn(digit_tasks()[1])
+
+
 def test_preview_looks_at_the_task_that_begins() -> None:
     learner = learner_of(mode="preview")
     context = learner.begin(digit_tasks()[0])

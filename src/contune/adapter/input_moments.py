@@ -68,8 +68,9 @@ class _Tally:
             return
         self._last = (name, given)
         self.leaders[name] = name
-        rows = token_rows(given.detach(), self.mask)
-        product = (rows.T @ rows).double()
+        rows = token_rows(given.detach(), self.mask).float()
+        with torch.autocast(rows.device.type, enabled=False):  # a product in bf16 may not be positive semi-definite
+            product = (rows.T @ rows).double()
         self.sums[name] = self.sums[name] + product if name in self.sums else product
         self.counts[name] = self.counts.get(name, 0) + len(rows)
 
@@ -81,8 +82,8 @@ class _Tally:
 def input_moments(context: Context, modules: Mapping[str, nn.Module]) -> Moments:
     """The second moments of what these modules read in one pass over `context.dataset`, over all tokens.
 
-    In the deterministic view and with the adapter as it is. Products of a batch are in the model's precision, their sum
-    is in float64. Modules that no batch reached are left out. Memory: d^2 values in float64 per module.
+    In the deterministic view and with the adapter as it is. Products of a batch are in float32, their sum is in
+    float64. Modules that no batch reached are left out. Memory: d^2 values in float64 per module.
     """
     tally = _Tally()
     with torch.no_grad(), ExitStack() as stack:
