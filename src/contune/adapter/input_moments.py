@@ -13,9 +13,9 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from contune.backbone.inputs import ModelInputs
 from contune.contract.context import Context
 from contune.contract.state import State
-from contune.errors import CombinationError
 
 ROUNDING = 1e-12  # share of the energy that sums in float64 may miss
 
@@ -26,13 +26,8 @@ def token_rows(inputs: Tensor, mask: Tensor | None) -> Tensor:
     >>> token_rows(torch.tensor([[[1.0], [9.0]]]), torch.tensor([[True, False]])).tolist()
     [[1.0]]
     """
-    if mask is None or inputs.dim() < 3:
+    if mask is None:
         return inputs.reshape(-1, inputs.shape[-1])
-    if inputs.shape[:2] != mask.shape:
-        raise CombinationError(
-            f"a linear layer reads inputs of shape {tuple(inputs.shape)} in a batch of {tuple(mask.shape)} positions, so "
-            "padding cannot be told from tokens; use this method on a model that keeps (rows, positions, width)"
-        )
     return inputs[mask].reshape(-1, inputs.shape[-1])
 
 
@@ -53,7 +48,7 @@ class _Tally:
     """Sums of x x^T while batches pass by."""
 
     def __init__(self) -> None:
-        self.mask: Tensor | None = None
+        self.inputs = ModelInputs(0)
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.leaders: dict[str, str] = {}
@@ -68,7 +63,7 @@ class _Tally:
             return
         self._last = (name, given)
         self.leaders[name] = name
-        rows = token_rows(given.detach(), self.mask).float()
+        rows = token_rows(given.detach(), self.inputs.tokens(given)).float()
         with torch.autocast(rows.device.type, enabled=False):  # a product in bf16 may not be positive semi-definite
             product = (rows.T @ rows).double()
         self.sums[name] = self.sums[name] + product if name in self.sums else product
@@ -91,7 +86,7 @@ def input_moments(context: Context, modules: Mapping[str, nn.Module]) -> Moments
             handle = module.register_forward_pre_hook(partial(tally.note, name))
             stack.callback(handle.remove)
         for batch in context.batches(context.dataset):
-            tally.mask = batch.inputs.mask
+            tally.inputs = batch.inputs
             context.encode(batch)
             tally.forget_last()
     return Moments({name: total / max(tally.counts[name], 1) for name, total in tally.sums.items()}, tally.leaders)

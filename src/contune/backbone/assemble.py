@@ -85,11 +85,12 @@ def assemble(
     where, local = source.locate(config.path)
     with quiet():
         stock_config = load_config(where, local)
-        modality = _modality(stock_config, language_class(stock_config) if language else model_class(stock_config))
+        stock = language_class(stock_config) if language else model_class(stock_config)
+        modality = _modality(stock_config, stock)
         _refuse_unused(config, modality, language=language)
         settings = load_image_settings(where, local) if modality == "image" else None
         tokenizer = load_tokenizer(where, local) if modality == "text" else None
-        if kernel is None and plain_attention and has_plain_attention(stock_config):
+        if kernel is None and plain_attention and has_plain_attention(stock):
             kernel = "eager"
         model = load_model(where, local, stock_config, device, kernel, language=language)
     if language:

@@ -65,9 +65,14 @@ class Backbone:
         return cls(config, assemble(config, device, language=language, plain_attention=plain), precision)
 
     def halve(self, trained: Collection[nn.Parameter]) -> None:
-        """Where the precision is bf16, store in bf16 what is frozen and multiplied, all but these parameters."""
+        """Where the precision is bf16, store in bf16 what is frozen and multiplied, all but these parameters.
+
+        The language head is no part of it: its scores are float32, and often its matrix is that of the embeddings.
+        """
         if self.precision == "bf16":
             kept = {id(parameter) for parameter in trained}
+            if self.parts.language is not None:
+                kept.add(id(self.parts.language.whole.get_output_embeddings().weight))
             halve(self.model, [value for value in self.base_parameters().values() if id(value) not in kept])
 
     @property

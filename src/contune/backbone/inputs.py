@@ -15,7 +15,7 @@ from torch import Tensor
 
 from contune.backbone.packing import Packing
 from contune.backbone.sampling import Sampling
-from contune.errors import ConfigError, DataError
+from contune.errors import CombinationError, ConfigError, DataError
 from contune.stream.task import Image
 
 Rows = NDArray[np.int64]
@@ -137,8 +137,8 @@ class ModelInputs:
     (B, 3, height, width), or nothing when the batch will resume from cached states. `size` is B. Language: `targets`
     (B, L) is true on the tokens to be predicted; with `room`, that many tokens are to be written after each row, which
     is then padded on the left; `sampling` says how they are drawn, None for the likeliest. Where a decoder writes the
-    answers, `answers` (B, M) are their tokens and `targets` (B, M) is true on them. `packing`: texts share rows inside the
-    model, where its layers see those rows; all that is said here is of one text a row.
+    answers, `answers` (B, M) are their tokens and `targets` (B, M) is true on them, with M other than L. `packing`: texts
+    share rows inside the model, where its layers see those rows; all that is said here is of one text a row.
     """
 
     size: int
@@ -154,10 +154,23 @@ class ModelInputs:
     def __len__(self) -> int:
         return self.size
 
-    @property
-    def computed(self) -> Tensor | None:
-        """Where a token stands (R, P) as the layers see them, which is `mask` unless texts share rows."""
-        return self.mask if self.packing is None or self.mask is None else self.packing.pack(self.mask)
+    def tokens(self, states: Tensor) -> Tensor | None:
+        """Where a token stands (R, P), of what a module of the model reads or gives, (R, P, d); None where all counts.
+
+        Texts that share rows do so inside the model, and a decoder has its answer's positions where it does not look at
+        the encoder's. Raises `CombinationError` for other positions.
+        """
+        if self.mask is None or states.dim() < 3:
+            return None
+        shown = self.mask if self.packing is None else self.packing.pack(self.mask)
+        written = None if self.answers is None else self.targets
+        for mask in (shown, written):
+            if mask is not None and mask.shape == states.shape[:2]:
+                return mask
+        raise CombinationError(
+            f"a layer sees states of shape {tuple(states.shape)} in a batch of {tuple(shown.shape)} positions, so padding "
+            "cannot be told from tokens; use this method on a model that keeps (rows, positions, width)"
+        )
 
     def take(self, places: Tensor) -> "ModelInputs":
         """The rows at `places` (n,), in that order; they share no rows."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from contune.backbone.config import ModelConfig
 from contune.backbone.inputs import ModelInputs, Prepared, PreparedText, Reader, Rows, from_token_lists, gather
@@ -72,7 +73,7 @@ class LanguageReader(Reader):
     `template` `plain` writes the turns one below the other and a new line before the answer; `chat` is the tokenizer's
     own chat template. A prompt that does not fit before its answer is an error, or with `cut_prompts` loses its
     beginning and is counted; an answer is never cut. `end` are tokens that close an answer. `decoder`: an encoder reads
-    the prompt and a decoder writes the answer, each with `max_length` tokens of its own.
+    the prompt and a decoder writes the answer; the prompt has `max_length` tokens for itself, the answer one less.
     """
 
     tokenizer: Any
@@ -107,7 +108,8 @@ class LanguageReader(Reader):
             )
         if not prompt:
             prompt, answer = answer[:1], answer[1:]
-        room = self.max_length - (0 if self.decoder and len(answer) <= self.max_length else len(answer))
+        own = self.decoder and len(answer) < self.max_length  # one position less: see `collate`
+        room = self.max_length - (0 if own else len(answer))
         if room < 1:
             raise DataError(
                 f"the answer of row {row} ({exchange.answer[:60]!r}) has {len(answer)} tokens, and with a prompt it does "
@@ -149,7 +151,11 @@ class LanguageReader(Reader):
         if self.decoder:
             asked = self.questions(parts)
             said = [prepared.texts.tokens(row)[prepared.starts[row] :] for prepared, row in pairs]
-            answers, targets = (t.to(self.device) for t in pad(said, self.pad_id))
+            answers, targets = pad(said, self.pad_id)
+            assert asked.ids is not None
+            if answers.shape[1] == asked.ids.shape[1]:  # so that positions of encoder and decoder are told apart
+                answers, targets = functional.pad(answers, (0, 1), value=self.pad_id), functional.pad(targets, (0, 1))
+            answers, targets = answers.to(self.device), targets.to(self.device)
             return ModelInputs(len(pairs), asked.ids, asked.mask, targets=targets, answers=answers)
         ids, mask = pad([prepared.texts.tokens(row) for prepared, row in pairs], self.pad_id)
         starts = torch.tensor([int(prepared.starts[row]) for prepared, row in pairs])

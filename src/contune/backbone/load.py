@@ -78,9 +78,9 @@ def language_class(config: Any) -> Any:
         ) from error
 
 
-def has_plain_attention(config: Any) -> bool:
-    """Whether the model's own file has attention by plain matrix products, which the seam can call."""
-    return "eager_attention_forward" in vars(sys.modules[model_class(config).__module__])
+def has_plain_attention(stock: Any) -> bool:
+    """Whether the file of a stock class has attention by plain matrix products, which the seam can call."""
+    return "eager_attention_forward" in vars(sys.modules[stock.__module__])
 
 
 def load_model(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from contune.adapter.input_moments import token_rows
+from contune.backbone.inputs import ModelInputs
 from contune.backbone.linear import is_transposed
 from contune.contract.context import Context
 from contune.contract.data import Batch, Outputs, Selection
@@ -82,12 +83,12 @@ class ActivationMask(Rule):
             for name, module in modules.items()
         }
         if batch is not None and self.choice == "activation":
-            note = partial(self._note, batch.inputs.computed)
+            note = partial(self._note, batch.inputs)
             self._hooks = [module.register_forward_hook(partial(note, name)) for name, module in modules.items()]
 
-    def _note(self, mask: Tensor | None, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def _note(self, inputs: ModelInputs, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         del module, args
-        self._seen[name] += token_rows(output.detach(), mask).float().abs().sum(dim=0)
+        self._seen[name] += token_rows(output.detach(), inputs.tokens(output)).float().abs().sum(dim=0)
 
     def loss(self, context: Context, batch: Batch, outputs: Outputs) -> Tensor | None:
         self._unhook()  # the step's forward pass is over; other rules may begin theirs

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from contune.adapter.input_moments import Subspace, complement, token_rows, without
+from contune.backbone.inputs import ModelInputs
 from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.contract.randomness import numpy_generator
@@ -94,7 +95,7 @@ def between(move: Tensor, sides: Sides) -> Tensor:
 class _Tally:
     """Sums of similarities while batches pass by."""
 
-    mask: Tensor | None = None
+    inputs: ModelInputs = field(default_factory=lambda: ModelInputs(0))
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -102,7 +103,8 @@ class _Tally:
         """One call of a linear module; its bias is taken off again."""
         bias = module.bias
         plain = output.detach() - bias.detach() if isinstance(bias, Tensor) else output.detach()
-        found = input_similarity(token_rows(args[0].detach(), self.mask).float(), token_rows(plain, self.mask).float())
+        mask = self.inputs.tokens(plain)
+        found = input_similarity(token_rows(args[0].detach(), mask).float(), token_rows(plain, mask).float())
         self.sums[name] = self.sums.get(name, 0.0) + float(found.double().sum())
         self.counts[name] = self.counts.get(name, 0) + len(found)
 
@@ -117,7 +119,7 @@ def similarities(context: Context, modules: Mapping[str, nn.Module], examples: i
             stack.callback(module.register_forward_hook(partial(tally.note, name)).remove)
         for start in range(0, len(rows), size):
             batch = context.batch([(context.dataset, rows[start : start + size])])
-            tally.mask = batch.inputs.mask
+            tally.inputs = batch.inputs
             context.encode(batch)
     return {name: total / max(tally.counts[name], 1) for name, total in tally.sums.items()}
 
