@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--tasks", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--table", action="store_true", help="a table of the ratios instead of JSON lines")
     parser.add_argument("--method", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.method:
@@ -54,12 +55,13 @@ def main() -> None:
     for method in dict.fromkeys(["lora", *wanted]):
         found.append(pairs.again("--method", method, threads=1))
         print(f"{method}: {found[-1]['seconds_train']} s", file=sys.stderr)
+    if chosen.table:
+        print("| Method | training | evaluation |\n|---|--:|--:|")
     for each in sorted(found, key=lambda each: each["seconds_train"]):
-        times = {f"{phase}_to_lora": round(each[key] / found[0][key], 2) for phase, key in KEYS.items()}
-        print(json.dumps({**each, **times}))
+        train, evaluate = (round(each[key] / found[0][key], 2) for key in ("seconds_train", "seconds_evaluate"))
+        row = f"| `{each['method']}` | {train:.1f} | {evaluate:.1f} |"
+        print(row if chosen.table else json.dumps({**each, "train_to_lora": train, "evaluate_to_lora": evaluate}))
 
-
-KEYS = {"train": "seconds_train", "evaluate": "seconds_evaluate"}
 
 if __name__ == "__main__":
     main()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 Side = Callable[[argparse.Namespace], float]
 Add = Callable[[argparse.ArgumentParser], None]
@@ -49,13 +50,13 @@ def main(text: str, claim: str, plain: Side, with_contune: Side, add: Add = lamb
     print(json.dumps({**setting, **ratios, **medians}))
 
 
-def again(*flags: str, threads: int) -> dict[str, float]:
+def again(*flags: str, threads: int) -> dict[str, Any]:
     """Start this script once more with these flags added; what its last line says. Raises where it fails."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     environment |= {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, *sys.argv, *flags]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
