@@ -1,38 +1,35 @@
 """What a model's own parameters are called in its folder: transformers renames some of them while it loads."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from contune.errors import DataError
 
-if TYPE_CHECKING:
-    from contune.merge.together import Checkpoint
 
-
-def model_class_of(base: "Checkpoint") -> Any:
-    """The class of transformers that a configuration names."""
+def model_class_of(folder: Path, config: Mapping[str, Any]) -> Any:
+    """The class of transformers that a folder's configuration names."""
     import transformers
 
-    named = (base.config.get("architectures") or [None])[0]
+    named = (config.get("architectures") or [None])[0]
     found = getattr(transformers, str(named), None)
     if found is None:
-        raise DataError(
-            f"{base.folder / 'config.json'} names the architecture {named!r}, which transformers does not have"
-        )
+        raise DataError(f"{folder / 'config.json'} names the architecture {named!r}, which transformers does not have")
     return found
 
 
-def hollow_model(base: "Checkpoint") -> Any:
+def hollow_model(folder: Path, config: Mapping[str, Any]) -> Any:
     """The model of a folder without memory for its weights."""
     from transformers import AutoConfig
 
     with torch.device("meta"):
-        return model_class_of(base)(AutoConfig.from_pretrained(base.folder))
+        return model_class_of(folder, config)(AutoConfig.from_pretrained(folder))
 
 
-def stored_names(base: "Checkpoint", model: Any) -> dict[str, str]:
-    """The name in the folder for each parameter of the model that is stored as it is; fused ones are left away.
+def stored_names(names: Iterable[str], model: Any) -> dict[str, str]:
+    """Of a folder's tensor `names`, the one for each parameter that is stored as it is; fused ones are left away.
 
     A ViT, for one, has `layers.0.attention.q_proj` where its files still say `encoder.layer.0.attention.attention.query`.
     """
@@ -44,7 +41,7 @@ def stored_names(base: "Checkpoint", model: Any) -> dict[str, str]:
     converters = [step for step in steps if isinstance(step, WeightConverter)]
     parameters = model.state_dict()
     found = {}
-    for name in base.specs:
+    for name in names:
         own, converted = rename_source_key(name, renamings, converters, model.base_model_prefix, parameters)
         if converted is None and own in parameters:
             found[own] = name

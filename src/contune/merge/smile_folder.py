@@ -90,7 +90,7 @@ def load_smile(folder: str | Path, base: str | Path | None = None, model_class: 
                 f"{module} of base {anchor.folder} is not what {home} was made for; give the same base weights"
             )
     tensors = StoredTensors(weight_files(home, STEM))
-    model = (model_class or model_class_of(anchor)).from_pretrained(anchor.folder).eval()
+    model = (model_class or model_class_of(anchor.folder, anchor.config)).from_pretrained(anchor.folder).eval()
     for module in record["layers"]:
         layer = model.get_submodule(module)
         parts = {part: tensors.get(f"{module}.{part}") for part in ("up", "down", "gates", "bias")}
@@ -108,8 +108,8 @@ def linear_layers(base: Checkpoint) -> dict[str, LinearLayer]:
     """
     from transformers.pytorch_utils import Conv1D
 
-    model = hollow_model(base)
-    names = stored_names(base, model)
+    model = hollow_model(base.folder, base.config)
+    names = stored_names(base.specs, model)
     found = {}
     for module, layer in model.named_modules():
         if isinstance(layer, nn.Linear | Conv1D) and block_of(f"{module}.weight") and f"{module}.weight" in names:

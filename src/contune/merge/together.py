@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contune.errors import ConfigError, DataError
 from contune.merge.files import Spec, StoredTensors, existing_folder, read_json, weight_files
+from contune.merge.module_names import hollow_model, stored_names
 from contune.merge.tensors import LazyTensors, Tensors
 
 # What changes the function that equal shapes compute; a key that one side lacks is not compared.
@@ -64,9 +65,7 @@ class Checkpoint:
 
     def _renamed(self) -> dict[str, str]:
         if self._own_names is None:
-            from contune.merge.module_names import hollow_model, stored_names
-
-            self._own_names = stored_names(self, hollow_model(self))
+            self._own_names = stored_names(self.specs, hollow_model(self.folder, self.config))
         return self._own_names
 
 
