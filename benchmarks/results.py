@@ -2,7 +2,8 @@
 
     python benchmarks/results.py ../shared runs/results            # everything, about 2 hours on 4 cores
     python benchmarks/results.py ../shared runs/results --only clinc150 --methods nmc ranpac
-    python benchmarks/results.py ../shared runs/all --every --tune --epochs 5 --batch-size 32 --page docs/comparison.md
+    python benchmarks/results.py ../shared runs/all --every --tune --epochs 5 --batch-size 32 --no-times \
+        --page docs/comparison.md
     python benchmarks/results.py ../shared runs/text --only text-minilm text-stories text-written \
         --methods nmc ranpac lora er o-lora joint --epochs 3 --batch-size 16 --page docs/text-results.md
 
@@ -152,6 +153,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="choose learning rates on held-out training data")
     parser.add_argument("--epochs", type=int, help="passes over each task for every method that takes gradient steps")
     parser.add_argument("--batch-size", type=int, help="examples in a step for every method")
+    parser.add_argument("--no-times", action="store_true", help="leave seconds out: the machine does other work beside")
     chosen = parser.parse_args()
     methods = every_method() if chosen.every else chosen.methods
     same = {key: value for key in ("epochs", "batch_size") if (value := getattr(chosen, key)) is not None}
@@ -176,7 +178,7 @@ def main() -> None:
                 if not possible(config):
                     continue
                 run_one(config, chosen.out / name / f"{method}-order{order}")
-                write_page(chosen.out, chosen.only, chosen.page)
+                write_page(chosen.out, chosen.only, chosen.page, times=not chosen.no_times)
 
 
 def possible(config: dict[str, object]) -> bool:
@@ -202,7 +204,7 @@ def train_of(method: str, same: dict[str, object]) -> dict[str, object]:
     return {"epochs": 0} if build_method(method, {}).train.get("epochs", 1) == 0 else dict(same)
 
 
-def write_page(out: Path, names: list[str], page: Path) -> None:
+def write_page(out: Path, names: list[str], page: Path, *, times: bool) -> None:
     """Put one table per stream, from the finished runs, between the marks of the page; a new page has marks alone."""
     from contune.run.compare import compare
     from contune.run.tables import table
@@ -216,6 +218,7 @@ def write_page(out: Path, names: list[str], page: Path) -> None:
         if runs:
             before, after = text.split(start)[0], text.split(end)[1]
             rows = table(compare(runs), "md").partition("\n\nAccuracies")[0]
+            rows = rows if times else "\n".join(f"{row.rsplit('|', 2)[0]}|" for row in rows.splitlines())
             text = f"{before}{start}\n\n{rows}\n\n{end}{after}"
     page.write_text(text)
 
