@@ -101,7 +101,7 @@ def test_plain_attention_on_a_cpu_in_bf16_alone() -> None:
     assert Backbone.load(config).model.config._attn_implementation == SEAM_NAMES["sdpa"]
 
 
-@pytest.mark.parametrize("method", only(["er", "ranpac"], ["er", "l2p", "o-lora", "ranpac", "slca", "ewc", OWN]))
+@pytest.mark.parametrize("method", only(["er"], ["er", "l2p", "o-lora", "ranpac", "slca", "ewc", OWN]))
 def test_stopped_inside_a_task_it_goes_on_with_the_same_bits(tmp_path: Path, method: object) -> None:
     text = config_text(method, precision="bf16", checkpoint_steps=4, epochs=3)
     whole, broken = run(text, tmp_path / "whole"), run(text, tmp_path / "broken")

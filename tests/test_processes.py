@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import gradient_worker
 from contune.trial import tiny_model
 from run_helpers import run
+from thinned import only
 
 
 def free_port() -> int:
@@ -32,7 +33,7 @@ def launch(count: int, *work: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "er", "ranpac"])
+@pytest.mark.parametrize("method", only(["ranpac"], ["lora", "er", "ranpac"]))
 def test_two_processes_agree_with_one(tmp_path: Path, method: str) -> None:
     values = {
         "model": {"path": tiny_model()},
@@ -57,7 +58,7 @@ def test_two_processes_agree_with_one(tmp_path: Path, method: str) -> None:
     assert all(json.loads((out / "results.json").read_text())["finished"] for out in outs)
 
 
-@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "er"])
+@pytest.mark.parametrize("method", only(["er"], ["lora", "er"]))
 def test_the_gradient_of_every_step_is_that_of_one_process(tmp_path: Path, method: str) -> None:
     outs = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
     gradient_worker.main(tiny_model(), method, str(outs[0]))

@@ -21,7 +21,7 @@ from contune.stream.config import StreamConfig
 from contune.stream.task import Examples, Task
 
 MakeMethod = Callable[[], Method]
-SETTINGS: dict[str, Any] = {"epochs": 3, "batch_size": 16, "lr": 5e-3, "schedule": "constant"}
+SETTINGS: dict[str, Any] = {"epochs": 3, "batch_size": 16, "batches": None, "lr": 5e-3, "schedule": "constant"}
 
 
 class CheckFailed(Exception):
