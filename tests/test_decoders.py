@@ -1,8 +1,11 @@
 """Encoders with decoders: what looks at tokens tells a decoder's positions from the encoder's, and padding from both."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from contune.adapter.input_moments import input_moments
 from contune.backbone.inputs import ModelInputs
@@ -12,7 +15,7 @@ from contune.errors import CombinationError
 from contune.method.catalog import build_method
 from contune.stream.exchange import language_examples
 from contune.stream.task import Task
-from contune.trial import copied, same_state
+from resuming import difference_after_a_stop
 from test_language import TRAIN, exchange, lesson, writer
 from word_tasks import tiny_folder
 
@@ -60,6 +63,11 @@ def test_positions_say_whose_they_are() -> None:
     assert ModelInputs(1, pixels=torch.zeros(1, 3, 2, 2)).tokens(torch.zeros(1, 4, 8)) is None
 
 
+def keep(seen: dict[str, torch.Tensor], name: str, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    del module
+    seen[name] = args[0]
+
+
 @pytest.mark.parametrize("model", BOTH)
 def test_moments_of_a_padded_batch_are_those_of_its_texts_alone(model: str) -> None:
     learner = learner_of(model)
@@ -77,13 +85,7 @@ def test_moments_of_a_padded_batch_are_those_of_its_texts_alone(model: str) -> N
         batch = next(iter(together.batches(dataset)))
         seen: dict[str, torch.Tensor] = {}
 
-        def note(name: str, given: torch.Tensor, seen: dict[str, torch.Tensor] = seen) -> None:
-            seen[name] = given
-
-        handles = [
-            module.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
-            for name, module in places.items()
-        ]
+        handles = [module.register_forward_pre_hook(partial(keep, seen, name)) for name, module in places.items()]
         together.encode(batch)
         for handle in handles:
             handle.remove()
@@ -101,14 +103,8 @@ def test_moments_of_a_padded_batch_are_those_of_its_texts_alone(model: str) -> N
 @pytest.mark.parametrize("model", BOTH)
 @pytest.mark.parametrize("method", WATCHING)
 def test_methods_that_watch_tokens_learn_and_resume(model: str, method: str) -> None:
-    one = learner_of(model, method)
-    one.learn(task_of(PAIRS))
-    saved = copied(one.state())
-    one.learn(lesson("red", "red", "blue"))
-    again = learner_of(model, method)
-    again.load_state(saved)
-    again.learn(lesson("red", "red", "blue"))
-    assert same_state(one.state(), again.state()) is None
+    tasks = [task_of(PAIRS), lesson("big"), lesson("red", "red", "blue")]
+    assert difference_after_a_stop(learner_of(model, method), learner_of(model, method), tasks) is None
 
 
 @pytest.mark.parametrize("model", BOTH)

@@ -162,11 +162,12 @@ class Context:
 
     def base_features(self, dataset: Dataset) -> Tensor:
         """Features (n, d) of the untouched frozen model: what prompt methods call queries."""
-        return self._whole(self._queried(dataset))
+        return self.store.features(*self._queried(dataset))
 
     def features(self, dataset: Dataset) -> Tensor:
         """Features (n, d) a head answers from: through the module of each example's route, or of all side by side."""
-        return self._whole(self._answered_from(dataset))
+        found = [self.store.features(*asked) for asked in self._answered_from(dataset)]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
     def feature_blocks(self, dataset: Dataset, count: int = BLOCK_ROWS) -> Iterator[tuple[Rows, Tensor]]:
         """The rows of `features`, to the bit, in blocks of about `count`, each with their places in ascending order.
@@ -211,7 +212,7 @@ class Context:
             return [self._asked(dataset, *self._through(dataset, module)) for module in modules]
         return [self._asked(dataset, *self._way(dataset))]
 
-    def _queried(self, dataset: Dataset) -> list[Asked]:
+    def _queried(self, dataset: Dataset) -> Asked:
         """The same for `base_features`."""
         backbone = self.backbone
 
@@ -219,11 +220,7 @@ class Context:
             with self.adapter.absent():
                 return backbone.features(backbone.questions([(dataset.prepared, rows)]))
 
-        return [(dataset, f"base-{self.base_key}", backbone.feature_size, compute)]
-
-    def _whole(self, asked: Sequence[Asked]) -> Tensor:
-        found = [self.store.features(*each) for each in asked]
-        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+        return dataset, f"base-{self.base_key}", backbone.feature_size, compute
 
     def _asked(self, dataset: Dataset, key: str | None, routes: Tensor | None) -> Asked:
         """What to ask the store for."""
@@ -314,7 +311,7 @@ class Context:
 
     def _prepare_queries(self, dataset: Dataset) -> None:
         if self._needs_queries() and self._queries_kept([dataset]):
-            self.store.prepare(*self._queried(dataset)[0])
+            self.store.prepare(*self._queried(dataset))
 
     def _queries_kept(self, datasets: Sequence[Dataset]) -> bool:
         return self.store.keeps_features((sum(len(dataset) for dataset in datasets), self.backbone.feature_size))
@@ -322,7 +319,7 @@ class Context:
     def _queries(self, parts: list[tuple[Dataset, Rows]], inputs: ModelInputs, *, fresh: bool) -> Tensor:
         """Queries of these rows: read from what is kept, or from one more forward pass of the frozen model."""
         if not fresh and self._queries_kept([dataset for dataset, _ in parts]):
-            return self._rows(self._queried, parts)
+            return self._rows(lambda dataset: [self._queried(dataset)], parts)
         if not fresh:  # the batch may resume from kept states, and then it has no pixels
             inputs = self.backbone.questions([(dataset.prepared, rows) for dataset, rows in parts])
         self.store.ledger.examples_forward += len(inputs)

@@ -35,12 +35,12 @@ def seed_global(seed: int, device: torch.device) -> None:
     >>> torch.initial_seed()
     3
     """
-    if device.type in ("cpu", "cuda"):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-    else:
+    if device.type not in ("cpu", "cuda"):
         torch.manual_seed(seed)
+        return
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)  # the device need not be the current one
 
 
 def torch_generator(seed: int, *purpose: int | str) -> torch.Generator:

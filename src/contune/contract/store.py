@@ -161,22 +161,20 @@ class FrozenStore:
         """Have at hand what `rows` reads: in memory, or where it does not fit there in the folder."""
         if not self._in_folder_alone(name, (len(dataset), width)):
             self.features(dataset, name, width, compute)
-        elif any(f"{name}-{piece}" not in self._mapped for piece in dataset.pieces):
-            for _ in self._from_folder(dataset, str(name), width, compute):
-                pass
-            for piece in dataset.pieces:
-                self._mapped[f"{name}-{piece}"] = self._read(f"{name}-{piece}")
+        else:
+            self._map(dataset, str(name), width, compute)
 
     def rows(self, dataset: Dataset, name: str | None, width: int, compute: Compute, rows: Rows) -> Tensor:
         """Features (rows, width) of some examples. What lies in the folder alone is read row by row, whatever its size."""
         if not self._in_folder_alone(name, (len(dataset), width)):
             return self.features(dataset, name, width, compute)[torch.from_numpy(rows)]
-        self.prepare(dataset, name, width, compute)
-        names, owner, place = dataset.places
+        pieces, owner, place = dataset.places
         found = torch.zeros(len(rows), width)
         for number in np.unique(owner[rows]).tolist():
-            at = np.flatnonzero(owner[rows] == number)
-            found[torch.from_numpy(at)] = self._mapped[f"{name}-{names[number]}"][torch.from_numpy(place[rows[at]])]
+            key, at = f"{name}-{pieces[number]}", np.flatnonzero(owner[rows] == number)
+            if key not in self._mapped:
+                self._map(dataset, str(name), width, compute)
+            found[torch.from_numpy(at)] = self._mapped[key][torch.from_numpy(place[rows[at]])]
         return found
 
     def feature_blocks(
@@ -257,7 +255,7 @@ class FrozenStore:
         if found is not None:
             return found
         result, places = torch.zeros(shape), {piece: flat_rows(rows, offsets) for piece, rows in dataset.pieces.items()}
-        known = self._known([f"{name}-{piece}" for piece in places] if keep else [None] * len(places))
+        known = self._known([f"{name}-{piece}" for piece in places]) if keep else [None] * len(places)
         missing = [piece for piece, values in zip(places, known, strict=True) if values is None]
         groups = [dataset.pieces[piece] for piece in missing]
         if groups:
@@ -283,13 +281,20 @@ class FrozenStore:
             for chosen in fixed_batches(lengths[rows], self.settings.batch_size):
                 yield values[torch.from_numpy(chosen)]
 
+    def _map(self, dataset: Dataset, name: str, width: int, compute: Compute) -> None:
+        """Have the files of all labels in the folder and at hand."""
+        if any(f"{name}-{piece}" not in self._mapped for piece in dataset.pieces):
+            for _ in self._from_folder(dataset, name, width, compute):
+                pass
+            self._mapped |= {key: self._read(key) for key in (f"{name}-{piece}" for piece in dataset.pieces)}
+
     def _compute_piece(self, lengths: Rows, values: Tensor, rows: Rows, compute: Compute, title: str) -> None:
         whole = [np.arange(len(rows))]
         self._compute(lengths[rows], values, whole, lambda chosen: compute(rows[chosen]), None, title)
 
-    def _known(self, keys: Sequence[str | None]) -> list[Tensor | None]:
+    def _known(self, keys: Sequence[str]) -> list[Tensor | None]:
         """The kept rows of each key, or None; the same ones on every process, though another run may write meanwhile."""
-        found = [None if key is None else self._find(key) for key in keys]
+        found = [self._find(key) for key in keys]
         everywhere = torch.tensor([0.0 if values is None else 1.0 for values in found])
         self.processes.sum_([everywhere])
         return [

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from contune.adapter.accumulated import moved_average
-from contune.backbone.inputs import ModelInputs
 from contune.contract.context import Context
 from contune.contract.data import Batch, Dataset, Outputs, Selection
 from contune.contract.parts import Adapter, Head, Rule
@@ -71,11 +70,6 @@ def rows_of(batch: Batch, dataset: Dataset) -> Batch | None:
             return replace(batch, inputs=batch.inputs.take(places), queries=queries, routes=routes, resume=resume)
         start += len(rows)
     return None
-
-
-def after_prompts(states: Tensor, inputs: ModelInputs) -> Tensor:
-    """The positions of the tokens: prompts come before them, and only where no decoder has positions of its own."""
-    return states if inputs.mask is None or inputs.answers is not None else states[:, -inputs.mask.shape[1] :]
 
 
 @contextmanager
@@ -175,8 +169,10 @@ class SlowCopy(Rule):
         with torch.no_grad(), context.swapped(self._slow), states_of(run) as slow:
             context.encode(rows)
         rising = self.target == "larger"
-        masks = {at: rows.inputs.tokens(after_prompts(states, rows.inputs)) for at, states in fast.items()}
-        layers = [token_distances(fast[at], slow[at], masks[at], rising=rising) for at in sorted(fast)]
+        mask = (
+            rows.inputs.mask if rows.inputs.answers is None else rows.inputs.targets
+        )  # a decoder's layers see answers
+        layers = [token_distances(fast[at], slow[at], mask, rising=rising) for at in sorted(fast)]
         total = torch.stack(layers).sum() / context.backbone.depth
         return self.weight * total / self._drawn
 
