@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from statistics import mean, stdev
 
-from results import options, streams, train_of
+from results import config_of, streams, train_of
 from runs import run_one
 
 
@@ -29,22 +29,15 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--per-class", type=int, default=40)
     chosen = parser.parse_args()
-    benchmarks = streams(chosen.shared.resolve(), chosen.out.resolve(), chosen.image_size, chosen.per_class)
-    cache = {"folder": str((chosen.out / "cache").resolve())}
+    benchmarks = streams(chosen.shared, chosen.out, chosen.only, chosen.image_size, chosen.per_class)
     for name in chosen.only:
         for method in chosen.methods:
             found: dict[str, list[dict[str, float]]] = {"fp32": [], "bf16": []}
             for order in range(chosen.orders):
                 for precision, results in found.items():
-                    stream = {**benchmarks[name]["stream"], "order_seed": order}  # type: ignore[dict-item]
-                    train = {**train_of(method, {"epochs": chosen.epochs, "batch_size": 32}), "precision": precision}
-                    config = {
-                        **benchmarks[name],
-                        "stream": stream,
-                        "method": {"name": method, **options(method)},
-                        "train": {**train, "seed": order},
-                        "cache": cache,
-                    }
+                    train = train_of(method, {"epochs": chosen.epochs, "batch_size": 32})
+                    train |= {"precision": precision, "seed": order}
+                    config = config_of(benchmarks[name], method, order, train, chosen.out)
                     out = chosen.out / name / f"{method}-{precision}-order{order}"
                     run_one(config, out)
                     read = json.loads((out / "results.json").read_text())

