@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from contune.backbone.backbone import Backbone
 from contune.backbone.inputs import ModelInputs
-from contune.contract.data import TASK, Batch, Dataset, Outputs, Rows, TaskInfo, columns_of
+from contune.contract.data import Batch, Dataset, Outputs, Rows, TaskInfo, columns_of, segments_of, unit_columns
 from contune.contract.parts import Adapter, Head, Router, Rule, Tensors
 from contune.contract.settings import TrainSettings
 from contune.contract.state import State
@@ -130,7 +130,7 @@ class Context:
             inputs = self.backbone.collate([(d.prepared, r) for d, r in shown], pixels=False)
             self.store.ledger.cache_hits += len(labels)
             queries = self._queries(shown, inputs, fresh=False) if self._needs_queries() else None
-            places = places_of(labels, segments, counts)
+            places = segments_of(labels, segments, counts)
             return Batch(
                 tuple(parts), inputs, labels, tasks, *places, queries=queries, features=features, routes=routes
             )
@@ -141,8 +141,24 @@ class Context:
         queries = None
         if self._needs_queries():
             queries = self._queries(shown, inputs, fresh=augment is not None)
-        places = places_of(labels, segments, counts)
+        places = segments_of(labels, segments, counts)
         return Batch(tuple(parts), inputs, labels, tasks, *places, queries=queries, resume=resume, routes=routes)
+
+    def encoding_batch(self, dataset: Dataset, rows: Rows, routes: Tensor | None, *, room: int = 0) -> Batch:
+        """These rows as one batch for features; with `room`, to be answered in writing. `routes` (n,) of all rows."""
+        part = [(dataset, rows)]
+        labels, tasks = columns_of(part, self.backbone.device)
+        resume = None if room else self._resume(part)
+        if room:
+            inputs = self.backbone.questions([(dataset.prepared, rows)], room=room)
+        else:
+            inputs = self.backbone.collate([(dataset.prepared, rows)], pixels=resume is None)
+        labels, tasks = unit_columns(inputs, labels, tasks)
+        queries = None
+        if self.adapter.needs_queries:
+            queries = self._queries(part, inputs, fresh=False)
+        routed = None if routes is None else routes[torch.from_numpy(rows)].to(self.backbone.device)
+        return Batch(tuple(part), inputs, labels, tasks, queries=queries, resume=resume, routes=routed)
 
     def prepare(self, datasets: Sequence[Dataset], view: int | None) -> None:
         """Have at hand what is kept of these data sets; every process that shares the work must call this."""
@@ -332,22 +348,6 @@ class Context:
         ]
         return torch.cat(pieces).to(self.backbone.device)
 
-    def encoding_batch(self, dataset: Dataset, rows: Rows, routes: Tensor | None, *, room: int = 0) -> Batch:
-        """These rows as one batch for features; with `room`, to be answered in writing. `routes` (n,) of all rows."""
-        part = [(dataset, rows)]
-        labels, tasks = columns_of(part, self.backbone.device)
-        resume = None if room else self._resume(part)
-        if room:
-            inputs = self.backbone.questions([(dataset.prepared, rows)], room=room)
-        else:
-            inputs = self.backbone.collate([(dataset.prepared, rows)], pixels=resume is None)
-        labels, tasks = unit_columns(inputs, labels, tasks)
-        queries = None
-        if self.adapter.needs_queries:
-            queries = self._queries(part, inputs, fresh=False)
-        routed = None if routes is None else routes[torch.from_numpy(rows)].to(self.backbone.device)
-        return Batch(tuple(part), inputs, labels, tasks, queries=queries, resume=resume, routes=routed)
-
     def _resume(self, parts: list[tuple[Dataset, Rows]]) -> tuple[int, Tensor] | None:
         layer = self.lowest_layer()
         if layer == 0 or layer == self.backbone.depth:
@@ -374,20 +374,6 @@ class Context:
 
     def _hidden_size(self) -> int:
         return int(self.backbone.model.config.hidden_size)
-
-
-def places_of(
-    labels: Tensor, segments: Mapping[str, slice] | None, counts: Mapping[str, int] | None
-) -> tuple[Mapping[str, slice], Mapping[str, int]]:
-    """Segments and counts of a batch; without any, all of it is the task's own."""
-    return segments or {TASK: slice(0, len(labels))}, counts or {TASK: len(labels)}
-
-
-def unit_columns(inputs: ModelInputs, labels: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels and tasks of all answers: one a row, or in language the tokens to predict with their row's task."""
-    if inputs.targets is None:
-        return labels, tasks
-    return inputs.unit_labels(), tasks[inputs.unit_rows()]
 
 
 def frozen_key(adapter: Adapter, state: State) -> str:

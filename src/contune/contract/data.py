@@ -210,3 +210,17 @@ def columns_of(parts: Sequence[tuple[Dataset, Rows]], device: torch.device) -> t
     labels = np.concatenate([dataset.labels[rows] for dataset, rows in parts])
     tasks = np.concatenate([dataset.tasks[rows] for dataset, rows in parts])
     return torch.from_numpy(labels).to(device), torch.from_numpy(tasks).to(device)
+
+
+def segments_of(
+    labels: Tensor, segments: Mapping[str, slice] | None, counts: Mapping[str, int] | None
+) -> tuple[Mapping[str, slice], Mapping[str, int]]:
+    """Segments and counts of a batch; without any, all of it is the task's own."""
+    return segments or {TASK: slice(0, len(labels))}, counts or {TASK: len(labels)}
+
+
+def unit_columns(inputs: ModelInputs, labels: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels and tasks of all answers: one a row, or in language the tokens to predict with their row's task."""
+    if inputs.targets is None:
+        return labels, tasks
+    return inputs.unit_labels(), tasks[inputs.unit_rows()]
