@@ -2,8 +2,8 @@
 
     python benchmarks/results.py ../shared runs/results            # everything, about 2 hours on 4 cores
     python benchmarks/results.py ../shared runs/results --only clinc150 --methods nmc ranpac
-    python benchmarks/results.py ../shared runs/all --every --tune --epochs 1 --batch-size 8 --test-per-class 10 --no-times \
-        --page docs/comparison.md
+    python benchmarks/results.py ../shared runs/all --every --tune --epochs 1 --batch-size 8 --equal-replay \
+        --test-per-class 10 --no-times --page docs/comparison.md
     python benchmarks/results.py ../shared runs/text --only text-minilm text-stories text-written \
         --methods nmc ranpac lora er o-lora joint --epochs 3 --batch-size 16 --page docs/text-results.md
 
@@ -24,6 +24,7 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from contune import Task
 from runs import finished, run_one
@@ -33,12 +34,14 @@ TEXT_SETS = ["agnews", "dbpedia", "amazon", "boolq", "copa", "mnli"]
 PROMPT_METHODS = ["l2p", "coda-prompt"]  # nothing below a prompt can be cached: most of the time goes here
 
 
-def options(method: str) -> dict[str, object]:
-    """The recipe with its LoRA in the upper half of the layers, where it has one."""
+def options(method: str, replayed: int | None = None) -> dict[str, object]:
+    """The recipe's LoRA in the upper half of the layers, and so many replayed examples in a step, where it has them."""
     from contune.method.catalog import option_defaults, recipes
 
-    named = isinstance(option_defaults(recipes()[method]).get("layers"), str)  # `freeze` counts them
-    return {"layers": "top-half"} if named else {}
+    usual = option_defaults(recipes()[method])
+    named = isinstance(usual.get("layers"), str)  # `freeze` counts them
+    replays = replayed is not None and isinstance(usual.get("batch_size"), int)
+    return ({"layers": "top-half"} if named else {}) | ({"batch_size": replayed} if replays else {})
 
 
 def streams(
@@ -133,19 +136,16 @@ def every_method() -> list[str]:
     return sorted(class_recipes(), key=lambda name: (name == "joint", name in PROMPT_METHODS))
 
 
-def tuned_rate(base: dict[str, object], method: str, train: dict[str, object], file: Path, cache: Path) -> float:
-    """The learning rate chosen on held-out training data of the first two tasks, kept in `file`."""
-    from contune import StreamConfig, load_stream
+def tuned_rate(config: dict[str, Any], file: Path) -> float:
+    """The learning rate for a run's method, chosen on held-out data of its first two tasks in order 0, kept in `file`."""
     from contune.contract.settings import TrainSettings
     from contune.method.catalog import build_method
 
+    method = config["method"]["name"]
     if method in (kept := kept_rates(file)):
         return kept[method]
-    tasks = load_stream(StreamConfig(**{**base["stream"], "order_seed": 0, "validation": 0.2})).tasks[:2]  # type: ignore[dict-item]
-    rate = float(build_method(method, options(method)).train.get("lr", TrainSettings().lr))
-    scores = {
-        lr: held_out_accuracy(base, method, {**train, "lr": lr}, tasks, cache) for lr in (rate / 3, rate, rate * 3)
-    }
+    rate = float(build_method(method, {}).train.get("lr", TrainSettings().lr))
+    scores = {lr: held_out_accuracy(config, lr) for lr in (rate / 3, rate, rate * 3)}
     best = max(scores, key=lambda lr: scores[lr])
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(kept_rates(file) | {method: best}, indent=1))  # others may have written meanwhile
@@ -157,30 +157,30 @@ def kept_rates(file: Path) -> dict[str, float]:
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def held_out_accuracy(
-    base: dict[str, object], method: str, train: dict[str, object], tasks: list[Task], cache: Path
-) -> float:
-    """Accuracy on the validation examples of all the tasks after learning them."""
+def held_out_accuracy(config: dict[str, Any], lr: float, tasks: int = 2) -> float:
+    """Accuracy on a fifth of the training examples of the first tasks of order 0, after learning these on the others."""
     import numpy as np
 
-    from contune import Learner
+    from contune import Learner, StreamConfig, load_stream
     from contune.backbone.config import ModelConfig
     from contune.contract.settings import CacheSettings
     from contune.method.catalog import build_method
 
-    recipe = build_method(method, options(method))
+    options = dict(config["method"])
+    recipe = build_method(method := options.pop("name"), options)
+    lessons = load_stream(StreamConfig(**{**config["stream"], "order_seed": 0, "validation": 0.2})).tasks[:tasks]
     learner = Learner(
-        ModelConfig(**base["model"]),  # type: ignore[arg-type]
+        ModelConfig(**config["model"]),
         recipe,
-        train=train,
-        cache=CacheSettings(folder=str(cache.resolve())),
+        train={**config["train"], "lr": lr},
+        cache=CacheSettings(**config["cache"]),
     )
-    for lesson in [tasks] if recipe.joint else tasks:
+    for lesson in [lessons] if recipe.joint else lessons:
         learner.learn(lesson)
-    held = [Task(t.name, t.class_names, t.train, t.validation) for t in tasks if t.validation is not None]
+    held = [Task(t.name, t.class_names, t.train, t.validation) for t in lessons if t.validation is not None]
     right = [learner.answers(data) == data.labels for data in map(learner.test_dataset, held)]
     accuracy = float(np.concatenate(right).mean())
-    print(f"{method}: lr {train['lr']:.2g} reaches {accuracy:.3f} on held-out data of the first tasks", file=sys.stderr)
+    print(f"{method}: lr {lr:.2g} reaches {accuracy:.3f} on held-out data of the first tasks", file=sys.stderr)
     return accuracy
 
 
@@ -200,6 +200,11 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="choose learning rates on held-out training data")
     parser.add_argument("--epochs", type=int, help="passes over each task for every method that takes gradient steps")
     parser.add_argument("--batch-size", type=int, help="examples in a step for every method")
+    parser.add_argument(
+        "--equal-replay",
+        action="store_true",
+        help="replay as many examples in a step as --batch-size, not the recipe's",
+    )
     parser.add_argument("--no-times", action="store_true", help="leave seconds out: the machine does other work beside")
     chosen = parser.parse_args()
     methods = every_method() if chosen.every else chosen.methods
@@ -207,28 +212,44 @@ def main() -> None:
     benchmarks = streams(
         chosen.shared, chosen.out, chosen.only, chosen.image_size, chosen.per_class, chosen.test_per_class
     )
+    replayed = chosen.batch_size if chosen.equal_replay else None
     for order in range(chosen.orders):
         for method in methods:
             for name in chosen.only:
-                base = benchmarks[name]
-                train = train_of(method, same)
-                if chosen.tune and takes_steps(method):
-                    rates = chosen.out / name / "rates.json"
-                    train["lr"] = tuned_rate(base, method, train, rates, chosen.out / "cache")
-                config = config_of(base, method, order, train, chosen.out)
+                config = config_of(benchmarks[name], method, order, train_of(method, same), chosen.out, replayed)
                 if not possible(config):
                     continue
+                if chosen.tune and takes_steps(method):
+                    config["train"]["lr"] = tuned_rate(config, chosen.out / name / "rates.json")
                 run_one(config, chosen.out / name / f"{method}-order{order}")
                 write_page(chosen.out, chosen.only, chosen.page, times=not chosen.no_times)
 
 
-def possible(config: dict[str, object]) -> bool:
+def config_of(
+    base: dict[str, object],
+    method: str,
+    order: int,
+    train: dict[str, object],
+    out: Path,
+    replayed: int | None = None,
+) -> dict[str, Any]:
+    """The configuration of one run: a benchmark in a class order, a method, and the cache that all runs share."""
+    return {
+        **base,
+        "stream": {**base["stream"], "order_seed": order},  # type: ignore[dict-item]
+        "method": {"name": method, **options(method, replayed)},
+        "cache": {"folder": str((out / "cache").resolve())},
+        "train": train,
+    }
+
+
+def possible(config: dict[str, Any]) -> bool:
     """Whether a method makes sense on a stream; those that refuse it are named and left out."""
     from contune.errors import CombinationError
     from contune.method.catalog import build_method
 
-    method = dict(config["method"])  # type: ignore[call-overload]
-    kind = config["stream"].get("kind", "class-incremental")  # type: ignore[attr-defined]
+    method = dict(config["method"])
+    kind = config["stream"].get("kind", "class-incremental")
     built = build_method(method.pop("name"), method)
     try:
         _ = built.for_language() if kind == "language" else built.for_classes(kind)
@@ -236,19 +257,6 @@ def possible(config: dict[str, object]) -> bool:
         print(f"{built.adapter.name} with {built.head.name}: {refusal}", file=sys.stderr)
         return False
     return True
-
-
-def config_of(
-    base: dict[str, object], method: str, order: int, train: dict[str, object], out: Path
-) -> dict[str, object]:
-    """The configuration of one run: a benchmark in a class order, a method, and the cache that all runs share."""
-    return {
-        **base,
-        "stream": {**base["stream"], "order_seed": order},  # type: ignore[dict-item]
-        "method": {"name": method, **options(method)},
-        "cache": {"folder": str((out / "cache").resolve())},
-        "train": train,
-    }
 
 
 def takes_steps(method: str) -> bool:
