@@ -1,7 +1,7 @@
 """One pass of images through the model at evaluation, by contune and by the plain loops, in turn within one process.
 
     python benchmarks/passes.py ../shared                             # ViT-Tiny at 224 pixels
-    python benchmarks/passes.py ../shared --image-size 112 --threads 1
+    python benchmarks/passes.py ../shared --image-size 112 --threads 1 --clock cpu
 
 The other scripts time whole streams, and on a shared machine its own speed moves more than the two sides differ. Here a
 pass of one side follows the other's at once, from images to answers: frozen features (`nmc`), prefixes in five layers
@@ -12,7 +12,6 @@ that are spared and by nothing else.
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -20,12 +19,14 @@ from statistics import median
 import numpy as np
 import torch
 
+import pairs
 import work
+from contune import Task
 
 IMAGES, TRAINED = 64, 20
 
 
-def contune_answers(chosen: argparse.Namespace, method: str, task) -> Callable[[], object]:
+def contune_answers(chosen: argparse.Namespace, method: str, task: Task) -> Callable[[], object]:
     """Answers for the task's test images; what is kept of them is kept already, but their features are not."""
     from contune import Learner
     from contune.backbone.config import ModelConfig
@@ -40,7 +41,7 @@ def contune_answers(chosen: argparse.Namespace, method: str, task) -> Callable[[
     return lambda: learner.answers(data)
 
 
-def plain_answers(chosen: argparse.Namespace, method: str, task) -> Callable[[], object]:
+def plain_answers(chosen: argparse.Namespace, method: str, task: Task) -> Callable[[], object]:
     """The same by hand, with prompts and a head of no meaning but the right size."""
     vit = work.PlainVit(chosen.shared, chosen.image_size)
     head = torch.randn(vit.width, len(task.class_names))
@@ -57,11 +58,11 @@ def plain_answers(chosen: argparse.Namespace, method: str, task) -> Callable[[],
     return answers
 
 
-def seconds(work_done: Callable[[], object]) -> float:
-    """Wall time of a call."""
-    started = time.perf_counter()
-    work_done()
-    return time.perf_counter() - started
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes, by the chosen clock."""
+    started = pairs.now()
+    call()
+    return pairs.now() - started
 
 
 def main() -> None:
@@ -71,14 +72,14 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, help="threads of torch; its own choice otherwise")
+    parser.add_argument("--clock", choices=pairs.CLOCKS, default="wall", help="cpu: for one thread on a busy machine")
     chosen = parser.parse_args()
+    pairs.use_clock(chosen.clock)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     whole = work.cifar_tasks(chosen.shared, 1)[0]
-    rows = [
-        np.arange(len(split)).reshape(-1)[:count] for split, count in ((whole.train, TRAINED), (whole.test, IMAGES))
-    ]
-    task = type(whole)(whole.name, whole.class_names, whole.train.take(rows[0]), whole.test.take(rows[1]))
+    few = whole.train.take(np.arange(TRAINED)), whole.test.take(np.arange(IMAGES))
+    task = Task(whole.name, whole.class_names, *few)
     for method in ("nmc", "dualprompt", "l2p"):
         sides = plain_answers(chosen, method, task), contune_answers(chosen, method, task)
         found = [(seconds(sides[0]), seconds(sides[1])) for _ in range(chosen.rounds)]
