@@ -17,7 +17,8 @@ def test_every_gpu_is_seeded_not_the_current_one_alone(monkeypatch: pytest.Monke
     seeds: list[int] = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
     seed_global(7, torch.device("cuda:1"))
-    assert seeds == [7] and torch.initial_seed() == 7
+    assert seeds == [7]
+    assert torch.initial_seed() == 7
 
 
 def test_other_devices_are_seeded_by_torchs_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
