@@ -7,7 +7,7 @@ The other scripts time whole streams, and on a shared machine its own speed move
 pass of one side follows the other's at once, from images to answers: frozen features (`nmc`), prefixes in five layers
 (`dualprompt`) and 25 prompts at the input (`l2p`), the last two with their queries at hand. One JSON line each: median
 milliseconds of an image, and the median over the rounds of plain over contune. Near 1 the streams differ by the passes
-that are spared and by nothing else.
+that are spared and by nothing else. Frozen features are computed label by label, six images at a time here.
 """
 
 import argparse
