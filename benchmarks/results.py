@@ -20,13 +20,14 @@ Frozen results are shared between runs through one cache folder. The tables of d
 import argparse
 import gzip
 import json
-import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from contune import Task
+from contune._files import write_json, write_text
 from runs import finished, run_one
 
 METHODS = ["nmc", "ranpac", "lora", "er", "joint", "o-lora", "lwf", "ewc", "linear-probe", "der++", "l2", "mas"]
@@ -48,8 +49,8 @@ def streams(
     shared: Path,
     out: Path,
     names: list[str],
-    image_size: int = 112,
-    per_class: int = 40,
+    image_size: int,
+    per_class: int,
     test_per_class: int | None = None,
 ) -> dict[str, dict[str, object]]:
     """Model and stream of the named benchmarks."""
@@ -106,9 +107,8 @@ def first_of_each_class(file: Path, count: int, folder: Path) -> Path:
         if seen[label] <= count:
             kept.append(f"{line}\n")
     found = folder / f"{count}-{file.name.removesuffix('.gz')}"
-    whole = found.with_suffix(f".{os.getpid()}")
-    whole.write_text("".join(kept))
-    return whole.replace(found)  # at once: another sweep may be reading it
+    write_text(found, "".join(kept))  # in one step: another sweep may be reading it
+    return found
 
 
 def text_sets(shared: Path, folder: Path) -> dict[str, dict[str, str]]:
@@ -124,7 +124,7 @@ def text_sets(shared: Path, folder: Path) -> dict[str, dict[str, str]]:
             named = name in ("amazon", "mnli")
             rows = [{**row, "label": f"{row['label']} ({name})" if named else row["label"]} for row in rows]
             file = folder / f"{name}-{split}.jsonl"
-            file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+            write_text(file, "".join(f"{json.dumps(row)}\n" for row in rows))
             files[name] = str(file)
     return found
 
@@ -138,6 +138,7 @@ def every_method() -> list[str]:
 
 def tuned_rate(config: dict[str, Any], file: Path) -> float:
     """The learning rate for a run's method, chosen on held-out data of its first two tasks in order 0, kept in `file`."""
+    from contune import StreamConfig, load_stream
     from contune.contract.settings import TrainSettings
     from contune.method.catalog import build_method
 
@@ -145,10 +146,11 @@ def tuned_rate(config: dict[str, Any], file: Path) -> float:
     if method in (kept := kept_rates(file)):
         return kept[method]
     rate = float(build_method(method, {}).train.get("lr", TrainSettings().lr))
-    scores = {lr: held_out_accuracy(config, lr) for lr in (rate / 3, rate, rate * 3)}
+    tasks = load_stream(StreamConfig(**{**config["stream"], "order_seed": 0, "validation": 0.2})).tasks[:2]
+    scores = {lr: held_out_accuracy(config, lr, tasks) for lr in (rate / 3, rate, rate * 3)}
     best = max(scores, key=lambda lr: scores[lr])
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(kept_rates(file) | {method: best}, indent=1))  # others may have written meanwhile
+    write_json(file, kept_rates(file) | {method: best})  # another sweep may have written meanwhile
     return best
 
 
@@ -157,27 +159,26 @@ def kept_rates(file: Path) -> dict[str, float]:
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def held_out_accuracy(config: dict[str, Any], lr: float, tasks: int = 2) -> float:
-    """Accuracy on a fifth of the training examples of the first tasks of order 0, after learning these on the others."""
+def held_out_accuracy(config: dict[str, Any], lr: float, tasks: Sequence[Task]) -> float:
+    """Accuracy on the validation examples of these tasks, after learning all of them at this learning rate."""
     import numpy as np
 
-    from contune import Learner, StreamConfig, load_stream
+    from contune import Learner
     from contune.backbone.config import ModelConfig
     from contune.contract.settings import CacheSettings
     from contune.method.catalog import build_method
 
     options = dict(config["method"])
     recipe = build_method(method := options.pop("name"), options)
-    lessons = load_stream(StreamConfig(**{**config["stream"], "order_seed": 0, "validation": 0.2})).tasks[:tasks]
     learner = Learner(
         ModelConfig(**config["model"]),
         recipe,
         train={**config["train"], "lr": lr},
         cache=CacheSettings(**config["cache"]),
     )
-    for lesson in [lessons] if recipe.joint else lessons:
+    for lesson in [tasks] if recipe.joint else tasks:
         learner.learn(lesson)
-    held = [Task(t.name, t.class_names, t.train, t.validation) for t in lessons if t.validation is not None]
+    held = [Task(t.name, t.class_names, t.train, t.validation) for t in tasks if t.validation is not None]
     right = [learner.answers(data) == data.labels for data in map(learner.test_dataset, held)]
     accuracy = float(np.concatenate(right).mean())
     print(f"{method}: lr {lr:.2g} reaches {accuracy:.3f} on held-out data of the first tasks", file=sys.stderr)
@@ -278,7 +279,7 @@ def write_page(out: Path, names: list[str], page: Path, *, times: bool) -> None:
 
     text = page.read_text() if page.exists() else "# Results\n"
     for name in names:
-        runs = sorted(file.parent for file in (out / name).glob("*/results.json") if finished(file.parent))
+        runs = sorted(folder for folder in (out / name).glob("*") if finished(folder))
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if start not in text:
             text += f"\n{start}\n{end}\n"

@@ -169,9 +169,8 @@ class SlowCopy(Rule):
         with torch.no_grad(), context.swapped(self._slow), states_of(run) as slow:
             context.encode(rows)
         rising = self.target == "larger"
-        mask = (
-            rows.inputs.mask if rows.inputs.answers is None else rows.inputs.targets
-        )  # a decoder's layers see answers
+        # A decoder's layers see the answers.
+        mask = rows.inputs.mask if rows.inputs.answers is None else rows.inputs.targets
         layers = [token_distances(fast[at], slow[at], mask, rising=rising) for at in sorted(fast)]
         total = torch.stack(layers).sum() / context.backbone.depth
         return self.weight * total / self._drawn
