@@ -30,7 +30,7 @@ def with_contune(chosen) -> float:
     model = ModelConfig(path=str(chosen.shared / work.VIT), image_size=chosen.image_size)
     options = {"components_per_task": COMPONENTS, "length": LENGTH, "layers": list(LAYERS)}
     learner = Learner(model, "coda-prompt", train=work.prompt_settings(chosen, RATE), **options)
-    return work.run_contune(learner, work.cifar_tasks(chosen.shared, chosen.tasks))
+    return work.run_contune(learner, work.cifar_tasks(chosen.shared, chosen.tasks, per_class=chosen.per_class))
 
 
 class Components(torch.nn.Module):
@@ -86,7 +86,7 @@ def plain(chosen) -> float:
         trained = [*pools.parameters(), *head.parameters()]
         work.fit_plain(loss, trained, len(labels), chosen, lr=RATE, cosine=True)
 
-    tasks = work.cifar_tasks(chosen.shared, chosen.tasks)
+    tasks = work.cifar_tasks(chosen.shared, chosen.tasks, per_class=chosen.per_class)
     return work.run_plain(learn, lambda images: head(features(vit.read(images))).argmax(1), tasks)
 
 

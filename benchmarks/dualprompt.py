@@ -30,7 +30,7 @@ def with_contune(chosen) -> float:
     options = {"general_length": LENGTH, "expert_length": LENGTH, "pull": 1.0}
     options |= {"general_layers": list(GENERAL), "expert_layers": list(EXPERT)}
     learner = Learner(model, "dualprompt", train=work.prompt_settings(chosen, RATE), **options)
-    return work.run_contune(learner, work.cifar_tasks(chosen.shared, chosen.tasks))
+    return work.run_contune(learner, work.cifar_tasks(chosen.shared, chosen.tasks, per_class=chosen.per_class))
 
 
 def plain(chosen) -> float:
@@ -68,7 +68,7 @@ def plain(chosen) -> float:
         nearest = (queries @ functional.normalize(torch.stack(keys), dim=1).T).argmax(1)
         return head(features(pixels, torch.stack(experts)[nearest])).argmax(1)
 
-    return work.run_plain(learn, answers, work.cifar_tasks(chosen.shared, chosen.tasks))
+    return work.run_plain(learn, answers, work.cifar_tasks(chosen.shared, chosen.tasks, per_class=chosen.per_class))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def with_contune(chosen) -> float:
     model = ModelConfig(path=str(chosen.shared / work.VIT), image_size=chosen.image_size)
     train = {"epochs": chosen.epochs, "batch_size": BATCH, "optimizer": "sgd", **SGD}
     learner = Learner(model, "ease", train=train, size=SIZE, scale=SCALE, dropout=DROPOUT, alpha=ALPHA)
-    return work.run_contune(learner, work.cifar_tasks(chosen.shared, chosen.tasks, chosen.tasks))
+    return work.run_contune(learner, work.cifar_tasks(chosen.shared, chosen.tasks, chosen.tasks, chosen.per_class))
 
 
 class Bottleneck(torch.nn.Module):
@@ -80,7 +80,7 @@ def completed(means: list[torch.Tensor], per_task: int) -> torch.Tensor:
 def plain(chosen) -> float:
     """Last accuracy by the published loop."""
     vit = work.PlainVit(chosen.shared, chosen.image_size)
-    tasks = work.cifar_tasks(chosen.shared, chosen.tasks, chosen.tasks)
+    tasks = work.cifar_tasks(chosen.shared, chosen.tasks, chosen.tasks, chosen.per_class)
     per_task, modules, means = len(tasks[0].class_names), [], []
     classifier = torch.zeros(0)
 

