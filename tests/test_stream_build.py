@@ -230,7 +230,9 @@ def test_groups_of_classes_make_a_class_incremental_stream(tmp_path: Path) -> No
 
 
 def test_hash_feels_one_byte_one_label_and_the_order(tmp_path: Path, files: tuple[Path, Path]) -> None:
-    reference = load(*files, tasks=2).content_hash()
+    stream = load(*files, tasks=2)
+    reference = stream.content_hash()
+    assert stream.content_hash() is reference  # read once, asked for after every task
     assert load(*files, tasks=2).content_hash() == reference
     rows = labelled(NAMES * 8)
     rows[17]["text"] = "text 17 "

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -115,6 +116,10 @@ class Stream:
         return tuple(dict.fromkeys(name for task in self.tasks for name in task.class_names))
 
     def content_hash(self) -> str:
-        """Hex sha256 of the whole stream: kind, order, names and every example."""
+        """Hex sha256 of the whole stream: kind, order, names and every example; every example is read the first time."""
+        return self._content_hash
+
+    @cached_property
+    def _content_hash(self) -> str:
         parts = [self.kind, *(task.content_hash() for task in self.tasks)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
