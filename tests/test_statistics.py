@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from contune.errors import ConfigError
-from contune.rule.statistics import Form, Gaussians, covariance, joined, low_rank, measured, sampled, square_root
+from contune.rule.statistics import Form, Gaussians, Sampler, covariance, joined, low_rank, measured, square_root
 
 WIDTH = 5
 
@@ -40,8 +40,7 @@ def test_a_hundred_thousand_draws_have_the_mean_and_covariance(form: Form, rank:
     features = rows(60)
     gaussians = one_class(features, form, rank)
     generator = torch.Generator().manual_seed(1)
-    drawn = sampled(gaussians, 0, 100_000, generator, mean_factor=0.9, jitter=1e-4)
-    assert drawn.dtype == torch.float64
+    drawn = Sampler(gaussians, jitter=1e-4).draw(0, 100_000, generator, mean_factor=0.9).double()
     expected = expected_covariance(features, form, rank) + 1e-4 * torch.eye(WIDTH)
     spread = expected.diagonal().max()
     assert (drawn.mean(dim=0) - 0.9 * features.double().mean(dim=0)).abs().max() < 0.02 * spread.sqrt()
@@ -50,7 +49,7 @@ def test_a_hundred_thousand_draws_have_the_mean_and_covariance(form: Form, rank:
 
 def test_draws_are_seeded_and_differ_between_seeds() -> None:
     gaussians = one_class(rows(20), "full")
-    first, again, other = (sampled(gaussians, 0, 3, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    first, again, other = (Sampler(gaussians).draw(0, 3, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -106,7 +105,7 @@ def test_shared_covariance_is_the_pooled_one_within_classes() -> None:
 @pytest.mark.parametrize("form", ["full", "diagonal", "low-rank", "shared"])
 def test_one_example_of_a_class_is_drawn_closely_around(form: Form) -> None:
     gaussians = one_class(rows(1), form)
-    drawn = sampled(gaussians, 0, 1000, torch.Generator().manual_seed(0))
+    drawn = Sampler(gaussians).draw(0, 1000, torch.Generator().manual_seed(0))
     assert (drawn - gaussians.means[0]).abs().max() < 0.06
     assert drawn.std() > 0
 
@@ -119,7 +118,7 @@ def test_memory_is_what_the_form_promises() -> None:
 def test_state_gives_the_same_draws_back() -> None:
     gaussians = one_class(rows(30), "low-rank", rank=2)
     again = Gaussians.from_state(gaussians.state())
-    first, second = (sampled(g, 0, 4, torch.Generator().manual_seed(3)) for g in (gaussians, again))
+    first, second = (Sampler(g).draw(0, 4, torch.Generator().manual_seed(3)) for g in (gaussians, again))
     assert torch.equal(first, second)
 
 

@@ -13,7 +13,7 @@ from contune.contract.parts import Adapter, Head, Rule
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.errors import CombinationError
-from contune.rule.statistics import Form, Gaussians, joined, measured_task, sampled
+from contune.rule.statistics import Form, Gaussians, Sampler, joined, measured_task
 
 MOMENTUM = 0.9  # of both stages in the released code
 SCALE_WIDTH = 0.01  # released code of SLCA++: r is uniform in sample_scale +- this
@@ -155,11 +155,12 @@ class Alignment(Rule):
     def _align(self, context: Context, gaussians: Gaussians) -> None:
         tensors = list(head_tensors(context).values())
         optimizer = torch.optim.SGD(tensors, lr=self.lr, momentum=MOMENTUM, weight_decay=self.weight_decay)
+        sampler = Sampler(gaussians)
         for epoch in range(self.epochs):
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
             generator = torch_generator(context.settings.seed, "alignment", context.task.index, epoch)
-            features, labels, tasks = self._samples(gaussians, context.task.index, generator)
+            features, labels, tasks = self._samples(sampler, gaussians, context.task.index, generator)
             order = torch.randperm(len(features), generator=generator)
             for rows in torch.split(order, self.batch_size):
                 optimizer.zero_grad(set_to_none=True)
@@ -168,18 +169,20 @@ class Alignment(Rule):
                 optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    def _samples(self, gaussians: Gaussians, now: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _samples(
+        self, sampler: Sampler, gaussians: Gaussians, now: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Samples (n, d) of every class with their labels and tasks (n,)."""
         pieces, places = [], []
         for place, count in enumerate(shares(gaussians.labels, self.samples)):
             tasks = gaussians.tasks[place].expand(count)
             means, scales = drift_factors(tasks, now, self.shrink, self.sample_scale, generator)
             factor = float(means[0]) if count else 1.0
-            drawn = sampled(gaussians, place, count, generator, mean_factor=factor)
+            drawn = sampler.draw(place, count, generator, mean_factor=factor)
             pieces.append(drawn * scales.unsqueeze(1))
             places.append(torch.full((count,), place))
         at = torch.cat(places)
-        return torch.cat(pieces).float(), gaussians.labels[at], gaussians.tasks[at]
+        return torch.cat(pieces), gaussians.labels[at], gaussians.tasks[at]
 
     def _loss(self, context: Context, features: Tensor, labels: Tensor, tasks: Tensor) -> Tensor:
         device = context.backbone.device

@@ -215,25 +215,28 @@ def joined(old: Gaussians | None, new: Gaussians) -> Gaussians:
     return Gaussians(new.form, labels, tasks, counts, means, spreads, torch.cat([old.rest, new.rest]))
 
 
-def sampled(
-    gaussians: Gaussians,
-    place: int,
-    count: int,
-    generator: torch.Generator,
-    *,
-    mean_factor: float = 1.0,
-    jitter: float = 1e-4,
-) -> Tensor:
-    """`count` draws (count, d) in float64 from N(mean_factor * mean, covariance + jitter I) of the Gaussian at `place`."""
-    mean = gaussians.means[place].double() * mean_factor
-    noise = torch.randn(count, len(mean), generator=generator, dtype=torch.float64)
-    spread = gaussians.spreads[0 if gaussians.form == "shared" else place].double()
-    if gaussians.form == "diagonal":
-        return mean + noise * (spread + jitter).sqrt()
-    if gaussians.form == "low-rank":
-        inside = torch.randn(count, len(spread), generator=generator, dtype=torch.float64)
-        return mean + inside @ spread + noise * (gaussians.rest[place].double() + jitter).sqrt()
-    return mean + noise @ square_root(spread, jitter).T
+@final
+class Sampler:
+    """Seeded draws from Gaussians. The square roots of full covariances are taken here, once, and held beside them."""
+
+    def __init__(self, gaussians: Gaussians, *, jitter: float = 1e-4) -> None:
+        self._of, self._jitter = gaussians, jitter
+        self._roots: list[Tensor] = []
+        if gaussians.form in ("full", "shared"):
+            self._roots = [square_root(spread.double(), jitter).float().T for spread in gaussians.spreads]
+
+    def draw(self, place: int, count: int, generator: torch.Generator, *, mean_factor: float = 1.0) -> Tensor:
+        """Rows (count, d) from N(mean_factor * mean, covariance + jitter I) of the Gaussian at `place`."""
+        of = self._of
+        mean = of.means[place] * mean_factor
+        noise = torch.randn(count, len(mean), generator=generator)
+        if self._roots:
+            return torch.addmm(mean, noise, self._roots[0 if of.form == "shared" else place])
+        spread = of.spreads[place]
+        if of.form == "diagonal":
+            return mean + noise * (spread + self._jitter).sqrt()
+        inside = torch.randn(count, len(spread), generator=generator)
+        return mean + inside @ spread + noise * (of.rest[place] + self._jitter).sqrt()
 
 
 def square_root(spread: Tensor, jitter: float) -> Tensor:
