@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pairs
 import work
-from results import every_method, options, train_of
+from sweep import every_method, options, train_of
 
 
 def measured(chosen: argparse.Namespace) -> dict[str, object]:

@@ -13,8 +13,8 @@ import json
 from pathlib import Path
 from statistics import mean, stdev
 
-from results import config_of, streams, train_of
 from runs import run_one
+from sweep import config_of, streams, train_of
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import work
-from results import options, takes_steps, train_of
+from sweep import options, takes_steps, train_of
 
 METHODS = ["l2p", "dualprompt", "coda-prompt", "s-prompts", "lora", "nmc", "ranpac"]
 BATCH = 32

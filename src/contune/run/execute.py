@@ -371,7 +371,8 @@ class _Execution:
             "model": {
                 "path": learner.backbone.config.path,
                 "sha256": learner.base_hash,
-                "base_unchanged": learner.base_unchanged(),
+                # reads every weight, so it is asked once
+                **({"base_unchanged": learner.base_unchanged()} if finished else {}),
                 "feature": learner.backbone.feature,
                 "precision": learner.backbone.precision,
             },
