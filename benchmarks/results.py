@@ -2,8 +2,8 @@
 
     python benchmarks/results.py ../shared runs/results --tune --epochs 1 --batch-size 8 --equal-replay \
         --test-per-class 10 --no-times --picture docs/results.png --processes 4     # everything, on 4 cores
-    python benchmarks/results.py ../shared runs/results --only cifar100-224 --methods nmc ranpac acil dkvb lora \
-        --tune --epochs 1 --batch-size 8 --no-times                    # a few at the model's own size
+    python benchmarks/results.py ../shared runs/results --only cifar100-224 --methods nmc ranpac acil dkvb \
+        linear-probe lora --tune --epochs 1 --batch-size 8 --no-times                    # a few at the model's own size
     python benchmarks/results.py ../shared runs/mine --only clinc150 --methods nmc ranpac --page mine.md
     python benchmarks/results.py ../shared runs/text --only text-minilm text-stories text-written \
         --methods nmc ranpac lora er o-lora joint --epochs 3 --batch-size 16 --page docs/text-results.md
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("shared", type=Path, help="the folder with data/ and weights/")
     parser.add_argument("out", type=Path, help="the folder for the runs")
     parser.add_argument("--only", nargs="*", default=["clinc150", "cifar100"])
-    parser.add_argument("--methods", nargs="*", default=every_method(), help="recipes; all without it")
+    parser.add_argument("--methods", nargs="*", help="recipes; all without it")
     parser.add_argument("--orders", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--per-class", type=int, default=40)
@@ -118,7 +118,9 @@ def main() -> None:
     chosen = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // chosen.processes))
     with ProcessPoolExecutor(chosen.processes, get_context("spawn")) as pool:
-        waiting = [pool.submit(run_one, config, folder) for folder, config in runs_of(chosen, pool).items()]
+        runs = runs_of(chosen, pool)
+        write_page(chosen.out, chosen.only, chosen.page, times=not chosen.no_times)
+        waiting = [pool.submit(run_one, config, folder) for folder, config in runs.items() if not finished(folder)]
         for done in as_completed(waiting):
             done.result()
             write_page(chosen.out, chosen.only, chosen.page, times=not chosen.no_times)
@@ -135,7 +137,7 @@ def runs_of(chosen: argparse.Namespace, pool: Executor) -> dict[Path, dict[str, 
     )
     configs = {
         (name, method): config
-        for method in chosen.methods
+        for method in chosen.methods or every_method()
         for name in chosen.only
         if possible(config := config_of(benchmarks[name], method, 0, train_of(method, same), chosen.out, replayed))
     }

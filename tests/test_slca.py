@@ -156,7 +156,7 @@ def test_samples_are_those_of_the_shrunk_gaussian() -> None:
     assert isinstance(rule, Alignment)
     gaussians = Gaussians.from_state(rule.state().inner("gaussians"))
     rule.samples = 50_000
-    features, labels, _ = rule._samples(Sampler(gaussians), gaussians, 1, torch.Generator().manual_seed(0))
+    features, labels, _ = rule._samples(Sampler(gaussians), 1, torch.Generator().manual_seed(0))
     old, new = (features[labels == label].mean(dim=0) for label in (0, 2))
     assert torch.allclose(old, 0.95 * gaussians.means[0], atol=0.05)
     assert torch.allclose(new, gaussians.means[2], atol=0.05)

@@ -40,7 +40,9 @@ def test_a_hundred_thousand_draws_have_the_mean_and_covariance(form: Form, rank:
     features = rows(60)
     gaussians = one_class(features, form, rank)
     generator = torch.Generator().manual_seed(1)
-    drawn = Sampler(gaussians, jitter=1e-4).draw(0, 100_000, generator, mean_factor=0.9).double()
+    drawn = Sampler(gaussians, jitter=1e-4).draw(0, 100_000, generator, mean_factor=0.9)
+    assert drawn.dtype == torch.float32
+    drawn = drawn.double()
     expected = expected_covariance(features, form, rank) + 1e-4 * torch.eye(WIDTH)
     spread = expected.diagonal().max()
     assert (drawn.mean(dim=0) - 0.9 * features.double().mean(dim=0)).abs().max() < 0.02 * spread.sqrt()

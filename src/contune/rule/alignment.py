@@ -85,8 +85,9 @@ class Alignment(Rule):
     plain logits. SGD with momentum 0.9 and cosine rate; an epoch is fresh samples of every class.
 
     Where the loss is over the task's own classes, head rows of other classes rest during gradient steps, weight decay
-    included, as the frozen old heads of the paper do. Memory: the statistics, and the head once more. Differs: a class
-    that comes back is sampled in equal parts from one Gaussian per time, and tasks may be of any size.
+    included, as the frozen old heads of the paper do. Memory: the statistics, the head once more, and while it is trained
+    the square roots of full covariances. Differs: a class that comes back is sampled in equal parts from one Gaussian per
+    time, and tasks may be of any size.
     """
 
     name: ClassVar[str] = "alignment"
@@ -160,7 +161,7 @@ class Alignment(Rule):
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
             generator = torch_generator(context.settings.seed, "alignment", context.task.index, epoch)
-            features, labels, tasks = self._samples(sampler, gaussians, context.task.index, generator)
+            features, labels, tasks = self._samples(sampler, context.task.index, generator)
             order = torch.randperm(len(features), generator=generator)
             for rows in torch.split(order, self.batch_size):
                 optimizer.zero_grad(set_to_none=True)
@@ -169,10 +170,9 @@ class Alignment(Rule):
                 optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    def _samples(
-        self, sampler: Sampler, gaussians: Gaussians, now: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _samples(self, sampler: Sampler, now: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Samples (n, d) of every class with their labels and tasks (n,)."""
+        gaussians = sampler.gaussians
         pieces, places = [], []
         for place, count in enumerate(shares(gaussians.labels, self.samples)):
             tasks = gaussians.tasks[place].expand(count)

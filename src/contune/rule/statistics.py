@@ -220,14 +220,14 @@ class Sampler:
     """Seeded draws from Gaussians. The square roots of full covariances are taken here, once, and held beside them."""
 
     def __init__(self, gaussians: Gaussians, *, jitter: float = 1e-4) -> None:
-        self._of, self._jitter = gaussians, jitter
+        self.gaussians, self._jitter = gaussians, jitter
         self._roots: list[Tensor] = []
         if gaussians.form in ("full", "shared"):
             self._roots = [square_root(spread.double(), jitter).float().T for spread in gaussians.spreads]
 
     def draw(self, place: int, count: int, generator: torch.Generator, *, mean_factor: float = 1.0) -> Tensor:
         """Rows (count, d) from N(mean_factor * mean, covariance + jitter I) of the Gaussian at `place`."""
-        of = self._of
+        of = self.gaussians
         mean = of.means[place] * mean_factor
         noise = torch.randn(count, len(mean), generator=generator)
         if self._roots:

@@ -371,7 +371,7 @@ class _Execution:
             "model": {
                 "path": learner.backbone.config.path,
                 "sha256": learner.base_hash,
-                # reads every weight, so it is asked once
+                # Reads every weight, so it is asked once.
                 **({"base_unchanged": learner.base_unchanged()} if finished else {}),
                 "feature": learner.backbone.feature,
                 "precision": learner.backbone.precision,
