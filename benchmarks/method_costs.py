@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pairs
 import work
-from sweep import every_method, options, train_of
+from sweep import options, train_of
 
 
 def measured(chosen: argparse.Namespace) -> dict[str, object]:
@@ -50,8 +50,10 @@ def main() -> None:
     if chosen.method:
         print(json.dumps(measured(chosen)))
         return
+    from contune.method.catalog import class_recipes
+
     found = []
-    wanted = chosen.methods or [name for name in every_method() if name != "joint"]
+    wanted = chosen.methods or [name for name in class_recipes() if name != "joint"]
     for method in dict.fromkeys(["lora", *wanted]):
         found.append(pairs.again("--method", method, threads=1))
         print(f"{method}: {found[-1]['seconds_train']} s", file=sys.stderr)

@@ -8,10 +8,10 @@
     python benchmarks/results.py ../shared runs/text --only text-minilm text-stories text-written \
         --methods nmc ranpac lora er o-lora joint --epochs 3 --batch-size 16 --page docs/text-results.md
 
-Without --methods all recipes that learn classes by themselves take part. With --tune the learning rate of a method is a
-third, once or three times its recipe's, whichever is most accurate on a fifth of the training data of the first two tasks of
-order 0, held out; no test example is looked at for it. With --epochs and --batch-size all take the same number of steps.
-With --processes so many runs go on at once. Tables hold all finished runs of the folder.
+Without --methods all recipes take part that the literature compares on encoders; any other can be named. With --tune the
+learning rate of a method is a third, once or three times its recipe's, whichever is most accurate on a fifth of the training
+data of the first two tasks of order 0, held out; no test example is looked at for it. With --epochs and --batch-size all
+take the same number of steps. With --processes so many runs go on at once. Tables hold all finished runs of the folder.
 
 Recorded choices that make it affordable: images are read at 112 pixels with interpolated positions (--image-size), texts
 are 40 a class (--per-class), and LoRA sits in the upper half of the layers, so that the lower half is computed once.
@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from contune import Task
 from contune._files import write_json
 from runs import finished, run_one
-from sweep import config_of, every_method, in_order, possible, streams, takes_steps, train_of
+from sweep import ENCODER_METHODS, config_of, in_order, possible, streams, takes_steps, train_of
 
 if TYPE_CHECKING:
     from contune.run.compare import Comparison
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("shared", type=Path, help="the folder with data/ and weights/")
     parser.add_argument("out", type=Path, help="the folder for the runs")
     parser.add_argument("--only", nargs="*", default=["clinc150", "cifar100"])
-    parser.add_argument("--methods", nargs="*", help="recipes; all without it")
+    parser.add_argument("--methods", nargs="+", default=ENCODER_METHODS, help="recipes; without it all of encoders")
     parser.add_argument("--orders", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--per-class", type=int, default=40)
@@ -137,7 +137,7 @@ def runs_of(chosen: argparse.Namespace, pool: Executor) -> dict[Path, dict[str, 
     )
     configs = {
         (name, method): config
-        for method in chosen.methods or every_method()
+        for method in chosen.methods
         for name in chosen.only
         if possible(config := config_of(benchmarks[name], method, 0, train_of(method, same), chosen.out, replayed))
     }

@@ -12,7 +12,7 @@ from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters, Tensors
-from contune.contract.state import State
+from contune.contract.state import State, on_device
 from contune.errors import CombinationError, ConfigError
 
 
@@ -131,7 +131,7 @@ class Accumulated(Adapter):
         self._rests = bool(state.values["rests"])
         self.inner.load_state(state.inner("inner"), context)
         device = context.backbone.device
-        self._offline = {name: value.clone().to(device) for name, value in state.inner("offline").tensors.items()}
+        self._offline = on_device(state.inner("offline").tensors, device)
 
 
 def accumulated(*, adapter: str | dict[str, Any] = "calibrated-lora", decay: float = 0.9999) -> Adapter:

@@ -16,7 +16,7 @@ from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import torch_generator
-from contune.contract.state import State
+from contune.contract.state import State, on_device
 from contune.errors import CombinationError, ConfigError
 
 QUERY = ("down", "up", "scale", "shift")
@@ -222,7 +222,7 @@ class SharedAttention(Adapter):
 
     def load_state(self, state: State, context: Context) -> None:
         device = context.backbone.device
-        self._past = {name: value.clone().to(device) for name, value in state.inner("past").tensors.items()}
+        self._past = on_device(state.inner("past").tensors, device)
         new = state.inner("new").tensors
         self._new = {name: nn.Parameter(value.clone().to(device)) for name, value in new.items()}
         for name, value in state.inner("query").tensors.items():

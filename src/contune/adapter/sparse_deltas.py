@@ -13,7 +13,7 @@ from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import torch_generator
-from contune.contract.state import State
+from contune.contract.state import State, on_device
 from contune.errors import CombinationError, ConfigError
 
 
@@ -144,7 +144,7 @@ class SparseDeltas(Adapter):
         device = context.backbone.device
         for task in state.values["tasks"]:
             kept = stored(state, f"delta{task}/")
-            self._deltas[int(task)] = {name: value.to(device) for name, value in kept.items()}
+            self._deltas[int(task)] = on_device(kept, device)
         self._task = state.values["task"]
         self._put(stored(state, "now/") if self._task is not None else self._merged(self._deltas))
 

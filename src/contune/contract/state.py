@@ -39,6 +39,11 @@ class State:
         return State(tensors, {prefix: dict(state.values) for prefix, state in states.items()})
 
 
+def on_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Copies of a state's tensors, which may have come from a file, where the model is."""
+    return {name: tensor.clone().to(device) for name, tensor in tensors.items()}
+
+
 def examples_state(examples: Examples) -> State:
     """Examples as a state: texts as JSON, images as one flat run of bytes with their heights and widths."""
     tensors = {"labels": torch.from_numpy(examples.labels), "ids": torch.from_numpy(examples.ids)}

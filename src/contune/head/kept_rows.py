@@ -10,7 +10,7 @@ from torch.nn import functional
 from contune.contract.context import Context
 from contune.contract.parts import Head, Parameters, Tensors
 from contune.contract.randomness import torch_generator
-from contune.contract.state import State
+from contune.contract.state import State, on_device
 from contune.errors import ConfigError
 from contune.head.linear import grown
 
@@ -89,7 +89,7 @@ class KeptRows(Head):
         return {name: with_rows(value, self._columns, self._rows[name]) for name, value in self._rest.items()}
 
     def _set(self, rest: Tensors, rows: Tensors, device: torch.device) -> None:
-        self._rest = {name: value.clone().to(device) for name, value in rest.items()}
+        self._rest = on_device(rest, device)
         self._rows = {name: nn.Parameter(value.clone().to(device)) for name, value in rows.items()}
 
     def _set_ahead(self, values: Tensors, device: torch.device) -> None:

@@ -15,7 +15,7 @@ from contune.contract.context import Context
 from contune.contract.data import Batch, Outputs, Selection
 from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.contract.randomness import torch_generator
-from contune.contract.state import State
+from contune.contract.state import State, on_device
 from contune.rule.gradient_projection import LINEAR_ADAPTERS, linear_modules
 from contune.rule.step_mask import drawn, held_moves, masked_gradients, most_active, require_share, rows_of
 
@@ -130,8 +130,7 @@ class ActivationMask(Rule):
         return State(dict(self._sums))
 
     def load_state(self, state: State, context: Context) -> None:
-        device = context.backbone.device
-        self._sums = {name: value.clone().to(device) for name, value in state.tensors.items()}
+        self._sums = on_device(state.tensors, context.backbone.device)
 
 
 def outputs_of(module: nn.Module) -> int:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Rule
 from contune.contract.randomness import numpy_generator, torch_generator
-from contune.contract.state import State
+from contune.contract.state import State, on_device
 from contune.rule.refusals import refuse_without_lasting
 
 Tensors = Mapping[str, Tensor]
@@ -97,10 +97,10 @@ def anchor_state(anchor: Tensors, importance: Tensors) -> State:
     return State.nested({"anchor": State(anchor), "importance": State(importance)})
 
 
-def anchor_from_state(state: State) -> Iterator[dict[str, Tensor]]:
-    """Anchor, then importance."""
-    yield dict(state.inner("anchor").tensors)
-    yield dict(state.inner("importance").tensors)
+def anchor_from_state(state: State, context: Context) -> Iterator[dict[str, Tensor]]:
+    """Anchor, then importance, where the model is."""
+    yield on_device(state.inner("anchor").tensors, context.backbone.device)
+    yield on_device(state.inner("importance").tensors, context.backbone.device)
 
 
 @final
@@ -136,7 +136,7 @@ class L2(Rule):
         return anchor_state(self._anchor, {})
 
     def load_state(self, state: State, context: Context) -> None:
-        self._anchor, _ = anchor_from_state(state)
+        self._anchor, _ = anchor_from_state(state, context)
 
 
 @final
@@ -179,7 +179,7 @@ class EWC(Rule):
         return anchor_state(self._anchor, self._importance)
 
     def load_state(self, state: State, context: Context) -> None:
-        self._anchor, self._importance = anchor_from_state(state)
+        self._anchor, self._importance = anchor_from_state(state, context)
 
 
 @final
@@ -214,4 +214,4 @@ class MAS(Rule):
         return anchor_state(self._anchor, self._importance)
 
     def load_state(self, state: State, context: Context) -> None:
-        self._anchor, self._importance = anchor_from_state(state)
+        self._anchor, self._importance = anchor_from_state(state, context)

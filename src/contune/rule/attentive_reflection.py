@@ -11,9 +11,8 @@ from contune.adapter.shared_attention import SharedAttention, input_summary
 from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Rule
 from contune.contract.randomness import numpy_generator
-from contune.contract.state import State
+from contune.contract.state import State, on_device
 from contune.errors import CombinationError, ConfigError
-from contune.rule.average import on_device
 from contune.rule.pseudo_samples import dataset_of, fits, form_of, longest, sifted, sifting, writings, written_samples
 from contune.stream.exchange import Exchange
 
@@ -143,7 +142,7 @@ class AttentiveReflection(Rule):
         return State(tensors, {"tasks": len(self._attention), "counts": {k: dict(v) for k, v in self.counts.items()}})
 
     def load_state(self, state: State, context: Context) -> None:
-        held = on_device(state.tensors, context)
+        held = on_device(state.tensors, context.backbone.device)
         self.counts = {name: dict(counts) for name, counts in state.values["counts"].items()}
         numbers = range(int(state.values["tasks"]))
         self._attention = [held[f"attention{number}"] for number in numbers]

@@ -12,7 +12,7 @@ from torch import Tensor
 from contune.adapter.accumulated import moved_average
 from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Rule, Tensors
-from contune.contract.state import State
+from contune.contract.state import State, on_device
 from contune.errors import ConfigError
 from contune.rule.refusals import refuse_without_lasting
 
@@ -125,7 +125,7 @@ class Ema(Rule):
         return State(dict(self._shadow))
 
     def load_state(self, state: State, context: Context) -> None:
-        self._shadow = on_device(state.tensors, context)
+        self._shadow = on_device(state.tensors, context.backbone.device)
 
 
 @final
@@ -171,9 +171,9 @@ class SnapshotMean(Rule):
         return State.nested({"sums": State(self._sums), "counts": State(self._counts), "last": State(self._last)})
 
     def load_state(self, state: State, context: Context) -> None:
-        self._sums = on_device(state.inner("sums").tensors, context)
-        self._counts = on_device(state.inner("counts").tensors, context)
-        self._last = on_device(state.inner("last").tensors, context)
+        self._sums = on_device(state.inner("sums").tensors, context.backbone.device)
+        self._counts = on_device(state.inner("counts").tensors, context.backbone.device)
+        self._last = on_device(state.inner("last").tensors, context.backbone.device)
 
 
 @final
@@ -217,16 +217,11 @@ class CompatibleEma(Rule):
         return State.nested({"shadow": State(self._shadow), "earlier": State(self._earlier)})
 
     def load_state(self, state: State, context: Context) -> None:
-        self._shadow = on_device(state.inner("shadow").tensors, context)
-        self._earlier = on_device(state.inner("earlier").tensors, context)
+        self._shadow = on_device(state.inner("shadow").tensors, context.backbone.device)
+        self._earlier = on_device(state.inner("earlier").tensors, context.backbone.device)
 
 
 def present(values: Tensors, context: Context) -> dict[str, Tensor]:
     """Those values whose tensors are still trained; an adapter that rests from the first task's end is not."""
     trained = context.trained()
     return {name: value for name, value in values.items() if name in trained}
-
-
-def on_device(values: Tensors, context: Context) -> dict[str, Tensor]:
-    """Copies where the model is."""
-    return {name: value.clone().to(context.backbone.device) for name, value in values.items()}

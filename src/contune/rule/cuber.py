@@ -14,7 +14,7 @@ from contune.contract.context import Context
 from contune.contract.data import Rows
 from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.contract.randomness import numpy_generator
-from contune.contract.state import State
+from contune.contract.state import State, on_device
 from contune.errors import ConfigError
 from contune.rule.gradient_projection import (
     check_shares,
@@ -224,7 +224,7 @@ class Cuber(Rule):
             memory, kept = InputMemory(), state.inner(f"gradients{task}")
             memory.load(state.inner(f"inputs{task}"), device)
             self._inputs.append(memory)
-            self._gradients.append({name: value.to(device) for name, value in kept.tensors.items()})
+            self._gradients.append(on_device(kept.tensors, device))
             self._starts.append(dict(kept.values["starts"]))
         self._regimes, self._transposed = [dict(found) for found in own["regimes"]], list(own["transposed"])
         self._protect()

@@ -9,8 +9,8 @@ from torch import Tensor
 from contune.adapter.lora_sets import LoraSets
 from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Rule
-from contune.contract.state import State
-from contune.rule.average import Which, averaged_values, corner, on_device, refuse_averaging, require_decay
+from contune.contract.state import State, on_device
+from contune.rule.average import Which, averaged_values, corner, refuse_averaging, require_decay
 
 
 def balance_weight(drift: Tensor, gradient: Tensor, change: Tensor, fallback: float) -> tuple[Tensor, Tensor]:
@@ -139,7 +139,7 @@ class DynamicAverage(Rule):
         return State(nested.tensors, {**nested.values, "known": dict(self._known), "counts": counts})
 
     def load_state(self, state: State, context: Context) -> None:
-        self._mean = on_device(state.inner("mean").tensors, context)
-        self._before = on_device(state.inner("before").tensors, context)
+        self._mean = on_device(state.inner("mean").tensors, context.backbone.device)
+        self._before = on_device(state.inner("before").tensors, context.backbone.device)
         self._known = {name: [int(size) for size in shape] for name, shape in state.values["known"].items()}
         self._counts = [[int(fell), int(taken)] for fell, taken in state.values["counts"]]

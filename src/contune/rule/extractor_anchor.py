@@ -78,4 +78,4 @@ class ExtractorAnchor(Rule):
         return anchor_state(self._anchor, self._fisher)
 
     def load_state(self, state: State, context: Context) -> None:
-        self._anchor, self._fisher = anchor_from_state(state)
+        self._anchor, self._fisher = anchor_from_state(state, context)

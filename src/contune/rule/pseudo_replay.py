@@ -12,9 +12,8 @@ from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Dataset, Outputs, Rows, Selection
 from contune.contract.parts import Rule
 from contune.contract.randomness import numpy_generator
-from contune.contract.state import State
+from contune.contract.state import State, on_device
 from contune.errors import ConfigError
-from contune.rule.average import on_device
 from contune.rule.distillation import distillation_rows
 from contune.rule.pseudo_samples import (
     TaskForm,
@@ -207,5 +206,5 @@ class PseudoReplay(Rule):
         self.counts = {name: dict(counts) for name, counts in own["counts"].items()}
         by_task = {form.task: form for form in self._forms}
         self._samples = [(by_task[task], decoded(text)) for task, text in own["samples"]]
-        self._teacher = on_device(state.inner("teacher").tensors, context)
+        self._teacher = on_device(state.inner("teacher").tensors, context.backbone.device)
         self._prepare(context)

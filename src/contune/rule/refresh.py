@@ -11,7 +11,7 @@ from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Selection
 from contune.contract.parts import Rule
 from contune.contract.randomness import torch_generator
-from contune.contract.state import State
+from contune.contract.state import State, on_device
 from contune.rule.anchor import mean_over_examples
 
 Tensors = Mapping[str, Tensor]
@@ -108,5 +108,4 @@ class Refresh(Rule):
         return State(self._fisher)
 
     def load_state(self, state: State, context: Context) -> None:
-        device = context.backbone.device
-        self._fisher = {name: tensor.to(device) for name, tensor in state.tensors.items()}
+        self._fisher = on_device(state.tensors, context.backbone.device)

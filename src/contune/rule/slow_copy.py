@@ -14,12 +14,11 @@ from contune.contract.context import Context
 from contune.contract.data import Batch, Dataset, Outputs, Selection
 from contune.contract.parts import Adapter, Head, Rule
 from contune.contract.randomness import numpy_generator
-from contune.contract.state import State
+from contune.contract.state import State, on_device
 from contune.errors import ConfigError
 from contune.rule.average import (
     averaged_values,
     corner,
-    on_device,
     present,
     refuse_averaging,
     require_decay,
@@ -193,8 +192,8 @@ class SlowCopy(Rule):
         return State.nested({**inner, "own": State({}, {"steps": self._steps})})
 
     def load_state(self, state: State, context: Context) -> None:
-        self._slow = on_device(state.inner("slow").tensors, context)
-        self._fast = on_device(state.inner("fast").tensors, context)
+        self._slow = on_device(state.inner("slow").tensors, context.backbone.device)
+        self._fast = on_device(state.inner("fast").tensors, context.backbone.device)
         self._steps = int(state.inner("own").values["steps"])
         buffer = state.inner("buffer")
         self._buffer = Buffer.from_state(buffer) if buffer.values else None

@@ -12,7 +12,7 @@ from torch import Tensor
 from contune.adapter.resting import Resting
 from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Rule, Tensors
-from contune.contract.state import State
+from contune.contract.state import State, on_device
 from contune.errors import ConfigError
 from contune.rule.gradient_projection import PREFIX
 from contune.rule.sparse_delta import SparseDelta, sparse_delta
@@ -133,7 +133,7 @@ class TwoPhase(Rule):
         self.sparsities, self._count = [float(value) for value in own["sparsities"]], int(own["count"])
         for task in own["tasks"]:
             inner = state.inner(f"delta{task}")
-            moved = State({name: tensor.to(device) for name, tensor in inner.tensors.items()}, inner.values)
+            moved = State(on_device(inner.tensors, device), inner.values)
             self.deltas[int(task)] = SparseDelta.from_state(moved)
         self._origin = {
             name: value for name, value in maskable(context).items() if name in state.inner("start").tensors

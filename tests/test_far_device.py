@@ -1,0 +1,37 @@
+"""Every recipe learns on a device of its own, as on a GPU: on one that is not there, which refuses what a GPU refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from contune.method.catalog import recipes
+from thinned import ONE_IN, SHARES
+
+HERE = Path(__file__).parent
+
+
+def tried(names: list[str]) -> dict[tuple[str, str], str | None]:
+    """What went wrong, by recipe and stream; a process of its own, as the device cannot be taken out of torch again."""
+    paths = os.pathsep.join([str(HERE), str(HERE.parent / "src")])
+    command = [sys.executable, str(HERE / "far_worker.py"), *names]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {(row["recipe"], row["stream"]): row["problem"] for row in rows}
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_recipes_learn_on_a_device(share: int) -> None:
+    names = list(recipes())[share::ONE_IN]
+    problems = tried(names)
+    assert problems == {(name, stream): None for name in names for stream in ("images", "language")}
+
+
+def test_a_tensor_left_behind_is_found() -> None:
+    for problem in tried(["left-behind"]).values():
+        assert problem is not None
+        assert "of far:0 and of the processor" in problem
