@@ -80,7 +80,7 @@ def images(make: Make, device: str) -> list[Any]:
         one.learn(tasks)
         return answered(one, tasks)
     one.learn(tasks[0])
-    if not one.settings.epochs:
+    if not one.settings.epochs or one.method.adapt == "first-task":  # no steps to be stopped between
         one.learn(tasks[1])
         return answered(one, tasks)
     halfway, again = learn_keeping(one, tasks[1], step=1), learner()
