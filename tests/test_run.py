@@ -19,7 +19,7 @@ from contune.engine.observer import Observer
 from contune.errors import ConfigError, RunDirectoryError
 from contune.run.config import parse_config
 from contune.run.directory import RunDirectory
-from contune.run.execute import resume_run, start_run
+from contune.run.execute import choose_device, resume_run, start_run
 from contune.run.report import write_report
 from contune.trial import tiny_model
 from run_helpers import config_text, resume, run, same_run
@@ -108,6 +108,7 @@ def test_an_existing_directory_is_never_overwritten(tmp_path: Path) -> None:
         ("method.rank=many", "rank"),
         ("train.lr=-1", "greater than 0"),
         ("nonsense", "key=value"),
+        ("device=gpu", "device: not known; give auto"),
     ],
 )
 def test_wrong_configurations_fail_before_any_compute(tmp_path: Path, change: str, sentence: str) -> None:
@@ -117,6 +118,13 @@ def test_wrong_configurations_fail_before_any_compute(tmp_path: Path, change: st
     with pytest.raises(ConfigError, match=sentence):
         make_method(parse_config(text, [change]))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"device is 'cuda:1', which is not here \(torch counts 1 of cuda\)"):
+        run(config_text("nmc") + "device: cuda:1\n", tmp_path / "run")
+    assert choose_device("cuda:0") == "cuda:0"
 
 
 def test_combinations_that_make_no_sense_are_refused() -> None:

@@ -65,12 +65,14 @@ def run(
     from contune.run.config import load_config
 
     loaded, base = load_config(config, changes or [], sweep or [])
+    from contune.run.execute import choose_device, make_method
+
+    choose_device(loaded.device)
     out = out or free_folder(Path("runs") / Path(config).stem)
     failed = False
     if not loaded.several:
         folders = [carry_out(loaded.single(loaded.method or {}), base, out, quiet or as_json, track)]
     else:
-        from contune.run.execute import make_method
         from contune.run.group import Group, members_of
 
         for _, single in members_of(loaded):

@@ -1,12 +1,13 @@
 """The configuration: one YAML file, or the same keys as `key=value`, checked whole before anything is computed."""
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, final
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from contune.backbone.config import ModelConfig
 from contune.contract.settings import CacheSettings, TrainSettings
@@ -31,7 +32,14 @@ class RunConfig(BaseModel):
     sweep: dict[str, list[Any]] | None = Field(None, description="values to try by key, such as train.seed: [0, 1]")
     train: dict[str, Any] = Field(default_factory=dict, description="what differs from the method's own settings")
     cache: CacheSettings = CacheSettings()
-    device: str = Field("auto", description="auto, cpu, cuda or mps")
+    device: str = Field("auto", description="auto (cuda where there is one, else cpu), cpu, cuda, cuda:1 or mps")
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", device):
+            raise ValueError("not known; give auto, cpu, cuda, cuda:1 (the second of several) or mps")
+        return device
 
     @model_validator(mode="after")
     def _one_of(self) -> "RunConfig":

@@ -84,14 +84,19 @@ def make_learner(
 
 
 def choose_device(name: str) -> str:
-    """The device that `auto` means on this machine."""
+    """The device to compute on; `auto` is a CUDA device where there is one. One that is not there is an error.
+
+    `auto` is never mps, which has no float64: methods that sum in it stop there.
+    """
     import torch
 
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(kind, 1)
+    if int(number or 0) >= there:
+        raise ConfigError(f"device is {name!r}, which is not here (torch counts {there} of {kind}); set device: auto")
+    return name
 
 
 def start_run(
