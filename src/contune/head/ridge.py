@@ -38,6 +38,11 @@ def random_features(features: Tensor, projection: Tensor | None) -> Tensor:
     return (features.double() @ projection.double()).clamp_(min=0)
 
 
+def with_float64(device: torch.device) -> torch.device:
+    """The device itself, or the processor where it has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def random_projection(width: int, count: int, start: Start, generator: torch.Generator) -> Tensor:
     """W (width, count): standard normal (RanPAC), or uniform in +-1/sqrt(width) as torch starts a layer (ACIL).
 
@@ -81,9 +86,9 @@ class Moments:
     square: Tensor
 
     @staticmethod
-    def empty(features: int, columns: int) -> "Moments":
+    def empty(features: int, columns: int, device: torch.device | str = "cpu") -> "Moments":
         """The sums over no rows."""
-        gram = torch.zeros(features, features, dtype=torch.float64)
+        gram = torch.zeros(features, features, dtype=torch.float64, device=device)
         return Moments(gram, gram.new_zeros(features, columns), gram.new_zeros(()))
 
     def add(self, h: Tensor, targets: Tensor) -> None:
@@ -112,7 +117,7 @@ def best_strength(
     (H^T H + s I)^-1 H^T = H^T (H H^T + s I)^-1.
     """
     if len(h) >= h.shape[1]:
-        fit, held = (Moments.empty(h.shape[1], targets.shape[1]) for _ in range(2))
+        fit, held = (Moments.empty(h.shape[1], targets.shape[1], h.device) for _ in range(2))
         fit.add(h, targets)
         held.add(held_h, held_targets)
         return best_strength_of_sums(fit, held, strengths)
@@ -144,6 +149,8 @@ class Ridge(Head):
     M examples (M random features) the features are kept for it; of more, sums of the fitted and of the held-out part are
     taken apart, which are two more matrices M x M. Differs from a search over rows in rounding alone.
 
+    Sums and solutions are where the model is, so on a GPU's memory too, unless it has no float64.
+
     `forget` subtracts examples: exact as far as the same examples give the same features, so to the last bit of float32
     features where they come in other batches. A class without examples is never answered.
     """
@@ -171,18 +178,19 @@ class Ridge(Head):
             self._lent.begin_task(context)
         if not len(self._gram):
             width = context.feature_size()
-            self._project(width, context.settings.seed)
-            size = self.random_features or width
-            self._gram = torch.zeros(size, size, dtype=torch.float64)
-            self._targets = torch.zeros(size, 0, dtype=torch.float64)
+            self._project(context)
+            size, device = self.random_features or width, with_float64(context.backbone.device)
+            self._gram = torch.zeros(size, size, dtype=torch.float64, device=device)
+            self._targets = self._gram.new_zeros(size, 0)
         missing = context.task.seen - self._targets.shape[1]
         self._targets = torch.cat([self._targets, self._targets.new_zeros(len(self._gram), missing)], dim=1)
         self._counts = torch.cat([self._counts, self._counts.new_zeros(missing)])
 
-    def _project(self, width: int, seed: int) -> None:
+    def _project(self, context: Context) -> None:
         if self.random_features:
-            generator = torch_generator(seed, "random features")
-            self._projection = random_projection(width, self.random_features, self.projection, generator)
+            generator = torch_generator(context.settings.seed, "random features")
+            drawn = random_projection(context.feature_size(), self.random_features, self.projection, generator)
+            self._projection = drawn.to(with_float64(context.backbone.device))
 
     def trained(self) -> Parameters:
         return self._lent.trained()
@@ -210,16 +218,18 @@ class Ridge(Head):
     def _blocks(self, context: Context) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Features, targets and places of the task's rows, block by block."""
         for rows, features in context.feature_blocks(context.dataset):
-            yield features, self._one_hot(context.dataset.labels[rows]), torch.from_numpy(rows)
+            here = features.to(self._gram.device)
+            yield here, self._one_hot(context.dataset.labels[rows]), torch.from_numpy(rows)
 
     def _one_hot(self, labels: Rows) -> Tensor:
-        return torch.nn.functional.one_hot(torch.from_numpy(labels), len(self._counts)).double()
+        places = torch.from_numpy(labels).to(self._gram.device)
+        return torch.nn.functional.one_hot(places, len(self._counts)).double()
 
     def _add(self, features: Tensor, one_hot: Tensor, sign: float) -> None:
         h = random_features(features, self._projection)
         self._gram.addmm_(h.T, h, alpha=sign)
         self._targets.addmm_(h.T, one_hot, alpha=sign)
-        self._counts += (sign * one_hot.sum(dim=0)).long()
+        self._counts += (sign * one_hot.sum(dim=0)).long().cpu()
 
     def _add_and_search(self, context: Context) -> float:
         """Add the task to the sums and choose the strength on its held-out part."""
@@ -228,7 +238,7 @@ class Ridge(Head):
         cut = max(1, int(0.8 * len(order)))
         if cut < len(order) and cut >= len(self._gram):
             return self._add_and_search_sums(context, torch.from_numpy(order[cut:]))
-        seen = torch.zeros(len(order), context.feature_size())
+        seen = torch.zeros(len(order), context.feature_size(), device=self._gram.device)
         for features, one_hot, rows in self._blocks(context):
             self._add(features, one_hot, 1.0)
             seen[rows] = features
@@ -244,11 +254,11 @@ class Ridge(Head):
         columns = torch.from_numpy(np.unique(context.dataset.labels))
         is_held = torch.zeros(len(context.dataset), dtype=torch.bool)
         is_held[held_out] = True
-        fit, held = (Moments.empty(len(self._gram), len(columns)) for _ in range(2))
+        fit, held = (Moments.empty(len(self._gram), len(columns), self._gram.device) for _ in range(2))
         for features, one_hot, rows in self._blocks(context):
             for part, chosen in ((fit, ~is_held[rows]), (held, is_held[rows])):
                 part.add(random_features(features[chosen], self._projection), one_hot[chosen][:, columns])
-            self._counts += one_hot.sum(dim=0).long()
+            self._counts += one_hot.sum(dim=0).long().cpu()
         for part in (fit, held):
             self._gram += part.gram
             self._targets[:, columns] += part.cross
@@ -259,8 +269,8 @@ class Ridge(Head):
         self._lent = Linear()
 
     def logits(self, features: Tensor) -> Tensor:
-        scores = random_features(features.cpu(), self._projection) @ self._weight
-        return scores.masked_fill(self._counts == 0, float("-inf")).float()
+        scores = random_features(features.to(self._weight.device), self._projection) @ self._weight
+        return scores.masked_fill((self._counts == 0).to(scores.device), float("-inf")).float()
 
     def state(self) -> State:
         tensors = {"gram": self._gram, "targets": self._targets, "weight": self._weight, "counts": self._counts}
@@ -268,10 +278,11 @@ class Ridge(Head):
         return State({**tensors, **lent}, {"strength": self._used_strength})
 
     def load_state(self, state: State, context: Context) -> None:
-        self._gram, self._targets = state.tensors["gram"], state.tensors["targets"]
-        self._weight, self._counts = state.tensors["weight"], state.tensors["counts"]
+        device = with_float64(context.backbone.device)
+        self._gram, self._targets, self._weight = (state.tensors[n].to(device) for n in ("gram", "targets", "weight"))
+        self._counts = state.tensors["counts"]
         self._used_strength = float(state.values["strength"])
-        self._project(context.feature_size(), context.settings.seed)
+        self._project(context)
         lent = state.inner("lent")
         if lent.tensors:
             self._lent.load_state(lent, context)
