@@ -50,6 +50,8 @@ class Far(Tensor):
             return args[0].held.tolist()
         if func in (Tensor.numpy, Tensor.__array__):
             raise TypeError(f"cannot turn a tensor of {NAME}:0 into an array; use Tensor.cpu() first")
+        if func in (Tensor.untyped_storage, Tensor.data_ptr):  # safetensors asks which tensors share memory
+            return func(args[0].held)
         if func == Tensor.data.__set__ and isinstance(args[1], Far):
             args[0].held = args[1].held
         if func in (Tensor.__getitem__, Tensor.__setitem__):

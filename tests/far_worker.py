@@ -6,7 +6,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import far_device
 
@@ -23,10 +25,13 @@ from contune.errors import CombinationError  # noqa: E402
 from contune.head.linear import Linear  # noqa: E402
 from contune.method.catalog import build_method  # noqa: E402
 from contune.method.method import Method  # noqa: E402
+from contune.run.export import export_run  # noqa: E402
+from contune.run.predict import load_learner  # noqa: E402
 from contune.stream.exchange import Exchange, Turn, language_examples  # noqa: E402
 from contune.stream.task import Task  # noqa: E402
 from contune.trial import digit_tasks, tiny_model  # noqa: E402
 from resuming import Halfway, go_on, learn_keeping  # noqa: E402
+from run_helpers import config_text, run  # noqa: E402
 from word_tasks import tiny_folder  # noqa: E402
 
 Make = Callable[[], Method]
@@ -104,6 +109,18 @@ def language(make: Make, device: str) -> list[Any]:
     return list(one.predict(["Is sun big", "Is dog red"]))
 
 
+def whole_run(make: Make, device: str) -> list[Any]:
+    """What a run directory predicts, after it was written, read and exported in both forms."""
+    del make
+    with TemporaryDirectory() as folder, patch("contune.run.execute.choose_device", lambda name: device):
+        out = run(config_text("er", epochs=1), Path(folder) / "run")
+        with patch("contune.run.predict.choose_device", lambda name: device):
+            learner = load_learner(out)
+            export_run(out, Path(folder) / "peft", "peft")
+            export_run(out, Path(folder) / "merged", "merged")
+    return list(learner.predict(list(digit_tasks()[0].test.inputs[:20])))
+
+
 def problem(learned: Callable[[Make, str], list[Any]], make: Make) -> str | None:
     """What goes wrong on the device, or how far the answers are from the processor's."""
     try:
@@ -119,13 +136,14 @@ def problem(learned: Callable[[Make, str], list[Any]], make: Make) -> str | None
 
 
 def main(names: list[str]) -> None:
-    """Try these recipes, and `left-behind`, which must not pass."""
+    """Try these recipes, `left-behind`, which must not pass, and `run`, a run with all that comes after it."""
     for name in names:
-        for learned in (images, language):
-            if name == "left-behind":
-                found = problem(learned, lambda: Method(lora(), Linear(), (LeftBehind(),)))
-            else:
-                found = problem(learned, lambda name=name: build_method(name, {}))
+
+        def make(name: str = name) -> Method:
+            return Method(lora(), Linear(), (LeftBehind(),)) if name == "left-behind" else build_method(name, {})
+
+        for learned in (whole_run,) if name == "run" else (images, language):
+            found = problem(learned, make)
             print(json.dumps({"recipe": name, "stream": learned.__name__, "problem": found}), flush=True)
 
 

@@ -12,6 +12,7 @@ from contune.method.catalog import recipes
 from thinned import ONE_IN, SHARES
 
 HERE = Path(__file__).parent
+STREAMS = ("images", "language")
 
 
 def tried(names: list[str]) -> dict[tuple[str, str], str | None]:
@@ -25,13 +26,10 @@ def tried(names: list[str]) -> dict[tuple[str, str], str | None]:
 
 
 @pytest.mark.parametrize("share", SHARES)
-def test_recipes_learn_on_a_device(share: int) -> None:
+def test_recipes_learn_on_a_device_and_what_is_left_behind_is_found(share: int) -> None:
     names = list(recipes())[share::ONE_IN]
-    problems = tried(names)
-    assert problems == {(name, stream): None for name in names for stream in ("images", "language")}
-
-
-def test_a_tensor_left_behind_is_found() -> None:
-    for problem in tried(["left-behind"]).values():
-        assert problem is not None
-        assert "of far:0 and of the processor" in problem
+    problems = tried([*names, "run", "left-behind"] if share == 0 else names)
+    planted = [problems.pop(("left-behind", stream)) for stream in STREAMS if share == 0]
+    assert all(problem is not None and "of far:0 and of the processor" in problem for problem in planted)
+    assert problems.pop(("run", "whole_run"), None) is None
+    assert problems == {(name, stream): None for name in names for stream in STREAMS}
