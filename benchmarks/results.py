@@ -1,9 +1,9 @@
 """The results page: methods x streams x class orders, resumable; run it again and it goes on where it stopped.
 
     python benchmarks/results.py ../shared runs/results --tune --epochs 1 --batch-size 8 --equal-replay \
-        --test-per-class 10 --no-times --picture docs/results.png --processes 4     # everything, on 4 cores
+        --test-per-class 10 --picture docs/results.png --processes 4     # everything, on 4 cores
     python benchmarks/results.py ../shared runs/results --only cifar100-224 --methods nmc ranpac acil dkvb \
-        linear-probe lora --tune --epochs 1 --batch-size 8 --no-times                    # a few at the model's own size
+        linear-probe lora er --tune --epochs 1 --batch-size 8 --equal-replay             # a few at the model's own size
     python benchmarks/results.py ../shared runs/mine --only clinc150 --methods nmc ranpac --page mine.md
     python benchmarks/results.py ../shared runs/text --only text-minilm text-stories text-written \
         --methods nmc ranpac lora er o-lora joint --epochs 3 --batch-size 16 --page docs/text-results.md
