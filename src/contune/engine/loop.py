@@ -10,6 +10,7 @@ for batch:
     after_step           running means of rules and adapter, then progress and checkpoints
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -113,8 +114,8 @@ def take_step(
     for rule in rules:
         rule.before_step(context, batch)
     loss = total_loss(context, rules, processes, selections, batch)
-    value = loss.item()
-    if not torch.isfinite(loss):
+    value = loss.item()  # the only wait for the device in a step
+    if not math.isfinite(value):
         raise NumericError(not_finite(context, selections[TASK].rows, place, value))
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
