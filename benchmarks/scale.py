@@ -89,6 +89,7 @@ class Features:
     rows: int
 
     adapting = False
+    backbone = SimpleNamespace(device=torch.device("cpu"))
 
     @cached_property
     def dataset(self):

@@ -50,6 +50,7 @@ class Features:
     lengths: tuple[int, ...] = (1,)
 
     adapting = False
+    backbone = SimpleNamespace(device=torch.device("cpu"))
     settings = TrainSettings()
     task = TaskInfo(0, "", tuple(range(CLASSES)), 0, CLASSES, "class-incremental")
 
