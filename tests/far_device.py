@@ -103,16 +103,10 @@ def refuse(name: str, args: Any, kwargs: Any) -> None:
         raise RuntimeError(f"{name}: a generator of {NAME} is expected, and this is one of the processor")
     if name in COPIES:
         return
+    if name in INDEXED and isinstance(args[0], Far):
+        every = [args[0], *args[2:3]]  # the indices themselves may be from the processor
     near = [x for x in every if isinstance(x, Tensor) and not isinstance(x, Far) and (x.dim() or name in GATHERED)]
-    if name in INDEXED:  # from the processor, indices may be
-        on_far = isinstance(args[0], Far)
-        if on_far:
-            near = [
-                value for value in args[2:3] if isinstance(value, Tensor) and not isinstance(value, Far) and value.dim()
-            ]
-    elif not any(isinstance(value, Far) for value in every):
-        return
-    if near:
+    if near and any(isinstance(value, Far) for value in every):
         raise RuntimeError(
             f"{name}: tensors of {NAME}:0 and of the processor, these of shape {[tuple(x.shape) for x in near]}"
         )

@@ -114,7 +114,7 @@ def take_step(
     for rule in rules:
         rule.before_step(context, batch)
     loss = total_loss(context, rules, processes, selections, batch)
-    value = loss.item()  # the only wait for the device in a step
+    value = loss.item()  # waits for the device, so the check below must not wait again
     if not math.isfinite(value):
         raise NumericError(not_finite(context, selections[TASK].rows, place, value))
     optimizer.zero_grad(set_to_none=True)

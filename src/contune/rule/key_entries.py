@@ -9,7 +9,7 @@ from torch import Tensor
 from contune.adapter.lora_per_task import LoraPerTask
 from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Rule
-from contune.contract.state import State
+from contune.contract.state import State, on_device
 from contune.errors import ConfigError
 from contune.rule.refusals import refuse_without_lora_per_task
 
@@ -95,4 +95,4 @@ class KeyEntries(Rule):
         return State(dict(self._places))
 
     def load_state(self, state: State, context: Context) -> None:
-        self._places = {name: places.to(context.backbone.device) for name, places in state.tensors.items()}
+        self._places = on_device(state.tensors, context.backbone.device)

@@ -11,7 +11,7 @@ from contune.contract.context import Context
 from contune.contract.data import Rows
 from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.contract.randomness import numpy_generator
-from contune.contract.state import State
+from contune.contract.state import State, on_device
 from contune.errors import ConfigError
 from contune.rule.gradient_memory import refuse_comparing
 
@@ -138,4 +138,4 @@ class OutputDirections(Rule):
         return State(dict(self._basis))
 
     def load_state(self, state: State, context: Context) -> None:
-        self._basis = {name: rows.to(context.backbone.device) for name, rows in state.tensors.items()}
+        self._basis = on_device(state.tensors, context.backbone.device)
