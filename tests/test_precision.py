@@ -97,7 +97,7 @@ def test_texts_are_learned_in_bf16(name: str, method: str) -> None:
 
 def test_plain_attention_on_a_cpu_in_bf16_alone() -> None:
     config = ModelConfig(path=tiny_model())
-    assert Backbone.load(config, precision="bf16").model.config._attn_implementation == SEAM_NAMES["eager"]
+    assert Backbone.load(config, precision="bf16").model.config._attn_implementation == SEAM_NAMES["products"]
     assert Backbone.load(config).model.config._attn_implementation == SEAM_NAMES["sdpa"]
 
 

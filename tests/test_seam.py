@@ -173,9 +173,12 @@ def test_prefix_equals_a_softmax_written_by_hand(backbone: Backbone, layer: int)
     assert (result - wrong).abs().max() > 1e-3
 
 
-def test_unpadded_causal_batch_keeps_its_causality(folders: dict[str, Path]) -> None:
-    """The stock mask is absent here, so the seam has to write the causal one itself."""
-    backbone = Backbone.load(ModelConfig(path=str(folders["llama"])))
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("kernel", ["sdpa", "products"])
+def test_unpadded_causal_batch_keeps_its_causality(kernel: seam.Kernel, name: str, folders: dict[str, Path]) -> None:
+    """sdpa's stock mask is absent here, so the seam has to write the causal one itself."""
+    config = ModelConfig(path=str(folders[name]))
+    backbone = Backbone(config, assemble(config, "cpu", kernel))
     prepared = backbone.prepare(["abcdef", "abcdez"])
     inputs = backbone.collate([(prepared, np.arange(2))])
     with backbone.prefixes({0: random_prefix(backbone, 0, 2), 2: random_prefix(backbone, 2, 2)}):
@@ -271,9 +274,10 @@ def replaced_queries(module: Any, queries: Tensor) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "t5", "vit", "clip-vision", "modernbert"])
-def test_the_eager_kernel_behind_the_seam_agrees(name: str, folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize("kernel", ["products", "eager"])
+def test_other_kernels_behind_the_seam_agree(kernel: seam.Kernel, name: str, folders: dict[str, Path]) -> None:
     config = ModelConfig(path=str(folders[name]))
-    fast, plain = Backbone.load(config), Backbone(config, assemble(config, "cpu", "eager"))
+    fast, plain = Backbone.load(config), Backbone(config, assemble(config, "cpu", kernel))
     inputs = batch_of(fast)
     prefix = {layer: random_prefix(fast, layer, 3, 2) for layer in range(fast.depth)}
     with fast.prefixes(prefix):

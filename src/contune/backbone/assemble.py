@@ -16,7 +16,6 @@ from contune.backbone.inputs import Reader
 from contune.backbone.language import LanguageModel, language_model, language_reader, two_towers
 from contune.backbone.layers import Anatomy, find_layers
 from contune.backbone.load import (
-    has_plain_attention,
     language_class,
     load_config,
     load_image_settings,
@@ -80,7 +79,7 @@ def assemble(
     """Load the model of `config` and find out how to read it; `kernel` is the attention the seam calls.
 
     `language`: the model answers with its own language head. `plain_attention` asks for matrix products in place of
-    fused kernels, where the model has them.
+    fused kernels.
     """
     where, local = source.locate(config.path)
     with quiet():
@@ -90,8 +89,8 @@ def assemble(
         _refuse_unused(config, modality, language=language)
         settings = load_image_settings(where, local) if modality == "image" else None
         tokenizer = load_tokenizer(where, local) if modality == "text" else None
-        if kernel is None and plain_attention and has_plain_attention(stock):
-            kernel = "eager"
+        if kernel is None and plain_attention:
+            kernel = "products" if stock._supports_sdpa else "eager"
         model = load_model(where, local, stock_config, device, kernel, language=language)
     if language:
         return _assemble_language(config, model, tokenizer)

@@ -1,7 +1,6 @@
 """Loading a stock `transformers` model: float32, frozen, evaluation mode, attention through the seam."""
 
 import inspect
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -76,11 +75,6 @@ def language_class(config: Any) -> Any:
             f"a {config.model_type} model writes no text; a stream of kind language needs a causal model (Llama, "
             "Qwen, Mistral, GPT-2, Pythia and their relatives) or an encoder with a decoder (T5, BART)"
         ) from error
-
-
-def has_plain_attention(stock: Any) -> bool:
-    """Whether the file of a stock class has attention by plain matrix products, which the seam can call."""
-    return "eager_attention_forward" in vars(sys.modules[stock.__module__])
 
 
 def load_model(

@@ -24,12 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from contune.backbone.products import product_attention
 from contune.errors import CombinationError
 
-Kernel = Literal["sdpa", "eager"]
+Kernel = Literal["sdpa", "products", "eager"]
 Prefix = tuple[Tensor, Tensor]
 
-SEAM_NAMES: dict[Kernel, str] = {"sdpa": "contune", "eager": "contune-eager"}
+SEAM_NAMES: dict[Kernel, str] = {"sdpa": "contune", "products": "contune-products", "eager": "contune-eager"}
 
 _NONE: Mapping[nn.Module, Prefix] = MappingProxyType({})
 _active: ContextVar[Mapping[nn.Module, Prefix]] = ContextVar("contune_prefixes", default=_NONE)
@@ -51,8 +52,10 @@ def register() -> None:
     from transformers.masking_utils import eager_mask, sdpa_mask
 
     AttentionInterface.register(SEAM_NAMES["sdpa"], sdpa_seam)
+    AttentionInterface.register(SEAM_NAMES["products"], products_seam)
     AttentionInterface.register(SEAM_NAMES["eager"], eager_seam)
     AttentionMaskInterface.register(SEAM_NAMES["sdpa"], sdpa_mask)
+    AttentionMaskInterface.register(SEAM_NAMES["products"], eager_mask)
     AttentionMaskInterface.register(SEAM_NAMES["eager"], eager_mask)
 
 
@@ -103,6 +106,23 @@ def sdpa_seam(
         key, value, attention_mask = _join(prefix, key, value, attention_mask, options)
     result: tuple[Tensor, Tensor | None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return result
+
+
+def products_seam(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The seam over matrix products of our own, for models that PyTorch's scaled dot-product kernels serve.
+
+    The mask is one to add, in which causality is written out, as the plain attention of the model files expects it.
+    """
+    _record(module, key, value)
+    prefix = _prefix_of(module)
+    if prefix is not None:
+        key, value, attention_mask = _join(prefix, key, value, attention_mask, options)
+    bias = options.get("position_bias")
+    if bias is not None:
+        attention_mask = bias if attention_mask is None else bias + attention_mask
+    return product_attention(query, key, value, attention_mask, scaling=options.get("scaling")), None
 
 
 def eager_seam(
