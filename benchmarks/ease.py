@@ -28,7 +28,7 @@ def with_contune(chosen) -> float:
     from contune.backbone.config import ModelConfig
 
     model = ModelConfig(path=str(chosen.shared / work.VIT), image_size=chosen.image_size)
-    train = {"epochs": chosen.epochs, "batch_size": BATCH, "optimizer": "sgd", **SGD}
+    train = {"epochs": chosen.epochs, "batch_size": BATCH, "precision": chosen.precision, "optimizer": "sgd", **SGD}
     learner = Learner(model, "ease", train=train, size=SIZE, scale=SCALE, dropout=DROPOUT, alpha=ALPHA)
     return work.run_contune(learner, work.cifar_tasks(chosen.shared, chosen.tasks, chosen.tasks, chosen.per_class))
 

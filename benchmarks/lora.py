@@ -20,7 +20,8 @@ def with_contune(chosen) -> float:
     from contune.backbone.config import ModelConfig
 
     model = ModelConfig(path=str(chosen.shared / work.VIT), image_size=chosen.image_size)
-    learner = Learner(model, "lora", train={"epochs": 1, "batch_size": 32, "lr": 2e-3, "augment": False})
+    train = {"epochs": 1, "batch_size": 32, "lr": 2e-3, "augment": False, "precision": chosen.precision}
+    learner = Learner(model, "lora", train=train)
     for task in work.cifar_tasks(chosen.shared, 2):
         learner.learn(task)
         data = learner.test_dataset(task)

@@ -20,7 +20,7 @@ def with_contune(chosen) -> float:
     """Accuracy on the last task right after it."""
     from contune import Learner
 
-    learner = Learner(work.MINILM, "lora", layers="top-quarter", train=TRAIN)
+    learner = Learner(work.MINILM, "lora", layers="top-quarter", train={**TRAIN, "precision": chosen.precision})
     tests: list = []
     for task in work.clinc_tasks(chosen.shared, 40, chosen.tasks):
         learner.learn(task)

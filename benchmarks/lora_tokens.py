@@ -65,7 +65,9 @@ def with_contune(chosen) -> float:
     with tempfile.TemporaryDirectory() as name:
         path = model_folder(chosen, Path(name))
         model = ModelConfig(path=str(path), max_length=TOKENS)
-        learner = Learner(model, "lora", kind="language", train={**TRAIN, "epochs": chosen.epochs})
+        learner = Learner(
+            model, "lora", kind="language", train={**TRAIN, "epochs": chosen.epochs, "precision": chosen.precision}
+        )
         examples, test = (language_examples(each, range(len(each))) for each in (learned, asked))
         context = learner.begin(Task("texts", ("answer",), examples, test))
         with pairs.phase("train"):

@@ -20,7 +20,11 @@ def with_contune(chosen) -> float:
     from contune.backbone.config import ModelConfig
 
     tasks = work.cifar_tasks(chosen.shared)
-    learner = Learner(ModelConfig(path=str(chosen.shared / work.VIT), image_size=chosen.image_size), "nmc")
+    learner = Learner(
+        ModelConfig(path=str(chosen.shared / work.VIT), image_size=chosen.image_size),
+        "nmc",
+        train={"precision": chosen.precision},
+    )
     tests: list = []
     for task in tasks:
         learner.learn(task)

@@ -1,6 +1,7 @@
 """Two ways of the same work, each in its own process, in turn; one JSON line with ratios and both accuracies.
 
 A script defines `plain(chosen)` and `with_contune(chosen)`, which do the work and give an accuracy, and calls `main`.
+contune's side computes in `chosen.precision`; asked for two precisions, each gets a line, against the same plain side.
 What a side does inside `phase(name)` is timed on its own as well, and every phase that both sides have gets its ratio.
 """
 
@@ -23,7 +24,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def main(text: str, claim: str, plain: Side, with_contune: Side, add: Add = lambda parser: None) -> None:
-    """Run both sides `--rounds` times, alternating, and print the line."""
+    """Run both sides `--rounds` times, alternating, and print a line for each precision of contune's side."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shared", type=Path, help="the folder with data/ and weights/")
     parser.add_argument("--rounds", type=int, default=1, help="pairs of processes; medians are printed")
@@ -34,20 +35,31 @@ def main(text: str, claim: str, plain: Side, with_contune: Side, add: Add = lamb
         default="wall",
         help="cpu: the process's own seconds, for --threads 1 on a busy machine",
     )
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        nargs="+",
+        default=["fp32"],
+        help="of contune's side, both for a line of each; the plain side is always float32",
+    )
     parser.add_argument("--side", choices=["contune", "plain"], help=argparse.SUPPRESS)
     add(parser)
     chosen = parser.parse_args()
     if chosen.side:
+        chosen.precision = chosen.precision[-1]
         measure(with_contune if chosen.side == "contune" else plain, chosen)
         return
-    found: dict[str, list[dict[str, float]]] = {"plain": [], "contune": []}
+    found: dict[str, list[dict[str, float]]] = {"plain": [], **{precision: [] for precision in chosen.precision}}
     for _ in range(chosen.rounds):
         for side, measured in found.items():
-            measured.append(again("--side", side, threads=chosen.threads))
+            flags = ["plain"] if side == "plain" else ["contune", "--precision", side]
+            measured.append(again("--side", *flags, threads=chosen.threads))
     medians = {side: {key: median(each[key] for each in runs) for key in runs[0]} for side, runs in found.items()}
-    ratios = ratios_of(medians["plain"], medians["contune"])
     setting = {"claim": claim.format(**vars(chosen)), "threads": chosen.threads, "clock": chosen.clock}
-    print(json.dumps({**setting, **ratios, **medians}))
+    for precision in chosen.precision:
+        plain_way, ours = medians["plain"], medians[precision]
+        line = {**setting, "precision": precision, **ratios_of(plain_way, ours), "plain": plain_way, "contune": ours}
+        print(json.dumps(line))
 
 
 def again(*flags: str, threads: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def with_contune(chosen) -> float:
     from contune.backbone.config import ModelConfig
 
     model = ModelConfig(path=str(chosen.shared / work.VIT), image_size=chosen.image_size)
-    learner = Learner(model, "ranpac", random_features=chosen.random_features)
+    learner = Learner(model, "ranpac", train={"precision": chosen.precision}, random_features=chosen.random_features)
     return work.run_contune(learner, work.cifar_tasks(chosen.shared, chosen.tasks))
 
 

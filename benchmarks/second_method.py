@@ -22,7 +22,9 @@ def learn(chosen, method: str, folder: str) -> float:
 
     model = ModelConfig(path=str(chosen.shared / work.VIT), image_size=chosen.image_size)
     options = {"random_features": 500} if method == "ranpac" else {}
-    learner = Learner(model, method, cache=CacheSettings(folder=folder), **options)
+    learner = Learner(
+        model, method, train={"precision": chosen.precision}, cache=CacheSettings(folder=folder), **options
+    )
     tests: list = []
     for task in work.cifar_tasks(chosen.shared):
         learner.learn(task)

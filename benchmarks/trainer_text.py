@@ -46,7 +46,8 @@ def with_contune(chosen) -> float:
     from contune.backbone.config import ModelConfig
 
     (task,) = work.clinc_tasks(chosen.shared, 40, 1)
-    train = {"epochs": chosen.epochs, "batch_size": BATCH, "lr": RATE, "group_by_length": not chosen.random_order}
+    train = {"epochs": chosen.epochs, "batch_size": BATCH, "lr": RATE, "precision": chosen.precision}
+    train |= {"group_by_length": not chosen.random_order}
     with tempfile.TemporaryDirectory() as folder:
         model = ModelConfig(path=str(model_folder(chosen, folder)), feature="mean", max_length=128)
         learner = Learner(model, "lora", rank=RANK, layers="all", train=train)

@@ -212,4 +212,4 @@ def add_prompt_flags(tasks: int, epochs: int) -> Callable:
 def prompt_settings(chosen, lr: float) -> dict[str, object]:
     """What contune is told about its gradient loop."""
     augmented = {"augment": True, "views": chosen.views} if chosen.views else {}
-    return {"epochs": chosen.epochs, "lr": lr, "batch_size": 32, **augmented}
+    return {"epochs": chosen.epochs, "lr": lr, "batch_size": 32, "precision": chosen.precision, **augmented}
