@@ -95,7 +95,7 @@ def plain(chosen) -> float:
         means.append(torch.zeros(0, vit.width))
         with torch.no_grad():
             for block, module in enumerate(modules):
-                batches = torch.arange(len(labels)).split(64)
+                batches = torch.arange(len(labels)).split(32)
                 pixels = (vit.read([task.train.inputs[i] for i in rows]) for rows in batches)
                 found = torch.cat([forward(batch, module) for batch in pixels])
                 new = torch.stack([found[labels == label].mean(0) for label in range(per_task)])

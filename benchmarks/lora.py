@@ -48,7 +48,7 @@ def plain(chosen) -> float:
             optimizer.step()
         right, labels = 0, torch.from_numpy(task.test.labels) + seen
         with torch.no_grad():
-            for rows in torch.arange(len(task.test)).split(64):
+            for rows in torch.arange(len(task.test)).split(32):
                 scores = head(features([task.test.inputs[i] for i in rows], model))
                 right += int((scores.argmax(1) == labels[rows]).sum())
         seen += len(task.class_names)

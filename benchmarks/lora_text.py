@@ -69,7 +69,7 @@ def plain(chosen) -> float:
                 optimizer.step()
         with torch.no_grad():
             for start, other in zip(starts, tasks[: number + 1], strict=True):
-                parts = torch.arange(len(other.test)).split(64)
+                parts = torch.arange(len(other.test)).split(32)
                 answers = torch.cat([head(features([other.test.inputs[i] for i in rows])).argmax(1) for rows in parts])
                 right = answers == torch.from_numpy(other.test.labels) + start
     return float(right.float().mean())

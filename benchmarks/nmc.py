@@ -41,7 +41,7 @@ def plain(chosen) -> float:
     def all_features(examples) -> torch.Tensor:
         with torch.no_grad():
             return torch.cat(
-                [features([examples.inputs[i] for i in rows]) for rows in torch.arange(len(examples)).split(64)]
+                [features([examples.inputs[i] for i in rows]) for rows in torch.arange(len(examples)).split(32)]
             )
 
     for number, task in enumerate(tasks):

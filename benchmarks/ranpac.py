@@ -41,7 +41,7 @@ def plain(chosen) -> float:
         seen = start + len(task.class_names)
         order = torch.randperm(len(task.train))
         with torch.no_grad():
-            found = torch.cat([features([task.train.inputs[i] for i in rows]) for rows in order.split(64)])
+            found = torch.cat([features([task.train.inputs[i] for i in rows]) for rows in order.split(32)])
         h = functional.relu(found @ projection)
         one_hot = functional.one_hot(torch.from_numpy(task.train.labels)[order] + start, classes).float()
         targets, gram = targets + h.T @ one_hot, gram + h.T @ h

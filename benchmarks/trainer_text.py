@@ -128,7 +128,7 @@ def plain(chosen) -> float:
         return model(inputs["input_ids"], inputs["attention_mask"])["logits"].argmax(1)
 
     with pairs.phase("evaluate"), torch.no_grad():
-        parts = torch.arange(len(task.test)).split(64)
+        parts = torch.arange(len(task.test)).split(32)
         found = torch.cat([answers([task.test.inputs[i] for i in rows]) for rows in parts])
     return float((found == torch.from_numpy(task.test.labels)).float().mean())
 

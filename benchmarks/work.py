@@ -109,7 +109,7 @@ def run_plain(learn: Callable[[Task, int], None], answers: Callable[[list], torc
     """The same by hand: `learn(task, start)` is told the task's first column, `answers(images)` gives columns."""
 
     def right_of(task: Task, start: int) -> torch.Tensor:
-        parts = torch.arange(len(task.test)).split(64)
+        parts = torch.arange(len(task.test)).split(32)
         found = torch.cat([answers([task.test.inputs[i] for i in rows]) for rows in parts])
         return found == torch.from_numpy(task.test.labels) + start
 
