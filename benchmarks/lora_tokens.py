@@ -20,6 +20,7 @@ import pairs
 
 TRAIN = {"batch_size": 16, "lr": 2e-3, "schedule": "constant", "optimizer": "adamw", "clip": None}
 TOKENS = 256
+STORIES = "weights/stories260k_llama"
 
 
 def exchanges(chosen) -> tuple[list, list]:
@@ -40,14 +41,20 @@ def exchanges(chosen) -> tuple[list, list]:
 
 def model_folder(chosen, folder: Path) -> Path:
     """The pretrained model, or one of the same family with random weights and the same tokenizer."""
+    if not chosen.hidden:
+        return chosen.shared / STORIES
+    sizes = {"hidden_size": chosen.hidden, "intermediate_size": 3 * chosen.hidden, "num_hidden_layers": 6}
+    sizes |= {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": chosen.hidden // 8}
+    return random_llama(chosen.shared, folder, sizes)
+
+
+def random_llama(shared: Path, folder: Path, sizes: dict[str, int]) -> Path:
+    """A model of the family of stories260k, in other sizes, with random weights and the same tokenizer."""
     from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
-    stories = chosen.shared / "weights" / "stories260k_llama"
-    if not chosen.hidden:
-        return stories
+    stories = shared / STORIES
     config = AutoConfig.from_pretrained(stories)
-    sizes = {"hidden_size": chosen.hidden, "intermediate_size": 3 * chosen.hidden, "num_hidden_layers": 6}
-    config.update({**sizes, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": chosen.hidden // 8})
+    config.update(sizes)
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(stories).save_pretrained(folder)
