@@ -52,7 +52,7 @@ def main(text: str, claim: str, plain: Side, with_contune: Side, add: Add = lamb
     found: dict[str, list[dict[str, float]]] = {"plain": [], **{precision: [] for precision in chosen.precision}}
     for _ in range(chosen.rounds):
         for side, measured in found.items():
-            flags = ["plain"] if side == "plain" else ["contune", "--precision", side]
+            flags = ["plain", "--precision", "fp32"] if side == "plain" else ["contune", "--precision", side]
             measured.append(again("--side", *flags, threads=chosen.threads))
     medians = {side: {key: median(each[key] for each in runs) for key in runs[0]} for side, runs in found.items()}
     setting = {"claim": claim.format(**vars(chosen)), "threads": chosen.threads, "clock": chosen.clock}

@@ -2,8 +2,8 @@
 
     python benchmarks/second_method.py ../shared --image-size 112
 
-The plain side runs `ranpac` with an empty cache, contune's side runs it after `nmc` has filled the cache folder (which is
-not timed): ten tasks of CIFAR-100, evaluated after each.
+The plain side runs `ranpac` with an empty cache, in float32, contune's side runs it after `nmc` has filled the cache folder
+(which is not timed): ten tasks of CIFAR-100, evaluated after each.
 """
 
 import tempfile
