@@ -95,6 +95,18 @@ def test_texts_are_learned_in_bf16(name: str, method: str) -> None:
     assert set(answers) <= set(made.class_names)
 
 
+@pytest.mark.parametrize("found", [{}, {"avx512_bf16": True}, {"amx_bf16": True}])
+def test_a_processor_without_bf16_instructions_is_noted(
+    found: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"architecture": "x86_64", **found})
+    (tmp_path / "a.yaml").write_text(config_text("nmc", precision="bf16"))
+    command = ["run", str(tmp_path / "a.yaml"), "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert ("no bf16 instructions" in " ".join(done.output.split())) is (not found)
+
+
 def test_plain_attention_on_a_cpu_in_bf16_alone() -> None:
     config = ModelConfig(path=tiny_model())
     assert Backbone.load(config, precision="bf16").model.config._attn_implementation == SEAM_NAMES["products"]

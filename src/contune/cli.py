@@ -6,6 +6,7 @@ Exit codes: 0 well; 1 failed; 2 configuration; 3 data; 4 run directory; 5 not fi
 import json
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -231,16 +232,18 @@ def carry_out(
     from contune.run.execute import start_run
     from contune.run.terminal import TerminalObserver, stderr_console
 
-    watcher = TerminalObserver(stderr_console(quiet), label or config.label())
+    console = stderr_console(quiet)
+    watcher = TerminalObserver(console, label or config.label())
     processes = find_processes()
+    start = partial(start_run, config, base, out, processes=processes, say=console.print, shared=shared)
     with watcher.shown():
         if track is None or not processes.main:
-            return start_run(config, base, out, processes=processes, observer=watcher, shared=shared)
+            return start(observer=watcher)
         from contune.run.tracking import TrackingObserver
 
         tracker = TrackingObserver(watcher, track, out.parent / "tracking", out.name)
         try:
-            return start_run(config, base, out, processes=processes, observer=tracker, shared=shared)
+            return start(observer=tracker)
         finally:
             tracker.close()
 
@@ -287,7 +290,7 @@ def go_on(folder: Path, quiet: bool, shared: Any = None) -> None:
     watcher = TerminalObserver(console, folder.name)
     with watcher.shown():
         processes = find_processes()
-        resume_run(folder, processes=processes, observer=watcher, say=lambda text: console.print(text), shared=shared)
+        resume_run(folder, processes=processes, observer=watcher, say=console.print, shared=shared)
 
 
 def show(folders: list[Path], report_path: Path, *, quiet: bool, as_json: bool) -> None:

@@ -37,6 +37,14 @@ def halve(model: nn.Module, frozen: Collection[nn.Parameter]) -> None:
             weight.data = weight.data.to(torch.bfloat16)
 
 
+def emulated(device: torch.device) -> bool:
+    """Whether bf16 is slower than float32 there: on a processor of the x86 kind without instructions for it."""
+    if device.type != "cpu":
+        return False
+    found = torch.cpu.get_capabilities()
+    return found.get("architecture") == "x86_64" and not any(found.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
 @contextmanager
 def computing(precision: Precision, device: torch.device) -> Iterator[None]:
     """The block computes in this precision.

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from contune._files import atomic_path, write_json
+from contune.backbone.precision import emulated
 from contune.contract.context import Context
 from contune.contract.data import Dataset
 from contune.contract.processes import Processes
@@ -106,6 +107,7 @@ def start_run(
     *,
     processes: Processes,
     observer: Observer,
+    say: Callable[[str], None] = lambda _text: None,
     shared: Shared | None = None,
 ) -> Path:
     """Make a new run directory and run in it until the end; `shared` is what the runs before it have left."""
@@ -117,7 +119,7 @@ def start_run(
     if processes.main:
         directory = RunDirectory.create(out, resolved)
     processes.wait()
-    _Execution(config, stream, learner, directory, observer).go()
+    _Execution(config, stream, learner, directory, observer).go(say)
     return out
 
 
@@ -138,7 +140,7 @@ def resume_run(
     stream = shared.stream(config.stream, base)
     learner = make_learner(config, stream, processes, observer, shared.shelf)
     execution = _Execution(config, stream, learner, directory, observer)
-    execution.go(say=say)
+    execution.go(say)
     return out
 
 
@@ -179,8 +181,10 @@ class _Execution:
         self.stop = threading.Event()
         self.saved_at = time.monotonic()
 
-    def go(self, *, say: Callable[[str], None] = lambda _text: None) -> None:
+    def go(self, say: Callable[[str], None]) -> None:
         """Run from where the directory stands to the end."""
+        if self.main and self.learner.backbone.precision == "bf16" and emulated(self.learner.backbone.device):
+            say("this processor has no bf16 instructions: bf16 is slower than float32 here (train.precision: fp32)")
         with self._owned(), self._interruptible():
             lesson, done, memory, context = self._restore(say)
             while lesson < len(self.lessons):
