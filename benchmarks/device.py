@@ -12,7 +12,6 @@ that its time is the solver's. Texts are pieces of plays; the other side of the 
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -91,20 +90,6 @@ def peaks(chosen: argparse.Namespace, sizes: Sizes) -> tuple[float, float]:
     return 2 * source.nbytes / copying, 2 * sizes.product**3 / product
 
 
-def vit_folder(folder: Path, sizes: Sizes, pixels: int) -> Path:
-    """A ViT with patches of 16 pixels and random weights."""
-    from transformers import ViTConfig, ViTModel
-
-    torch.manual_seed(0)
-    ViTModel(ViTConfig(**sizes.vit, image_size=pixels), add_pooling_layer=False).save_pretrained(folder)
-    scaled = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
-    resized = {"do_resize": True, "size": {"height": pixels, "width": pixels}, "resample": 3}
-    normal = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    settings = {"image_processor_type": "ViTImageProcessor", **scaled, **resized, **normal}
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    return folder
-
-
 def image_task(number: int, count: int):
     """Ten new classes of noise, `count` images of 256 x 256 to train on and as many to test."""
     from contune import Examples, Task
@@ -122,8 +107,9 @@ def image_lines(chosen: argparse.Namespace, sizes: Sizes, folder: Path, peak: fl
     """Images a second: the reader, features, two methods that train, and the seconds of a closed-form solver."""
     from contune import Learner
     from contune.contract.settings import CacheSettings
+    from contune.trial import random_vit
 
-    path = str(vit_folder(folder / "vit", sizes, 32 if chosen.small else 224))
+    path = random_vit(folder / "vit", image_size=32 if chosen.small else 224, **sizes.vit)
     train = {"epochs": 1, "batch_size": sizes.batch, "precision": chosen.precision}
     few, many = image_task(0, sizes.batch), image_task(1, sizes.images)
     make = partial(Learner, path, train=train, device=str(chosen.device))

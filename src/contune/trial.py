@@ -43,25 +43,21 @@ def tiny_folder() -> "tempfile.TemporaryDirectory[str]":
 @cache
 def tiny_model() -> str:
     """The folder of a tiny random image transformer, made once per process."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    return random_vit(Path(tiny_folder().name), image_size=16, patch_size=4, initializer_range=0.2, **sizes)
+
+
+def random_vit(folder: Path, *, image_size: int, **settings: Any) -> str:
+    """Write an image transformer with random weights, always the same, and its preprocessor; `settings` of ViTConfig."""
     from transformers import ViTConfig, ViTModel
     from transformers.utils import logging
 
-    folder = Path(tiny_folder().name)
-    config = ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=64,
-        image_size=16,
-        patch_size=4,
-        initializer_range=0.2,
-    )
     logging.disable_progress_bar()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+        ViTModel(ViTConfig(image_size=image_size, **settings), add_pooling_layer=False).save_pretrained(folder)
     logging.enable_progress_bar()
-    size = {"height": 16, "width": 16}
+    size = {"height": image_size, "width": image_size}
     processor = {"image_processor_type": "ViTImageProcessor", "size": size, "do_resize": True, "resample": 3}
     values = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
     means = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
