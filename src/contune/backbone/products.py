@@ -9,9 +9,9 @@ Shapes: B rows, H heads, G key/value heads (a divisor of H), h head width, q que
 import torch
 from torch import Tensor
 
-# From this many keys on, the softmax of bf16 scores is faster than copies to float32 and back. It computes in
-# float32 inside, and is as exact.
-LONG = 128
+# From this many keys on, the softmax of bf16 scores is faster than copies to float32 and back, and as exact: inside it
+# computes in float32. It takes keys in blocks of 32 and those left over one by one, so that there must not be many.
+LONG, BLOCK = 128, 32
 
 
 def product_attention(
@@ -35,8 +35,9 @@ def product_attention(
     scores = torch.baddbmm(rows.new_zeros(1, 1, 1), rows, keys.transpose(1, 2), beta=0, alpha=scale)
     if mask is not None:
         scores = (scores.view(batch, heads, queries, -1) + mask).flatten(0, 1)
-    long = scores.shape[2] >= LONG
-    weights = scores.softmax(2) if long else scores.softmax(2, dtype=torch.float32)
+    count = scores.shape[2]
+    direct = count >= LONG and count % BLOCK < BLOCK / 2
+    weights = scores.softmax(2) if direct else scores.softmax(2, dtype=torch.float32)
     mixed = torch.bmm(weights.to(values.dtype), values)
     return mixed.view(batch, heads, queries, -1).transpose(1, 2).contiguous()
 
