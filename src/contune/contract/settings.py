@@ -42,7 +42,9 @@ class TrainSettings(BaseModel):
         False, description="language: short texts share a row and do not see each other; less padding is computed"
     )
     precision: Precision = Field(
-        "fp32", description="bf16: frozen matrices and products in bf16, what is trained in float32; for GPUs"
+        "fp32",
+        description="bf16: frozen matrices and products in bf16, what is trained in float32; for GPUs and for processors "
+        "with bf16 instructions",
     )
     seed: int = 0
     checkpoint_seconds: float = Field(60.0, ge=0, description="longest time inside a task without a checkpoint")
