@@ -19,7 +19,7 @@ def drawn(seed: int, *shape: int) -> torch.Tensor:
     groups=st.integers(1, 3),
     shared=st.integers(1, 3),
     queries=st.integers(1, 5),
-    keys=st.sampled_from([1, 4, LONG - 1, LONG, LONG + 5]),
+    keys=st.sampled_from([1, 4, LONG - 1, LONG, LONG + 5, LONG + 20]),
     masked=st.booleans(),
     scaling=st.sampled_from([None, 1.0, 0.3]),
 )

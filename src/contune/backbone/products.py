@@ -1,7 +1,7 @@
 """Attention by two matrix products and a softmax between them, for bf16 on a CPU.
 
-There PyTorch's fused kernels take several times as long, in the backward pass most of all, and the plain attention of
-the stock model files copies the scores to float32 and back. What is computed here is what the fused kernels compute.
+There PyTorch's fused kernels take two to three times as long, and the plain attention of the stock model files copies
+the scores to float32 and back. What is computed here is what the fused kernels compute.
 
 Shapes: B rows, H heads, G key/value heads (a divisor of H), h head width, q queries, k keys.
 """
