@@ -8,9 +8,10 @@ Shapes: B rows, H heads, G key/value heads (a divisor of H), h head width, q que
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-# From this many keys on, the softmax of bf16 scores is faster than copies to float32 and back, and as exact: inside it
-# computes in float32. It takes keys in blocks of 32 and those left over one by one, so that there must not be many.
+# From this many keys on, the softmax of bf16 scores is faster than copies to float32 and back. It computes in float32
+# inside, and is as exact. It takes keys by blocks of 32 and what is left over one by one, which is slower than a full block.
 LONG, BLOCK = 128, 32
 
 
@@ -32,14 +33,27 @@ def product_attention(
     scale = width**-0.5 if scaling is None else scaling
     rows = query.reshape(batch * heads, queries, width)
     keys, values = (_for_every_head(states, heads).flatten(0, 1) for states in (key, value))
+    count, added = key.shape[2], filling(key.shape[2]) if mask is None else 0
+    if added:
+        keys, values = (functional.pad(states, (0, 0, 0, added)) for states in (keys, values))
     scores = torch.baddbmm(rows.new_zeros(1, 1, 1), rows, keys.transpose(1, 2), beta=0, alpha=scale)
+    if added:
+        scores[:, :, count:] = -torch.inf
     if mask is not None:
-        scores = (scores.view(batch, heads, queries, -1) + mask).flatten(0, 1)
-    count = scores.shape[2]
-    direct = count >= LONG and count % BLOCK < BLOCK / 2
-    weights = scores.softmax(2) if direct else scores.softmax(2, dtype=torch.float32)
+        scores = (scores.view(batch, heads, queries, count) + mask).flatten(0, 1)
+    weights = scores.softmax(2) if count >= LONG else scores.softmax(2, dtype=torch.float32)
     mixed = torch.bmm(weights.to(values.dtype), values)
     return mixed.view(batch, heads, queries, -1).transpose(1, 2).contiguous()
+
+
+def filling(keys: int) -> int:
+    """Keys of no weight to add, so that the last block of a long row is full; none where little is left over.
+
+    >>> filling(197), filling(222), filling(224), filling(50)
+    (0, 2, 0, 0)
+    """
+    left = keys % BLOCK
+    return BLOCK - left if keys >= LONG and left >= BLOCK // 2 else 0
 
 
 def _for_every_head(states: Tensor, heads: int) -> Tensor:
