@@ -29,10 +29,12 @@ def product_attention(
     >>> product_attention(one, two, two, torch.tensor([[[[0.0, -1e9]]]])).tolist()
     [[[[0.0]]]]
     """
+    from transformers.integrations.sdpa_attention import repeat_kv
+
     batch, heads, queries, width = query.shape
     scale = width**-0.5 if scaling is None else scaling
     rows = query.reshape(batch * heads, queries, width)
-    keys, values = (_for_every_head(states, heads).flatten(0, 1) for states in (key, value))
+    keys, values = (repeat_kv(states, heads // states.shape[1]).flatten(0, 1) for states in (key, value))
     count, added = key.shape[2], filling(key.shape[2]) if mask is None else 0
     if added:
         keys, values = (functional.pad(states, (0, 0, 0, added)) for states in (keys, values))
@@ -54,10 +56,3 @@ def filling(keys: int) -> int:
     """
     left = keys % BLOCK
     return BLOCK - left if keys >= LONG and left >= BLOCK // 2 else 0
-
-
-def _for_every_head(states: Tensor, heads: int) -> Tensor:
-    groups = states.shape[1]
-    if groups == heads:
-        return states
-    return states.unsqueeze(2).expand(-1, -1, heads // groups, -1, -1).flatten(1, 2)
