@@ -199,6 +199,7 @@ def seconds_of_trainer(chosen: argparse.Namespace, path: Path, texts: list) -> f
             per_device_train_batch_size=batch,
             learning_rate=lora_tokens.TRAIN["lr"],
             lr_scheduler_type="constant",
+            max_grad_norm=0.0,  # none, as in lora_tokens.TRAIN
             bf16=half,
             use_cpu=chosen.device.type == "cpu",
             save_strategy="no",
