@@ -165,7 +165,7 @@ def tokens_of_contune(chosen: argparse.Namespace, path: Path, texts: list) -> tu
         examples = language_examples(part, range(len(part)))
         context = learner.begin(Task(f"{len(part)} texts", ("answer",), examples, examples.take([0])))
         taken = seconds_of(lambda: learner.fit(context, lambda report: None), chosen.device)
-        tokens = int(context.dataset.prepared.lengths.sum())
+        tokens = int(context.task.data.prepared.lengths.sum())
         learner.end(context)
         return tokens, taken
 

@@ -70,7 +70,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, float]:
     started = pairs.now()
     learner.fit(context, lambda report: losses.append(report.loss))
     seconds = pairs.now() - started
-    tokens = chosen.epochs * int(context.dataset.prepared.lengths.sum())
+    tokens = chosen.epochs * int(context.task.data.prepared.lengths.sum())
     loss = float(np.mean(losses[-len(losses) // chosen.epochs :]))
     return {"tokens_per_second": tokens / seconds, "positions": positions[0], "tokens": tokens, "loss": loss}
 

@@ -36,7 +36,7 @@ from runs import finished, run_one
 from sweep import ENCODER_METHODS, config_of, in_order, possible, streams, takes_steps, train_of
 
 if TYPE_CHECKING:
-    from contune.run.compare import Comparison
+    from contune.run.report.compare import Comparison
 
 
 def choose_rates(pool: Executor, configs: dict[str, dict[str, Any]], file: Path) -> dict[str, float]:
@@ -156,7 +156,7 @@ def runs_of(chosen: argparse.Namespace, pool: Executor) -> dict[Path, dict[str, 
 
 def write_page(out: Path, names: list[str], page: Path, *, times: bool) -> None:
     """Put one table per stream, best first, between the marks of the page; a new page has marks alone."""
-    from contune.run.tables import table
+    from contune.run.report.tables import table
 
     text = page.read_text() if page.exists() else "# Results\n"
     for name in names:
@@ -173,7 +173,7 @@ def write_page(out: Path, names: list[str], page: Path, *, times: bool) -> None:
 
 def best_first(folder: Path) -> "Comparison | None":
     """The finished runs of a stream, methods in the order of their last accuracy; None where there is no such run."""
-    from contune.run.compare import compare
+    from contune.run.report.compare import compare
 
     if not (runs := sorted(run for run in folder.glob("*") if finished(run))):
         return None

@@ -83,13 +83,27 @@ def time_of_tasks(chosen) -> dict[str, object]:
 class Features:
     """All that a closed-form head asks of its context, with features made when they are asked for."""
 
-    task: object
-    settings: object
+    index: int
     store: object
     rows: int
 
-    adapting = False
-    backbone = SimpleNamespace(device=torch.device("cpu"))
+    @property
+    def passes(self) -> "Features":
+        return self
+
+    @property
+    def model(self):
+        backbone = SimpleNamespace(device=torch.device("cpu"))
+        return SimpleNamespace(backbone=backbone, adapter_trainable=False, feature_size=lambda: WIDTH)
+
+    @cached_property
+    def task(self):
+        from contune.contract.context import TaskView
+        from contune.contract.settings import TrainSettings
+
+        columns, names = tuple(range(CLASSES)), tuple(str(name) for name in range(CLASSES))
+        data, kind = self.dataset, "domain-incremental"
+        return TaskView(self.index, "", columns, CLASSES, CLASSES, kind, names, data, TrainSettings())
 
     @cached_property
     def dataset(self):
@@ -97,17 +111,14 @@ class Features:
         from contune.stream.task import Examples
 
         ids = np.arange(self.rows)
-        labels, first = ids % CLASSES, 10_000_000 * self.task.index
+        labels, first = ids % CLASSES, 10_000_000 * self.index
         examples = Examples(range(first, first + self.rows), labels, ids, "text")
         prepared = SimpleNamespace(lengths=np.ones(self.rows, dtype=np.int64))
-        return Dataset(examples, prepared, labels, np.full(self.rows, self.task.index))
-
-    def feature_size(self) -> int:
-        return WIDTH
+        return Dataset(examples, prepared, labels, np.full(self.rows, self.index))
 
     def made(self, rows: np.ndarray) -> torch.Tensor:
         centres = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
-        generator = torch.Generator().manual_seed(1 + 10_000_000 * self.task.index + int(rows[0]))
+        generator = torch.Generator().manual_seed(1 + 10_000_000 * self.index + int(rows[0]))
         return torch.randn(len(rows), WIDTH, generator=generator).mul_(4).add_(centres[rows % CLASSES])
 
     def feature_blocks(self, dataset):
@@ -116,28 +127,25 @@ class Features:
 
 def million_examples(chosen, per_task: int) -> dict[str, object]:
     """All examples through one head, in one task or in many, and then some that it has not seen."""
-    from contune.contract.data import TaskInfo
     from contune.contract.processes import Processes
-    from contune.contract.settings import CacheSettings, TrainSettings
-    from contune.contract.store import FrozenStore
+    from contune.contract.settings import CacheSettings
+    from contune.engine.cache import FrozenStore
     from contune.head.class_means import ClassMeans
     from contune.head.ridge import Ridge
     from contune.metric.ledger import Ledger
 
     head = ClassMeans() if chosen.part == "nmc" else Ridge(random_features=chosen.random_features)
-    names, settings = tuple(str(name) for name in range(CLASSES)), TrainSettings()
     cache = CacheSettings(memory_mb=chosen.memory_mb, folder=chosen.folder)
     store = FrozenStore(cache, Ledger(), Processes())
     started, tasks = time.process_time(), -(-chosen.examples // per_task)
     for index in range(tasks):
-        info = TaskInfo(index, "", tuple(range(CLASSES)), CLASSES, CLASSES, "domain-incremental", names)
-        task = Features(info, settings, store, min(per_task, chosen.examples - index * per_task))
+        task = Features(index, store, min(per_task, chosen.examples - index * per_task))
         head.begin_task(task)
         head.fit(task)
         head.end_task(task)
     seconds = time.process_time() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    unseen = Features(SimpleNamespace(index=tasks), settings, store, 1000)
+    unseen = Features(tasks, store, 1000)
     right = head.logits(unseen.made(np.arange(1000))).argmax(1).numpy() == unseen.dataset.labels
     size = {"head": chosen.part, "examples": chosen.examples, "tasks": tasks, "memory_mb": chosen.memory_mb}
     if chosen.part != "nmc":

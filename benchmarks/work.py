@@ -53,7 +53,7 @@ class Pixels:
 
 def randomly_cropped(images: list[np.ndarray]) -> list[np.ndarray]:
     """A random resized crop, before the resizing, and a flip of half of the images."""
-    from contune.backbone.images import draw_crops
+    from contune.backbone.reader.images import draw_crops
 
     boxes, flips = draw_crops([image.shape[:2] for image in images], torch.default_generator)
     crops = [image[y : y + h, x : x + w] for image, (y, x, h, w) in zip(images, boxes, strict=True)]

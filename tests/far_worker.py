@@ -17,7 +17,7 @@ far_device.install()  # before any model is made
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from contune.adapter.peft_adapter import lora  # noqa: E402
+from contune.adapter.lora.peft_adapter import lora  # noqa: E402
 from contune.contract.parts import Rule  # noqa: E402
 from contune.contract.state import State  # noqa: E402
 from contune.engine.learner import Learner  # noqa: E402

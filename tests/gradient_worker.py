@@ -5,13 +5,13 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from contune.adapter.peft_adapter import lora
+from contune.adapter.lora.peft_adapter import lora
 from contune.cli import find_processes
 from contune.contract.parts import Rule
 from contune.engine.learner import Learner
 from contune.head.linear import Linear
 from contune.method.method import Method
-from contune.rule.replay import Replay
+from contune.rule.replay.replay import Replay
 from contune.trial import digit_tasks
 
 

@@ -1,6 +1,5 @@
 """ACIL and ACU: sums of ridge regression are the recursion, and unlearning is never having learned."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,7 @@ def expanded(learner: Learner, examples: Examples) -> Tensor:
     """h(x) of examples, by the same features and a projection drawn again."""
     rows = np.zeros(len(examples), dtype=np.int64)
     dataset = Dataset.of(examples, learner.backbone, rows, rows)
-    features = learner.reading(None).features(dataset)
+    features = learner.reading(None).passes.features(dataset)
     head = learner.method.head
     assert isinstance(head, Ridge)
     return random_features(features, head._projection)
@@ -182,9 +181,9 @@ def test_unlearning_the_same_features_is_exact_for_any_part() -> None:
     context = acil_learner().begin(digit_tasks()[0])
     head.begin_task(context)
     head.fit(context)
-    features = context.features(context.dataset)
+    features = context.passes.features(context.task.data)
     rows = torch.arange(48)[::3]
-    labels = torch.from_numpy(context.dataset.labels)
+    labels = torch.from_numpy(context.task.data.labels)
     head._add(features[rows], torch.nn.functional.one_hot(labels[rows], 2).double(), -1.0)
     kept = torch.tensor([i for i in range(48) if i % 3])
     h = random_features(features[kept], head._projection)
@@ -262,8 +261,8 @@ def test_it_is_ranpac_with_the_same_strength_and_projection() -> None:
     for head in heads:
         head.begin_task(context)
         head.fit(context)
-    h = random_features(context.features(context.dataset), heads[0]._projection)
-    y = torch.nn.functional.one_hot(torch.from_numpy(context.dataset.labels), 2).double()
+    h = random_features(context.passes.features(context.task.data), heads[0]._projection)
+    y = torch.nn.functional.one_hot(torch.from_numpy(context.task.data.labels), 2).double()
     r, w = torch.eye(32, dtype=torch.float64) / 7.0, torch.zeros(32, 2, dtype=torch.float64)
     for start in range(0, 48, 5):
         r, w = learn_step(r, w, h[start : start + 5], y[start : start + 5])
@@ -290,8 +289,8 @@ def test_ranpac_searches_on_a_fifth_of_the_task_and_solves_with_all_sums() -> No
     from contune.contract.randomness import numpy_generator
 
     order = torch.from_numpy(numpy_generator(0, "strength", 1).permutation(48))
-    h = random_features(context.features(context.dataset), head._projection)
-    y = torch.nn.functional.one_hot(torch.from_numpy(context.dataset.labels), 4).double()
+    h = random_features(context.passes.features(context.task.data), head._projection)
+    y = torch.nn.functional.one_hot(torch.from_numpy(context.task.data.labels), 4).double()
     fit, held = order[:38], order[38:]
     errors = [float((h[held] @ ridge(h[fit], y[fit], s) - y[held]).square().mean()) for s in STRENGTHS[4:]]
     chosen = STRENGTHS[4:][int(np.argmin(errors))]
@@ -327,7 +326,7 @@ def test_growing_by_classes_leaves_old_columns() -> None:
     head = learner.method.head
     assert isinstance(head, Ridge)
     empty = Dataset.of(digit_tasks()[1].train.take([]), learner.backbone, *(np.zeros(0, dtype=np.int64),) * 2)
-    head.fit(replace(context, dataset=empty))
+    head.fit(context.with_data(empty))
     tensors = head.state().tensors
     assert torch.equal(tensors["weight"][:, :2], before)
     assert tensors["weight"][:, 2:].abs().max() == 0

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from contune.adapter.bottleneck import Bottleneck
-from contune.adapter.bottleneck_per_task import BottleneckPerTask
-from contune.adapter.deep_prompt import DeepPrompt, with_prompts
-from contune.adapter.peft_adapter import lora
-from contune.adapter.selected import full
-from contune.adapter.with_base import WithBase
+from contune.adapter.around.with_base import WithBase
+from contune.adapter.bottleneck.per_task import BottleneckPerTask
+from contune.adapter.bottleneck.single import Bottleneck
+from contune.adapter.lora.peft_adapter import lora
+from contune.adapter.prompt.deep import DeepPrompt, with_prompts
+from contune.adapter.weights.subset import full
 from contune.backbone.backbone import Backbone
 from contune.checks import check_method
 from contune.contract.data import Batch
@@ -46,9 +46,9 @@ def test_without_steps_the_branches_are_equal_and_the_answers_those_of_simplecil
     aper, nmc = learned(build_method("aper", {}), epochs=0), learned(build_method("nmc", {}))
     context = aper.reading(None)
     data = aper.test_dataset(digit_tasks()[0])
-    both = context.features(data)
+    both = context.passes.features(data)
     assert torch.equal(both[:, :32], both[:, 32:])
-    assert torch.equal(both[:, :32], nmc.reading(None).features(nmc.test_dataset(digit_tasks()[0])))
+    assert torch.equal(both[:, :32], nmc.reading(None).passes.features(nmc.test_dataset(digit_tasks()[0])))
     assert all_answers(aper) == all_answers(nmc)
 
 
@@ -76,7 +76,7 @@ def test_prototypes_are_those_of_one_pass_over_everything() -> None:
     context = learner.reading(None)
     features, labels = [], []
     for task in digit_tasks():
-        features.append(context.features(learner.context([task], 0).dataset))
+        features.append(context.passes.features(learner.context([task], 0).task.data))
         labels.append(torch.tensor(learner.columns(task))[torch.from_numpy(task.train.labels)])
     sums, counts = class_sums(torch.cat(features), torch.cat(labels), 6)
     state = learner.state().tensors
@@ -92,21 +92,21 @@ def test_without_the_second_half_it_is_simplecil(form: str) -> None:
     means = state["head/sums"] / state["head/counts"].unsqueeze(1)
     answers = []
     for task in digit_tasks():
-        features = context.features(learner.test_dataset(task))[:, :32].double()
+        features = context.passes.features(learner.test_dataset(task))[:, :32].double()
         scores = functional.normalize(features, dim=1) @ functional.normalize(means[:, :32], dim=1).T
         answers += scores.argmax(dim=1).tolist()
     assert answers == all_answers(nmc)
-    both = context.features(learner.test_dataset(digit_tasks()[0]))
+    both = context.passes.features(learner.test_dataset(digit_tasks()[0]))
     assert (both[:, :32] - both[:, 32:]).abs().max() > 0.01, "the halves must differ, or this test shows nothing"
 
 
 def test_the_joint_vector_is_normalised_as_a_whole() -> None:
     learner = learned(build_method("aper", {}))
     state, context = learner.state().tensors, learner.reading(None)
-    features = context.features(learner.test_dataset(digit_tasks()[0])).double()
+    features = context.passes.features(learner.test_dataset(digit_tasks()[0])).double()
     means = state["head/sums"] / state["head/counts"].unsqueeze(1)
     cosine = torch.nn.functional.cosine_similarity(features[:, None], means[None], dim=2)
-    assert torch.allclose(context.logits(learner.test_dataset(digit_tasks()[0])).double(), cosine, atol=1e-6)
+    assert torch.allclose(context.passes.logits(learner.test_dataset(digit_tasks()[0])).double(), cosine, atol=1e-6)
 
 
 def test_the_lent_head_is_a_cosine_whose_learnt_factor_starts_at_one() -> None:

@@ -17,7 +17,7 @@ from contune.errors import CombinationError, ConfigError
 from contune.head.linear import Linear
 from contune.method.catalog import compose
 from contune.method.method import Method
-from contune.rule.average import CompatibleEma, Ema, SnapshotMean, compatible_step, corner, summed
+from contune.rule.average.average import CompatibleEma, Ema, SnapshotMean, compatible_step, corner, summed
 from contune.stream.task import Task
 from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
 from resuming import difference_after_a_stop
@@ -45,7 +45,7 @@ def lora_learner(*rules: Rule, case: str = "digits", adapt: str = "every-task") 
 
 def trained(learner: Learner) -> dict[str, Tensor]:
     """Copies of all that is trained."""
-    return {name: value.detach().clone() for name, value in learner.reading(None).trained().items()}
+    return {name: value.detach().clone() for name, value in learner.reading(None).model.trained().items()}
 
 
 def adapter_of(values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -65,10 +65,10 @@ def close(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def path_of(learner: Learner, task: Task) -> list[dict[str, Tensor]]:
     """What is trained as the task begins and after each of its steps; the task is learned."""
     context = learner.begin(task)
-    path = [{name: value.detach().clone() for name, value in context.trained().items()}]
+    path = [{name: value.detach().clone() for name, value in context.model.trained().items()}]
 
     def note(_report: Any) -> None:
-        path.append({name: value.detach().clone() for name, value in context.trained().items()})
+        path.append({name: value.detach().clone() for name, value in context.model.trained().items()})
 
     learner.fit(context, note)
     learner.end(context)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
-from contune.backbone.inputs import Encoded, ModelInputs, PreparedText, from_token_lists
 from contune.backbone.layers import find_layers
 from contune.backbone.pooling import pool
-from contune.backbone.text import choose_max_length
+from contune.backbone.reader.inputs import Encoded, ModelInputs, PreparedText, from_token_lists
+from contune.backbone.reader.text import choose_max_length
 from contune.errors import CombinationError, ConfigError, DataError
 from tiny_models import ALL_MODELS, IMAGE_MODELS, IMAGE_SIZE, TEXT_MODELS, WIDTH, byte_tokenizer, save_tiny
 
@@ -250,7 +250,7 @@ def test_pool_by_hand() -> None:
 @settings(max_examples=30)
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=8))
 def test_any_text_has_tokens_where_the_model_adds_its_own(texts: list[str]) -> None:
-    from contune.backbone.text import TextReader
+    from contune.backbone.reader.text import TextReader
 
     reader = TextReader(byte_tokenizer("bert"), 16, 0, torch.device("cpu"))
     prepared = reader.prepare(texts)

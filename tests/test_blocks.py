@@ -17,18 +17,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from contune.contract.context import Context
-from contune.contract.data import Dataset, Rows, TaskInfo
+from contune.contract.context import TaskView
+from contune.contract.data import Dataset, Rows
 from contune.contract.processes import Processes
 from contune.contract.randomness import numpy_generator
 from contune.contract.settings import CacheSettings, TrainSettings
-from contune.contract.store import FrozenStore
+from contune.engine.cache import FrozenStore
 from contune.engine.learner import Learner
+from contune.engine.passes import CachedPasses
 from contune.head.class_means import ClassMeans, class_sums
 from contune.head.ridge import STRENGTHS, Moments, Ridge, random_features
 from contune.method.catalog import build_method
 from contune.metric.ledger import Ledger
-from contune.rule.statistics import Form, Gaussians, measured, measured_blocks
+from contune.rule.align.statistics import Form, Gaussians, measured, measured_blocks
 from contune.stream.build import load_stream
 from contune.stream.config import StreamConfig
 from contune.stream.task import Examples
@@ -49,10 +50,19 @@ class Features:
     processes: Processes = ALONE
     lengths: tuple[int, ...] = (1,)
 
-    adapting = False
-    backbone = SimpleNamespace(device=torch.device("cpu"))
-    settings = TrainSettings()
-    task = TaskInfo(0, "", tuple(range(CLASSES)), 0, CLASSES, "class-incremental")
+    @property
+    def model(self) -> Any:
+        backbone = SimpleNamespace(device=torch.device("cpu"))
+        return SimpleNamespace(backbone=backbone, adapter_trainable=False, feature_size=lambda: self.width)
+
+    @property
+    def passes(self) -> "Features":
+        return self
+
+    @cached_property
+    def task(self) -> TaskView:
+        columns, names = tuple(range(CLASSES)), tuple(map(str, range(CLASSES)))
+        return TaskView(0, "", columns, 0, CLASSES, "class-incremental", names, self.dataset, TrainSettings())
 
     @cached_property
     def store(self) -> FrozenStore:
@@ -64,9 +74,6 @@ class Features:
         labels = ids * 7 % CLASSES
         prepared: Any = SimpleNamespace(lengths=np.resize(np.array(self.lengths), self.rows))
         return Dataset(Examples(range(self.rows), labels, ids, "text"), prepared, labels, np.zeros_like(labels))  # type: ignore[arg-type]
-
-    def feature_size(self) -> int:
-        return self.width
 
     def made(self, rows: Rows) -> Tensor:
         """As real features do, they depend in their last bits on the batch that they are computed in."""
@@ -214,9 +221,11 @@ def test_two_processes_share_the_blocks(tmp_path: Path, kind: str) -> None:
 
 def in_blocks_of(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every block of this test so small."""
-    whole, through = Context.feature_blocks, Context.module_blocks
-    monkeypatch.setattr(Context, "feature_blocks", lambda self, data: whole(self, data, count))
-    monkeypatch.setattr(Context, "module_blocks", lambda self, data, module, _=0: through(self, data, module, count))
+    whole, through = CachedPasses.feature_blocks, CachedPasses.module_blocks
+    monkeypatch.setattr(CachedPasses, "feature_blocks", lambda self, data: whole(self, data, count))
+    monkeypatch.setattr(
+        CachedPasses, "module_blocks", lambda self, data, module, _=0: through(self, data, module, count)
+    )
 
 
 @pytest.mark.parametrize("name", ["nmc", "ranpac", "acil", "aper", "ease", "sotu", "slca", "mos"])
@@ -230,7 +239,7 @@ def test_a_recipe_learns_the_same_from_small_blocks(name: str, monkeypatch: pyte
             for task in digit_tasks()[:2]:
                 learner.learn(task)
             data = learner.test_dataset(digit_tasks()[0])
-            scores.append(learner.reading(data).logits(data))
+            scores.append(learner.reading(data).passes.logits(data))
             states.append(learner.state())
     assert torch.allclose(scores[0], scores[1], rtol=1e-6, atol=1e-6)
     assert states[0].values == states[1].values
@@ -249,16 +258,16 @@ def test_blocks_of_a_context_are_its_features_while_it_learns_and_when_it_answer
         context = learner.begin(task)
         learner.fit(context, lambda report: None)
         for ready in (context, learner.resting(context)):
-            found, order = together(ready.feature_blocks(ready.dataset, 20), 20)
-            assert torch.equal(found, ready.features(ready.dataset))
+            found, order = together(ready.passes.feature_blocks(ready.task.data, 20), 20)
+            assert torch.equal(found, ready.passes.features(ready.task.data))
             assert len(order) > 1
-            for module in range(ready.adapter.modules() if ready.adapter.modular else 0):
-                found, _ = together(ready.module_blocks(ready.dataset, module, 20), 20)
-                assert torch.equal(found, ready.module_features(ready.dataset, module))
+            for module in range(ready.model.adapter.modules() if ready.model.adapter.modular else 0):
+                found, _ = together(ready.passes.module_blocks(ready.task.data, module, 20), 20)
+                assert torch.equal(found, ready.passes.module_features(ready.task.data, module))
         learner.end(context)
     data = learner.test_dataset(digit_tasks()[0])
     reading = learner.reading(data)
-    assert torch.equal(together(reading.feature_blocks(data, 20), 20)[0], reading.features(data))
+    assert torch.equal(together(reading.passes.feature_blocks(data, 20), 20)[0], reading.passes.features(data))
 
 
 def direct_choice(h: Tensor, y: Tensor, order: Rows) -> float:
@@ -283,8 +292,8 @@ def test_the_strength_that_ranpac_chooses_on_digits_is_that_of_the_definition(fe
         learner.fit(context, lambda report: None)
         head = learner.method.head
         assert isinstance(head, Ridge)
-        h = random_features(context.features(context.dataset), head._projection)
-        y = torch.nn.functional.one_hot(torch.from_numpy(context.dataset.labels), context.task.seen).double()
+        h = random_features(context.passes.features(context.task.data), head._projection)
+        y = torch.nn.functional.one_hot(torch.from_numpy(context.task.data.labels), context.task.seen).double()
         order = numpy_generator(0, "strength", index).permutation(len(h))
         assert head.state().values["strength"] == direct_choice(h, y, order)
         learner.end(context)
@@ -325,7 +334,7 @@ def test_statistics_of_blocks_are_those_of_all_rows(form: Form, monkeypatch: pyt
     labels, tasks = torch.from_numpy(work.dataset.labels), torch.arange(700) // 400
     whole = measured(work.features(None), labels, tasks, form, 2)
     for most in (2048, 16, 1):
-        monkeypatch.setattr("contune.rule.statistics.MOST_ROWS", most)
+        monkeypatch.setattr("contune.rule.align.statistics.MOST_ROWS", most)
         found = measured_blocks(work.blocks(None, 50), labels, tasks, form, 2)
         for name in ("counts", "labels", "tasks"):
             assert torch.equal(getattr(found, name), getattr(whole, name))
@@ -343,7 +352,7 @@ class Greedy:
         del context
 
     def fit(self, context: Features) -> None:
-        self.sums, _ = class_sums(context.features(None), torch.from_numpy(context.dataset.labels), CLASSES)
+        self.sums, _ = class_sums(context.passes.features(None), torch.from_numpy(context.task.data.labels), CLASSES)
 
 
 def peaks() -> dict[str, float]:

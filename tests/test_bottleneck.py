@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from contune.adapter.bottleneck import Bottleneck, bottleneck
-from contune.adapter.sublayers import find_sublayers
+from contune.adapter.bottleneck.single import Bottleneck, bottleneck
+from contune.adapter.bottleneck.sublayers import find_sublayers
 from contune.backbone.backbone import Backbone
 from contune.checks import check_method
 from contune.contract.data import Batch

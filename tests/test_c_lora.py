@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from contune.adapter.lora_per_task import LoraPerTask, key_value_targets
+from contune.adapter.lora.per_task import LoraPerTask, key_value_targets
 from contune.contract.state import State
 from contune.engine.learner import Learner
 from contune.errors import CombinationError
 from contune.head.linear import Linear
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
-from contune.rule.self_regularisation import SelfRegularisation, interference
+from contune.rule.anchor.self_regularisation import SelfRegularisation, interference
 from contune.stream.task import Task
 from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
 from resuming import difference_after_a_stop

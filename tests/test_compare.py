@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from contune.errors import ConfigError, RunDirectoryError
-from contune.run.compare import compare, config_differences
-from contune.run.palette import heat_colour, ink_on
-from contune.run.record import read_losses, read_predictions, read_run
-from contune.run.tables import compress, table, terminal_matrix, terminal_table
+from contune.run.report.compare import compare, config_differences
+from contune.run.report.palette import heat_colour, ink_on
+from contune.run.report.record import read_losses, read_predictions, read_run
+from contune.run.report.tables import compress, table, terminal_matrix, terminal_table
 from fake_runs import write_run, write_study
 
 

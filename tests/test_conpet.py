@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contune.adapter.lora_sets import LoraSets
-from contune.adapter.side_lora import SideLora, base_matrices
+from contune.adapter.lora.experts import LoraSets
+from contune.adapter.lora.side import SideLora, base_matrices
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Selection
@@ -22,7 +22,7 @@ from contune.head.linear_per_task import LinearPerTask
 from contune.method.catalog import build_method, compose
 from contune.router import selector as selector_module
 from contune.router.selector import Selector, with_new_row
-from contune.rule.task_replay import TaskReplay, drawn_rows, old_beside
+from contune.rule.replay.task_replay import TaskReplay, drawn_rows, old_beside
 from contune.stream.task import Task
 from contune.trial import SETTINGS, accuracy, digit_tasks, same_state, tiny_model
 from resuming import go_on, learn_keeping
@@ -144,7 +144,7 @@ def test_draws_over_samples_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> 
     def wrong(tasks: Any, count: int, generator: np.random.Generator) -> Any:
         return generator.integers(len(tasks), size=count)
 
-    monkeypatch.setattr("contune.rule.task_replay.drawn_rows", wrong)
+    monkeypatch.setattr("contune.rule.replay.task_replay.drawn_rows", wrong)
     assert histogram(*uneven())[0] < 600
 
 
@@ -171,10 +171,10 @@ def test_old_rows_join_the_mean_of_a_static_step() -> None:
     learner = learner_of("conpet-static")
     learner.learn(digit_tasks()[0])
     context = learner.begin(digit_tasks()[1])
-    new = Selection(context.dataset, np.arange(8))
+    new = Selection(context.task.data, np.arange(8))
     selections = {TASK: new, **replay_of(learner).select(context, 0, 0)}
     batch = batch_of(context, selections)
-    outputs = context.forward(batch)
+    outputs = context.model.forward(batch)
     expected = functional.cross_entropy(outputs.logits, batch.labels)
     assert classification_loss(context, batch, outputs, selections).item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -186,16 +186,16 @@ def batch_of(context: Context, selections: dict[str, Selection]) -> Batch:
         segments[name] = slice(start, start + counts[name])
         start += counts[name]
     parts = [(selection.dataset, selection.rows) for selection in selections.values()]
-    return context.batch(parts, segments=segments, counts=counts)
+    return context.passes.batch(parts, segments=segments, counts=counts)
 
 
 def test_old_rows_teach_the_selector_and_not_the_expert() -> None:
     learner = learner_of("conpet-dynamic")
     learner.learn(digit_tasks()[0])
     context = learner.begin(digit_tasks()[1])
-    selections = {TASK: Selection(context.dataset, np.arange(8)), **replay_of(learner).select(context, 0, 0)}
+    selections = {TASK: Selection(context.task.data, np.arange(8)), **replay_of(learner).select(context, 0, 0)}
     batch = batch_of(context, selections)
-    outputs = context.forward(batch)
+    outputs = context.model.forward(batch)
     rows = functional.cross_entropy(outputs.logits[:8, 2:], batch.labels[:8] - 2)
     loss = classification_loss(context, batch, outputs, selections)
     assert loss.item() == pytest.approx(rows.item(), rel=1e-5)
@@ -208,8 +208,8 @@ def test_old_rows_teach_the_selector_and_not_the_expert() -> None:
     assert found.item() == pytest.approx(
         functional.cross_entropy(scores, torch.tensor([1] * 8 + [0] * 8)).item(), rel=1e-5
     )
-    reached = torch.autograd.grad(found, list(context.trained().values()), allow_unused=True)
-    names = [name for name, gradient in zip(context.trained(), reached, strict=True) if gradient is not None]
+    reached = torch.autograd.grad(found, list(context.model.trained().values()), allow_unused=True)
+    names = [name for name, gradient in zip(context.model.trained(), reached, strict=True) if gradient is not None]
     assert names
     assert all(name.startswith("router.") for name in names)
 
@@ -247,16 +247,16 @@ def test_the_experts_together_score_every_class_once_and_the_chosen_one_answers(
     head = learner.method.head
     every = torch.full((len(data), 6), float("-inf"))
     for module in range(3):
-        features = context.module_features(data, module)
+        features = context.passes.module_features(data, module)
         scores = head.routed_logits(features, torch.full((len(data),), module), training=False)
         own = head.state().inner(str(module)).tensors
         torch.testing.assert_close(scores[:, 2 * module : 2 * module + 2], features @ own["weight"].T + own["bias"])
         assert int(torch.isfinite(scores).sum()) == 2 * len(data)
         every = torch.maximum(every, scores)
     assert torch.isfinite(every).all()
-    routes = context.routes(data)
+    routes = context.passes.routes(data)
     with torch.no_grad():
-        answered = context.logits(data)
+        answered = context.passes.logits(data)
     for row, module in enumerate(routes.tolist()):
         expected = torch.full((6,), float("-inf"))
         expected[2 * module : 2 * module + 2] = every[row, 2 * module : 2 * module + 2]
@@ -355,7 +355,7 @@ def test_the_selector_looks_at_the_model_without_any_expert(monkeypatch: pytest.
     router = selector_of(learner)
     data = learner.test_dataset(digit_tasks()[1])
     context = learner.reading(data)
-    batch = context.batch([(data, np.arange(4))])
+    batch = context.passes.batch([(data, np.arange(4))])
     with torch.no_grad():
         before = router.scores(context, batch)
         for parameter in learner.method.adapter.trained().values():
@@ -402,7 +402,7 @@ def test_language_is_learned_by_the_static_form_and_by_the_parts_of_the_dynamic_
             learner.learn(task)
         assert all(isinstance(text, str) for text in learner.predict(["Is sun big", "Is sun red"]))
     context = learner.begin(lesson("old", "new", "old"))
-    batch = context.batch([(context.dataset, np.arange(3))])
+    batch = context.passes.batch([(context.task.data, np.arange(3))])
     router = selector_of(learner)
     scores = router.scores(context, batch)
     assert scores.shape == (3, 3)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from contune.adapter import corda
-from contune.adapter.corda import Corda, damped, decomposed, kept_texts, sampled, start_factors, wrapped_matrix
-from contune.adapter.input_moments import input_moments
+from contune.adapter.lora import corda
+from contune.adapter.lora.corda import Corda, damped, decomposed, kept_texts, sampled, start_factors, wrapped_matrix
 from contune.contract.data import Dataset
 from contune.engine.learner import Learner
 from contune.errors import ConfigError, DataError
 from contune.method.catalog import build_method
+from contune.numerics.subspaces import input_moments
 from contune.run.export import export_run
 from contune.run.predict import load_learner
 from contune.stream.task import Task
@@ -105,7 +105,7 @@ def test_a_moment_of_one_direction_can_be_inverted() -> None:
 def features_of(learner: Learner, data: Dataset) -> Tensor:
     with torch.no_grad():
         context = learner.reading(data)
-        return torch.cat([context.encode(batch)[0] for batch in context.batches(data)])
+        return torch.cat([context.model.encode(batch)[0] for batch in context.passes.batches(data)])
 
 
 def started_features(learner: Learner, case: str) -> tuple[Tensor, Tensor]:
@@ -223,11 +223,11 @@ def test_preview_looks_at_the_task_that_begins() -> None:
 def test_few_samples_are_drawn_by_the_seed_and_the_task() -> None:
     learner = learner_of()
     context = learner.begin(digit_tasks()[0])
-    some = [sampled(context, context.dataset, 5) for _ in range(2)]
+    some = [sampled(context, context.task.data, 5) for _ in range(2)]
     assert some[0].examples.ids.tolist() == some[1].examples.ids.tolist()
     assert len(some[0]) == 5
-    assert set(some[0].examples.ids.tolist()) < set(context.dataset.examples.ids.tolist())
-    assert sampled(context, context.dataset, 10**6) is context.dataset
+    assert set(some[0].examples.ids.tolist()) < set(context.task.data.examples.ids.tolist())
+    assert sampled(context, context.task.data, 10**6) is context.task.data
 
 
 @pytest.mark.parametrize("case", ["digits", "bert", "gpt2-writer"])

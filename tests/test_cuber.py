@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from contune.adapter.input_moments import Subspace, complement, without
-from contune.adapter.selected import full
+from contune.adapter.weights.subset import full
 from contune.contract.context import Context
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
 from contune.head.linear import Linear
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
-from contune.rule.cuber import Cuber, joined, mean_gradients, regime
-from contune.rule.gradient_projection import GradientProjection
+from contune.numerics.subspaces import Subspace, complement, without
+from contune.rule.project.cuber import Cuber, joined, mean_gradients, regime
+from contune.rule.project.gradient_projection import GradientProjection
 from contune.stream.task import Task
 from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
 from word_tasks import tiny_folder, word_tasks
@@ -50,7 +50,7 @@ def rule_of(learner: Learner) -> Cuber:
 
 
 def values_of(context: Context) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in context.trained().items()}
+    return {name: value.detach().clone() for name, value in context.model.trained().items()}
 
 
 def random_space(width: int, size: int, seed: int) -> Subspace:
@@ -131,17 +131,17 @@ def test_gradients_are_those_of_the_tasks_own_loss(case: str) -> None:
     learner.learn(first)
     context = learner.begin(second)
     names = sorted(rule_of(learner)._gradients[0])
-    rows = np.arange(len(context.dataset))[::-1][:9].copy()
+    rows = np.arange(len(context.task.data))[::-1][:9].copy()
     found = mean_gradients(context, names, rows)
     losses = []
     for row in rows:
-        batch = context.batch([(context.dataset, np.array([row]))])
-        own = context.forward(batch).logits[:, 2:4]
+        batch = context.passes.batch([(context.task.data, np.array([row]))])
+        own = context.model.forward(batch).logits[:, 2:4]
         losses.append(functional.cross_entropy(own, batch.labels - 2))
-    wanted = torch.autograd.grad(torch.stack(losses).mean(), [context.trained()[name] for name in names])
+    wanted = torch.autograd.grad(torch.stack(losses).mean(), [context.model.trained()[name] for name in names])
     for name, gradient in zip(names, wanted, strict=True):
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3)
-    assert all(parameter.grad is None for parameter in context.trained().values())
+    assert all(parameter.grad is None for parameter in context.model.trained().values())
 
 
 @pytest.mark.parametrize("case", ["digits", "bert", "gpt2"])
@@ -236,11 +236,13 @@ def test_the_term_is_the_first_order_change_of_old_losses() -> None:
     assert penalty.item() == 0
     before = values_of(context)
     names = sorted(rule._gradients[0])
-    for name, gradient in zip(names, torch.autograd.grad(penalty, [context.trained()[n] for n in names]), strict=True):
+    for name, gradient in zip(
+        names, torch.autograd.grad(penalty, [context.model.trained()[n] for n in names]), strict=True
+    ):
         torch.testing.assert_close(gradient, 3 * rule._gradients[0][name])
     loss = old_loss(context)
     steps = {name: -1e-3 * rule._gradients[0][name] for name in names}
-    context.write({name: before[name] + steps[name] for name in names})
+    context.model.write({name: before[name] + steps[name] for name in names})
     moved = rule.penalty(context)
     assert moved is not None
     expected = 3 * float(torch.stack([(rule._gradients[0][n].double() * steps[n].double()).sum() for n in names]).sum())
@@ -251,8 +253,8 @@ def test_the_term_is_the_first_order_change_of_old_losses() -> None:
 def old_loss(context: Context) -> float:
     """Mean loss over the data at hand, on the first task's two classes."""
     with torch.no_grad():
-        batch = context.batch([(context.dataset, np.arange(len(context.dataset)))])
-        return float(functional.cross_entropy(context.forward(batch).logits[:, :2], batch.labels).double())
+        batch = context.passes.batch([(context.task.data, np.arange(len(context.task.data)))])
+        return float(functional.cross_entropy(context.model.forward(batch).logits[:, :2], batch.labels).double())
 
 
 @pytest.mark.parametrize("seed", range(8))

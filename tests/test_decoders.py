@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from contune.adapter.input_moments import input_moments
-from contune.backbone.inputs import ModelInputs
+from contune.backbone.reader.inputs import ModelInputs
 from contune.contract.data import Dataset
 from contune.engine.learner import Learner
 from contune.errors import CombinationError
 from contune.method.catalog import build_method
+from contune.numerics.subspaces import input_moments
 from contune.stream.exchange import language_examples
 from contune.stream.task import Task
 from resuming import difference_after_a_stop
@@ -82,11 +82,11 @@ def test_moments_of_a_padded_batch_are_those_of_its_texts_alone(model: str) -> N
         (examples,) = (task_of([pair]).train,)
         zeros = np.zeros(1, np.int64)
         dataset = Dataset.of(examples, learner.backbone, zeros, zeros)
-        batch = next(iter(together.batches(dataset)))
+        batch = next(iter(together.passes.batches(dataset)))
         seen: dict[str, torch.Tensor] = {}
 
         handles = [module.register_forward_pre_hook(partial(keep, seen, name)) for name, module in places.items()]
-        together.encode(batch)
+        together.model.encode(batch)
         for handle in handles:
             handle.remove()
         assert batch.inputs.targets is not None

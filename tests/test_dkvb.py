@@ -47,7 +47,7 @@ def test_a_step_changes_only_values_that_were_found() -> None:
     learner = dkvb_learner({"batch_size": 4, "epochs": 1})
     context = learner.begin(digit_tasks()[0])
     head = head_of(learner)
-    found = head.places(context.features(context.dataset))
+    found = head.places(context.passes.features(context.task.data))
     seen: list[set[int]] = []
     before = [head.trained()["values"].detach().clone()]
 
@@ -113,7 +113,7 @@ def test_two_tasks_in_disjoint_keys_do_not_forget() -> None:
     head = head_of(learner)
     values = head.trained()["values"].detach().clone()
     context = learner.begin(digit_tasks()[1])
-    found = head.places(context.features(context.dataset))
+    found = head.places(context.passes.features(context.task.data))
     learner.fit(context, lambda report: None)
     untouched = torch.ones(8 * 16, dtype=torch.bool)
     untouched[(found + 16 * torch.arange(8)).flatten()] = False
@@ -167,7 +167,7 @@ def test_keys_by_k_means_lie_on_the_first_task_and_the_rest_is_drawn() -> None:
     learner = dkvb_learner(keys="k-means", pairs=64)
     context = learner.begin(digit_tasks()[0])
     head = head_of(learner)
-    features = context.features(context.dataset).double()
+    features = context.passes.features(context.task.data).double()
     standard = (features @ head._projection - head._frozen["mean"]) / head._frozen["deviation"]
     nearest = torch.cdist(standard, head._frozen["keys"]).amin(dim=2)
     assert nearest.max() < 1.0
@@ -179,7 +179,7 @@ def test_more_of_the_keys_serve_later_tasks_when_drawn_than_when_fitted() -> Non
     for keys in ("gaussian", "k-means"):
         learner = dkvb_learner(keys=keys, books=32, pairs=40)
         context = learner.begin(digit_tasks()[0])
-        places = head_of(learner).places(context.features(context.dataset))
+        places = head_of(learner).places(context.passes.features(context.task.data))
         used[keys] = sum(len(torch.unique(column)) for column in places.T) / (32 * 40)
     assert used["k-means"] > used["gaussian"], "fitted keys are spent on the first task"
 

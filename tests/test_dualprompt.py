@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contune.adapter.prefix_per_task import PrefixPerTask, joined_prefixes
-from contune.adapter.prompt_pool import nearest_keys
+from contune.adapter.prompt.pool import nearest_keys
+from contune.adapter.prompt.prefix_per_task import PrefixPerTask, joined_prefixes
 from contune.adapter.task_sets import TaskSets
 from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
@@ -99,7 +99,7 @@ def test_an_expert_that_shares_storage_with_the_last_one_is_found(monkeypatch: p
 
 def test_a_key_that_trains_on_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def begin_task(self: Keys, context: Context) -> None:
-        self._keys[0] = self._keys.get(0, nn.Parameter(torch.rand(context.backbone.feature_size)))
+        self._keys[0] = self._keys.get(0, nn.Parameter(torch.rand(context.model.backbone.feature_size)))
         self._current = 0
 
     monkeypatch.setattr(Keys, "begin_task", begin_task)
@@ -153,8 +153,10 @@ def test_without_prefixes_the_method_is_a_linear_probe_of_the_frozen_model() -> 
     learner = dual_learner(general_length=0, expert_length=0)
     context = learner.begin(digit_tasks()[0])
     learner.fit(context, lambda report: None)
-    assert not any(name.startswith("adapter") for name in context.trained())
-    assert torch.equal(context.module_features(context.dataset, 0), context.base_features(context.dataset))
+    assert not any(name.startswith("adapter") for name in context.model.trained())
+    assert torch.equal(
+        context.passes.module_features(context.task.data, 0), context.passes.base_features(context.task.data)
+    )
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -188,13 +190,13 @@ def test_with_the_task_known_old_answers_change_through_the_general_prefix_and_t
     learner.learn(first)
     data = learner.test_dataset(first)
     context = learner.reading(data)
-    before = context.module_features(data, 0)
+    before = context.passes.module_features(data, 0)
     general = {f"adapter.general.{name}": p.detach().clone() for name, p in adapter_of(learner)._general.items()}
     learner.learn(second)
     context = learner.reading(data)
-    assert not torch.allclose(context.module_features(data, 0), before, atol=1e-4)
-    with context.swapped(general):
-        assert torch.equal(context.module_features(data, 0), before)
+    assert not torch.allclose(context.passes.module_features(data, 0), before, atol=1e-4)
+    with context.model.swapped(general):
+        assert torch.equal(context.passes.module_features(data, 0), before)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -204,11 +206,11 @@ def test_without_a_general_prefix_named_tasks_are_answered_as_at_first(case: str
     for index, task in enumerate(tasks):
         learner.learn(task)
         data = learner.test_dataset(task, index)
-        kept.append((learner.reading(data).features(data), learner.answers(data, learner.columns(task))))
+        kept.append((learner.reading(data).passes.features(data), learner.answers(data, learner.columns(task))))
     for index, task in enumerate(tasks):
         data = learner.test_dataset(task, index)
         features, answers = kept[index]
-        assert torch.equal(learner.reading(data).features(data), features)
+        assert torch.equal(learner.reading(data).passes.features(data), features)
         assert learner.answers(data, learner.columns(task)).tolist() == answers.tolist()
 
 
@@ -245,10 +247,10 @@ def test_the_key_loss_is_minus_the_mean_cosine_of_the_own_key() -> None:
     first, second, _ = digit_tasks()
     learner.learn(first)
     context = learner.begin(second)
-    batch = context.batch([(context.dataset, np.arange(6))])
+    batch = context.passes.batch([(context.task.data, np.arange(6))])
     keys = learner.method.router
     assert isinstance(keys, Keys)
-    queries = context.base_features(context.dataset)[:6]
+    queries = context.passes.base_features(context.task.data)[:6]
     key = keys._keys[1]
     own = key.detach()
     expected = -0.5 * sum(float(q @ own / q.norm() / own.norm()) for q in queries) / 6
@@ -264,11 +266,11 @@ def test_queries_are_of_the_augmented_images_the_step_shows() -> None:
     learner = dual_learner(train={**SETTINGS, "augment": True})
     context = learner.begin(digit_tasks()[0])
     rows = np.arange(5)
-    batch = context.batch([(context.dataset, rows)], augment=torch.Generator().manual_seed(1))
+    batch = context.passes.batch([(context.task.data, rows)], augment=torch.Generator().manual_seed(1))
     found = frozen_queries(batch)
     with torch.no_grad():
-        assert torch.equal(found, context.backbone.features(batch.inputs))
-    assert not torch.allclose(found, context.base_features(context.dataset)[:5], atol=1e-2)
+        assert torch.equal(found, context.model.backbone.features(batch.inputs))
+    assert not torch.allclose(found, context.passes.base_features(context.task.data)[:5], atol=1e-2)
 
 
 def test_only_keys_of_tasks_that_were_met_compete() -> None:
@@ -278,7 +280,7 @@ def test_only_keys_of_tasks_that_were_met_compete() -> None:
         learner.learn(task)
         for other in tasks[:count]:
             data = learner.test_dataset(other)
-            routes = learner.reading(data).routes(data)
+            routes = learner.reading(data).passes.routes(data)
             assert int(routes.max()) < count
 
 
@@ -289,7 +291,7 @@ def test_it_learns_and_the_keys_find_most_tasks(case: str) -> None:
     for task in tasks:
         learner.learn(task)
     assert accuracy(learner, tasks) > 0.25
-    found = [learner.reading(d).routes(d) == t for t, d in enumerate(map(learner.test_dataset, tasks))]
+    found = [learner.reading(d).passes.routes(d) == t for t, d in enumerate(map(learner.test_dataset, tasks))]
     assert float(torch.cat(found).float().mean()) > 0.45
 
 
@@ -320,7 +322,7 @@ def test_where_it_learns_in_the_first_task_only_all_go_through_its_expert() -> N
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     data = learner.test_dataset(digit_tasks()[2])
-    assert learner.reading(data).routes(data).unique().tolist() == [0]
+    assert learner.reading(data).passes.routes(data).unique().tolist() == [0]
 
 
 @pytest.mark.parametrize("case", ["digits", "bert", "modernbert"])
@@ -386,7 +388,7 @@ def test_in_language_every_token_of_an_answer_has_the_feature_of_its_text() -> N
     method = compose({"adapter": "prefix-per-task", "head": "linear", "router": "keys"})
     learner = Learner(str(tiny_folder("llama-writer")), method, kind="language", train=SETTINGS)
     context = learner.begin(lesson("big"))
-    batch = context.batch([(context.dataset, np.arange(3))])
+    batch = context.passes.batch([(context.task.data, np.arange(3))])
     assert batch.queries is not None
     assert len(batch.queries) == 3
     expected = batch.queries.repeat_interleave(torch.bincount(batch.inputs.unit_rows()), dim=0)

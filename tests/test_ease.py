@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from contune.adapter.bottleneck import Bottleneck
-from contune.adapter.bottleneck_per_task import BottleneckPerTask
+from contune.adapter.bottleneck.per_task import BottleneckPerTask
+from contune.adapter.bottleneck.single import Bottleneck
 from contune.checks import check_method
 from contune.contract.context import Context
 from contune.engine.learner import Learner
@@ -42,7 +42,7 @@ def reading(learner: Learner) -> Context:
 
 
 def class_data(learner: Learner, task: Task) -> tuple[Any, Tensor]:
-    dataset = learner.context([task], 0).dataset
+    dataset = learner.context([task], 0).task.data
     return dataset, torch.from_numpy(dataset.labels)
 
 
@@ -114,7 +114,7 @@ def test_finished_modules_keep_every_bit() -> None:
         learner.learn(task)
         probe = learner.test_dataset(digit_tasks()[0])
         modules = range(learner.method.adapter.modules())
-        kept.append([reading(learner).module_features(probe, module) for module in modules])
+        kept.append([reading(learner).passes.module_features(probe, module) for module in modules])
     assert [len(features) for features in kept] == [1, 2, 3]
     for earlier, later in ((0, 1), (0, 2), (1, 2)):
         for before, now in zip(kept[earlier], kept[later], strict=False):
@@ -132,7 +132,7 @@ def test_one_task_is_an_adapter_with_cosine_prototypes() -> None:
     ease = learned([task])
     for name, value in adapter.trained().items():
         assert torch.equal(ease.method.adapter.trained()[f"task0.{name}"], value)
-    scores = [reading(learner).logits(learner.test_dataset(task)) for learner in (single, ease)]
+    scores = [reading(learner).passes.logits(learner.test_dataset(task)) for learner in (single, ease)]
     assert torch.equal(*scores)
 
 
@@ -144,7 +144,7 @@ def by_plain_loops(learner: Learner, tasks: list[Task], dataset: Any, alpha: flo
     for number, task in enumerate(tasks):
         data, labels = class_data(learner, task)
         for block in range(number + 1):
-            features = context.module_features(data, block).double()
+            features = context.passes.module_features(data, block).double()
             for column in labels.unique().tolist():
                 means[column, block] = features[labels == column].mean(dim=0)
                 owner[column] = number
@@ -156,7 +156,7 @@ def by_plain_loops(learner: Learner, tasks: list[Task], dataset: Any, alpha: flo
             logits = torch.stack([cosine(real[old, owner[old]], real[j, owner[old]], dim=0) for j in new])
             share = logits.exp() / logits.exp().sum()
             means[old, block] = sum(share[k] * real[j, block] for k, j in enumerate(new))  # type: ignore[assignment]
-    features = [context.module_features(dataset, block).double() for block in range(blocks)]
+    features = [context.passes.module_features(dataset, block).double() for block in range(blocks)]
     columns = []
     for column in range(len(owner)):
         score = cosine(features[owner[column]], means[column, owner[column]].unsqueeze(0), dim=1)
@@ -172,7 +172,7 @@ def test_scores_are_those_of_plain_loops(alpha: float) -> None:
     learner = learned(alpha=alpha)
     dataset = learner.test_dataset(digit_tasks()[1])
     expected = by_plain_loops(learner, list(digit_tasks()), dataset, alpha)
-    found = reading(learner).logits(dataset)
+    found = reading(learner).passes.logits(dataset)
     assert torch.allclose(found.double(), expected, atol=1e-6)
     if alpha == 1.0:
         off = by_plain_loops(learner, list(digit_tasks()), dataset, 0.1)
@@ -191,7 +191,7 @@ def test_wrong_shares_would_be_caught(monkeypatch: pytest.MonkeyPatch, dim: int 
     learner = learned(alpha=1.0)
     dataset = learner.test_dataset(digit_tasks()[1])
     expected = by_plain_loops(learner, list(digit_tasks()), dataset, 1.0)
-    assert not torch.allclose(reading(learner).logits(dataset).double(), expected, atol=1e-6)
+    assert not torch.allclose(reading(learner).passes.logits(dataset).double(), expected, atol=1e-6)
 
 
 def test_texts_in_tasks_of_unequal_size_are_those_of_plain_loops() -> None:
@@ -203,7 +203,7 @@ def test_texts_in_tasks_of_unequal_size_are_those_of_plain_loops() -> None:
     for task in tasks:
         dataset = learner.test_dataset(task)
         expected = by_plain_loops(learner, tasks, dataset, 0.1)
-        assert torch.allclose(reading(learner).logits(dataset).double(), expected, atol=1e-6)
+        assert torch.allclose(reading(learner).passes.logits(dataset).double(), expected, atol=1e-6)
     right = np.concatenate([learner.answers(d) == d.labels for d in map(learner.test_dataset, tasks)])
     assert right.mean() > 0.5
     assert learner.base_unchanged()
@@ -218,10 +218,10 @@ def test_a_class_that_comes_back_keeps_its_owner_and_adds_to_its_means() -> None
     expected = [[24, 0, 0], [48, 24, 24], [24, 24, 0], [24, 24, 0]]
     assert state["head/counts"].tolist() == expected
     data, labels = class_data(learner, first)
-    features = reading(learner).module_features(data, 2).double()
+    features = reading(learner).passes.module_features(data, 2).double()
     mean = state["head/sums"][1, 2] / 24
     assert torch.allclose(mean, features[labels == 1].mean(dim=0), atol=1e-6)
-    assert bool(torch.isfinite(reading(learner).logits(learner.test_dataset(first))).all())
+    assert bool(torch.isfinite(reading(learner).passes.logits(learner.test_dataset(first))).all())
 
 
 def one_class(examples: Examples, label: int) -> Examples:
@@ -232,14 +232,14 @@ def one_class(examples: Examples, label: int) -> Examples:
 def test_training_sees_the_tasks_own_classes_and_its_own_module() -> None:
     learner = learned(list(digit_tasks()[:2]))
     context = learner.begin(digit_tasks()[2])
-    names = {name.split(".")[1] for name in context.trained() if name.startswith("adapter.")}
+    names = {name.split(".")[1] for name in context.model.trained() if name.startswith("adapter.")}
     assert names == {"task2"}
-    mask = context.class_mask(torch.tensor([2]))
+    mask = context.model.class_mask(torch.tensor([2]))
     assert mask.tolist() == [[False] * 4 + [True] * 2]
     rows = np.arange(3)
-    batch = context.batch([(context.dataset, rows)])
-    expected = context.module_features(context.dataset, 2)[:3]
-    assert torch.allclose(context.forward(batch).features, expected, atol=1e-5)
+    batch = context.passes.batch([(context.task.data, rows)])
+    expected = context.passes.module_features(context.task.data, 2)[:3]
+    assert torch.allclose(context.model.forward(batch).features, expected, atol=1e-5)
 
 
 def test_resumes_inside_the_third_task() -> None:
@@ -249,7 +249,7 @@ def test_resumes_inside_the_third_task() -> None:
     go_on(again, halfway)
     assert same_state(whole.state(), again.state()) is None
     data = whole.test_dataset(digit_tasks()[0])
-    assert torch.equal(reading(whole).logits(data), reading(again).logits(data))
+    assert torch.equal(reading(whole).passes.logits(data), reading(again).passes.logits(data))
 
 
 def test_features_of_finished_modules_are_computed_once() -> None:
@@ -268,11 +268,11 @@ def test_where_the_task_is_named_its_module_alone_answers() -> None:
         data = learner.test_dataset(task, number)
         context = reading(learner)
         train, labels = class_data(learner, task)
-        of_task = context.module_features(train, number).double()
+        of_task = context.passes.module_features(train, number).double()
         means = torch.stack([of_task[labels == column].mean(dim=0) for column in learner.columns(task)])
-        features = context.module_features(data, number).double()
+        features = context.passes.module_features(data, number).double()
         expected = functional.normalize(features, dim=1) @ functional.normalize(means, dim=1).T
-        found = context.logits(data)[:, list(learner.columns(task))].double()
+        found = context.passes.logits(data)[:, list(learner.columns(task))].double()
         assert torch.allclose(found, expected, atol=1e-6)
 
 

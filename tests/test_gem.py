@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from contune.adapter.peft_adapter import lora
+from contune.adapter.lora.peft_adapter import lora
 from contune.contract.context import Context
 from contune.contract.data import Selection
 from contune.contract.parts import Rule, Tensors
@@ -22,7 +22,7 @@ from contune.errors import CombinationError, ConfigError
 from contune.head.linear import Linear
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
-from contune.rule.gradient_memory import (
+from contune.rule.project.gradient_memory import (
     AverageGradientMemory,
     GradientMemory,
     drawn,
@@ -32,7 +32,7 @@ from contune.rule.gradient_memory import (
     multipliers,
     not_uphill,
 )
-from contune.rule.output_directions import OutputDirections, answer_gradient, coordinates, enlarged, orthogonal
+from contune.rule.project.output_directions import OutputDirections, answer_gradient, coordinates, enlarged, orthogonal
 from contune.stream.task import Task
 from contune.trial import SETTINGS, digit_tasks, tiny_model
 from resuming import difference_after_a_stop
@@ -245,10 +245,10 @@ def test_memory_gradients_are_those_of_the_loss_at_the_weights_of_the_step() -> 
     assert isinstance(rule, AverageGradientMemory)
     assert rule._ready is not None
     found = loss_gradient(context, rule._ready, np.arange(10))
-    batch = context.batch([(rule._ready, np.arange(10))])
-    logits = context.forward(batch).logits[:, :2]  # the first task's own classes
+    batch = context.passes.batch([(rule._ready, np.arange(10))])
+    logits = context.model.forward(batch).logits[:, :2]  # the first task's own classes
     functional.cross_entropy(logits, batch.labels).backward()  # type: ignore[no-untyped-call]
-    for name, value in context.trained().items():
+    for name, value in context.model.trained().items():
         expected = torch.zeros_like(value) if value.grad is None else value.grad
         torch.testing.assert_close(found.get(name, torch.zeros_like(value)), expected, atol=1e-5, rtol=1e-4)
 
@@ -324,7 +324,7 @@ def test_ogd_keeps_the_gradients_of_right_answers() -> None:
     context = learner.begin(digit_tasks()[0])
     learner.fit(context, lambda report: None)
     gradient = answer_gradient(context, np.array([3]))
-    row = int(context.dataset.labels[3])
+    row = int(context.task.data.labels[3])
     assert float(gradient["head.bias"][row]) == 1
     assert float(gradient["head.bias"].abs().sum()) == 1
     learner.end(context)
@@ -344,9 +344,9 @@ def test_old_answers_change_less(name: str) -> None:
         learner = Learner(tiny_model(), build_method(name, {"size": size, **more}), train=train)
         learner.learn(first)
         old = learner.test_dataset(first)
-        before = learner.reading(old).logits(old)[:, :2]
+        before = learner.reading(old).passes.logits(old)[:, :2]
         learner.learn(second)
-        after = learner.reading(old).logits(old)[:, :2]
+        after = learner.reading(old).passes.logits(old)[:, :2]
         labels = torch.from_numpy(old.labels)
         if name == "gem":
             harm.append(float(functional.cross_entropy(after, labels) - functional.cross_entropy(before, labels)))
@@ -375,9 +375,9 @@ def test_in_language_an_answers_score_is_the_mean_over_its_tokens() -> None:
     learner = Learner(str(tiny_folder("llama-writer")), "ogd", kind="language", train={**SETTINGS, "epochs": 1})
     context = learner.begin(lesson("big"))
     found = answer_gradient(context, np.array([1]))
-    batch = context.batch([(context.dataset, np.array([1]))])
-    scores = context.forward(batch).logits
+    batch = context.passes.batch([(context.task.data, np.array([1]))])
+    scores = context.model.forward(batch).logits
     assert len(scores) == len(batch.labels) > 1
     mean = torch.stack([scores[at, label] for at, label in enumerate(batch.labels.tolist())]).mean()
-    name, value = next((n, v) for n, v in context.trained().items() if "lora_B" in n)
+    name, value = next((n, v) for n, v in context.model.trained().items() if "lora_B" in n)
     torch.testing.assert_close(found[name], torch.autograd.grad(mean, value)[0], atol=1e-5, rtol=1e-4)

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contune.adapter.input_moments import Subspace, closing_threshold, token_rows
-from contune.adapter.selected import full
+from contune.adapter.weights.subset import full
 from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.engine.learner import Learner
@@ -15,7 +14,8 @@ from contune.errors import CombinationError, ConfigError
 from contune.head.linear import Linear
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
-from contune.rule.gradient_projection import GradientProjection, is_transposed, linear_modules, still
+from contune.numerics.subspaces import Subspace, closing_threshold, token_rows
+from contune.rule.project.gradient_projection import GradientProjection, is_transposed, linear_modules, still
 from contune.stream.task import Task
 from contune.trial import SETTINGS, digit_tasks, tiny_model
 from resuming import difference_after_a_stop
@@ -106,8 +106,8 @@ def inputs_of(context: Context, module: nn.Module) -> Tensor:
     handle = module.register_forward_pre_hook(lambda _module, args: found.append(args[0]))
     rows = []
     with torch.no_grad():
-        for batch in context.batches(context.dataset):
-            context.encode(batch)
+        for batch in context.passes.batches(context.task.data):
+            context.model.encode(batch)
             rows += [token_rows(each, batch.inputs.mask) for each in found]
             found.clear()
     handle.remove()
@@ -207,9 +207,9 @@ def test_features_of_old_examples_hardly_drift() -> None:
         first, second = digit_tasks()[:2]
         learner.learn(first)
         data = learner.test_dataset(first)
-        before = learner.reading(data).features(data)
+        before = learner.reading(data).passes.features(data)
         learner.learn(second)
-        drifts.append(float((learner.reading(data).features(data) - before).square().mean()))
+        drifts.append(float((learner.reading(data).passes.features(data) - before).square().mean()))
     assert drifts[1] < 0.05 * drifts[0]
 
 
@@ -220,10 +220,10 @@ def test_other_tensors_learn_in_the_first_task_only(case: str) -> None:
     others: list[dict[str, Tensor]] = []
     for task in (first, second):
         context = learner.begin(task)
-        others.append({n: v.detach().clone() for n, v in context.trained().items() if n.startswith("adapter.")})
-        heads = {n: v.detach().clone() for n, v in context.trained().items() if n.startswith("head.")}
+        others.append({n: v.detach().clone() for n, v in context.model.trained().items() if n.startswith("adapter.")})
+        heads = {n: v.detach().clone() for n, v in context.model.trained().items() if n.startswith("head.")}
         learner.fit(context, lambda report: None)
-        after = {n: v.detach().clone() for n, v in context.trained().items()}
+        after = {n: v.detach().clone() for n, v in context.model.trained().items()}
         learner.end(context)
     linear = set(spaces_of(learner))
     assert {n for n, v in others[1].items() if not torch.equal(v, after[n])} == linear
@@ -259,14 +259,14 @@ def test_it_works_on_lora() -> None:
     learner.learn(digit_tasks()[0])
     rule = rule_of(learner)
     context = learner.begin(digit_tasks()[1])
-    before = {name: value.detach().clone() for name, value in context.trained().items()}
+    before = {name: value.detach().clone() for name, value in context.model.trained().items()}
     learner.fit(context, lambda report: None)
     names = [name for name in before if name.startswith("adapter.")]
     assert set(names) == set(rule._memory.leaders)
     for name in names:
         space = rule._memory.space(name)
         assert space is not None
-        change = (context.trained()[name].detach() - before[name]).double()
+        change = (context.model.trained()[name].detach() - before[name]).double()
         assert float((change @ space.basis()).abs().max()) < 1e-6
         assert space.size() == space.columns.shape[0] or float(change.abs().max()) > 0
 

@@ -36,11 +36,11 @@ def problem_of(config: dict[str, Any]) -> str | None:
     first, second = tiny_tasks()
     lesson: Any = first
     context = learner.begin(lesson)
-    before = {name: p.detach().clone() for name, p in context.trained().items()}
+    before = {name: p.detach().clone() for name, p in context.model.trained().items()}
     base = {id(p) for p in learner.backbone.base_parameters().values()}
-    trains_base = any(id(p) in base for p in context.trained().values())
+    trains_base = any(id(p) in base for p in context.model.trained().values())
     learner.fit(context, lambda report: None)
-    dead = [n for n, v in before.items() if n in context.trained() and torch.equal(v, context.trained()[n])]
+    dead = [n for n, v in before.items() if n in context.model.trained() and torch.equal(v, context.model.trained()[n])]
     learner.end(context)
     saved = copied(learner.state())
     learner.learn(second)
@@ -168,7 +168,7 @@ class Careless(Rule):
         self.seen += 1.0
 
     def penalty(self, context):
-        return self.seen * sum(p.square().sum() for p in context.trained().values())
+        return self.seen * sum(p.square().sum() for p in context.model.trained().values())
 
 
 def test_the_grid_catches_a_faulty_rule(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,8 @@ def test_ridge_after_all_tasks_equals_the_joint_solution() -> None:
     features, labels = [], []
     for task in digit_tasks():
         context = learner.begin(task)
-        features.append(context.features(context.dataset))
-        labels.append(torch.from_numpy(context.dataset.labels))
+        features.append(context.passes.features(context.task.data))
+        labels.append(torch.from_numpy(context.task.data.labels))
         learner.fit(context, lambda report: None)
         learner.end(context)
     head = learner.method.head

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from contune.adapter.half import Half, role_of
-from contune.adapter.selected import is_norm
+from contune.adapter.weights.half import Half, role_of
+from contune.adapter.weights.subset import is_norm
 from contune.backbone.linear import is_linear
 from contune.engine.learner import Learner
 from contune.errors import ConfigError

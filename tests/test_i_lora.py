@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from contune.adapter.accumulated import moved_average
+from contune.adapter.around.ema import moved_average
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
 from contune.head.linear import Linear
 from contune.method.catalog import build_method, compose
-from contune.rule.slow_copy import REHEARSAL, SlowCopy, rows_of, states_of, token_distances, warm_decay
+from contune.rule.average.teacher import REHEARSAL, SlowCopy, rows_of, states_of, token_distances, warm_decay
 from contune.stream.task import Task
 from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
 from resuming import difference_after_a_stop
@@ -46,7 +46,7 @@ def rule_of(learner: Learner) -> SlowCopy:
 
 
 def values_of(context: Context) -> Values:
-    return {name: value.detach().clone() for name, value in context.trained().items()}
+    return {name: value.detach().clone() for name, value in context.model.trained().items()}
 
 
 def trajectory(learner: Learner, task: Task) -> list[Values]:
@@ -147,7 +147,7 @@ def test_factors_are_averaged_and_not_products() -> None:
     learner = learner_of(decay=0.9)
     found = trajectory(learner, digit_tasks()[0])[1:]
     context = learner.reading(None)
-    down = next(name for name in context.trained() if "lora_A" in name)
+    down = next(name for name in context.model.trained() if "lora_A" in name)
     up = down.replace("lora_A", "lora_B")
     product = {"p": found[0][up] @ found[0][down]}
     for step, values in enumerate(found[1:], 1):
@@ -163,10 +163,10 @@ def second_task(case: str, **options: Any) -> tuple[Learner, Context, Batch]:
     learner.learn(first)
     context = learner.begin(second)
     (chosen,) = rule_of(learner).select(context, 0, 0).values()
-    parts = [(context.dataset, chosen.rows[:3]), (chosen.dataset, chosen.rows)]
+    parts = [(context.task.data, chosen.rows[:3]), (chosen.dataset, chosen.rows)]
     counts = [dataset.prepared.units(rows) for dataset, rows in parts]
     segments = {"task": slice(0, counts[0]), REHEARSAL: slice(counts[0], sum(counts))}
-    batch = context.batch(parts, segments=segments, counts=dict(zip(segments, counts, strict=True)))
+    batch = context.passes.batch(parts, segments=segments, counts=dict(zip(segments, counts, strict=True)))
     return learner, context, batch
 
 
@@ -175,21 +175,21 @@ def second_task(case: str, **options: Any) -> tuple[Learner, Context, Batch]:
 def test_the_distance_of_states_by_hand(case: str, target: str) -> None:
     """Each rehearsed example alone, so without padding."""
     learner, context, batch = second_task(case, weight=2.0, target=target, size=6, batch_size=6)
-    rule, layers = rule_of(learner), context.backbone.layers
+    rule, layers = rule_of(learner), context.model.backbone.layers
     assert rule._ready is not None
     total = []
     for row in batch.parts[1][1]:
-        one = context.batch([(rule._ready, row[None])])
+        one = context.passes.batch([(rule._ready, row[None])])
         with torch.no_grad():
             with states_of(layers) as fast:
-                context.encode(one)
-            with context.swapped(rule._slow), states_of(layers) as slow:
-                context.encode(one)
-        assert len(fast) == context.backbone.depth
+                context.model.encode(one)
+            with context.model.swapped(rule._slow), states_of(layers) as slow:
+                context.model.encode(one)
+        assert len(fast) == context.model.backbone.depth
         for at, state in fast.items():
             wanted = torch.maximum(state, slow[at]) if target == "larger" else slow[at]
-            total.append(float((state - wanted).square().mean()) / context.backbone.depth)
-    found = rule.loss(context, batch, context.forward(batch))
+            total.append(float((state - wanted).square().mean()) / context.model.backbone.depth)
+    found = rule.loss(context, batch, context.model.forward(batch))
     assert found is not None
     assert found.item() == pytest.approx(2.0 * sum(total) / len(batch.parts[1][1]), rel=1e-3)
     assert found.item() > 0
@@ -198,13 +198,13 @@ def test_the_distance_of_states_by_hand(case: str, target: str) -> None:
 def test_there_is_no_distance_where_both_are_alike_and_no_gradient_into_the_slow_one() -> None:
     learner, context, batch = second_task("digits", size=8)
     rule = rule_of(learner)
-    apart = rule.loss(context, batch, context.forward(batch))
+    apart = rule.loss(context, batch, context.model.forward(batch))
     assert apart is not None
-    gradients = torch.autograd.grad(apart, list(context.trained().values()), allow_unused=True)
+    gradients = torch.autograd.grad(apart, list(context.model.trained().values()), allow_unused=True)
     assert any(g is not None and float(g.abs().max()) > 0 for g in gradients)
     assert not any(value.requires_grad for value in rule._slow.values())
-    context.write(rule._slow)
-    alike = rule.loss(context, batch, context.forward(batch))
+    context.model.write(rule._slow)
+    alike = rule.loss(context, batch, context.model.forward(batch))
     assert alike is not None
     assert alike.item() == 0
 
@@ -242,7 +242,7 @@ def test_examples_are_rehearsed_from_the_second_task_on_and_as_many_as_the_task_
     learner.end(context)
     context = learner.begin(digit_tasks()[1])
     (chosen,) = rule.select(context, 0, 0).values()
-    assert len(chosen.rows) == context.settings.batch_size == 16
+    assert len(chosen.rows) == context.task.settings.batch_size == 16
     assert set(chosen.dataset.tasks.tolist()) == {0}
 
 

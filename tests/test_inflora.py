@@ -6,8 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from contune.adapter import lora_designed
-from contune.adapter.input_moments import (
+from contune.adapter.lora import designed as lora_designed
+from contune.adapter.lora.designed import LoraDesigned, designed_rows
+from contune.backbone.backbone import Backbone
+from contune.backbone.config import ModelConfig
+from contune.contract.context import Context
+from contune.engine.learner import Learner
+from contune.errors import ConfigError
+from contune.method.catalog import build_method
+from contune.numerics.subspaces import (
     InputMemory,
     Subspace,
     closing_threshold,
@@ -19,13 +26,6 @@ from contune.adapter.input_moments import (
     token_rows,
     without,
 )
-from contune.adapter.lora_designed import LoraDesigned, designed_rows
-from contune.backbone.backbone import Backbone
-from contune.backbone.config import ModelConfig
-from contune.contract.context import Context
-from contune.engine.learner import Learner
-from contune.errors import ConfigError
-from contune.method.catalog import build_method
 from contune.stream.task import Task
 from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
 from resuming import difference_after_a_stop
@@ -132,9 +132,9 @@ def test_a_new_task_begins_with_the_old_answers(case: str) -> None:
     first, second = tasks_of(case)[:2]
     learner.learn(first)
     data = learner.test_dataset(first)
-    before = learner.reading(data).features(data)
+    before = learner.reading(data).passes.features(data)
     learner.begin(second)
-    after = learner.reading(data).features(data)
+    after = learner.reading(data).passes.features(data)
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
 
 
@@ -144,7 +144,7 @@ def test_merged_into_the_weights_the_features_are_the_same(case: str) -> None:
     for task in tasks_of(case):
         learner.learn(task)
     data = learner.test_dataset(tasks_of(case)[0])
-    unmerged = learner.reading(data).features(data)
+    unmerged = learner.reading(data).passes.features(data)
     plain = Backbone.load(ModelConfig(path=model_of(case)))
     for name, change in weight_changes(learner).items():
         plain.model.get_submodule(name.removeprefix("base_model.model.")).weight.data += change
@@ -159,7 +159,7 @@ def test_only_the_new_output_side_and_the_own_head_rows_move() -> None:
     first, second = digit_tasks()[:2]
     learner.learn(first)
     context = learner.begin(second)
-    assert all("lora_B" in name for name in context.trained() if name.startswith("adapter."))
+    assert all("lora_B" in name for name in context.model.trained() if name.startswith("adapter."))
     before = copied(learner.state()).tensors
     learner.fit(context, lambda report: None)
     after = learner.state().tensors
@@ -192,13 +192,13 @@ def test_old_inputs_do_not_feel_the_new_task() -> None:
 def first_layer_inputs(context: Context) -> Tensor:
     """What the first layer's keys read (n, d)."""
     found: list[Tensor] = []
-    adapter = context.adapter
+    adapter = context.model.adapter
     assert isinstance(adapter, LoraDesigned)
     place = adapter._lora.places()[next(iter(adapter.factors()))]
     handle = place.register_forward_pre_hook(lambda module, args: found.append(args[0].flatten(0, 1)))
     with torch.no_grad():
-        for batch in context.batches(context.dataset):
-            context.encode(batch)
+        for batch in context.passes.batches(context.task.data):
+            context.model.encode(batch)
     handle.remove()
     return torch.cat(found)
 
@@ -208,7 +208,7 @@ def test_moments_do_not_count_padding(name: str) -> None:
     """One text at a time there is no padding, so the sum over texts is the reference."""
     learner = inflora_learner(name)
     context = learner.begin(word_tasks()[0])
-    dataset, adapter = context.dataset, adapter_of(learner)
+    dataset, adapter = context.task.data, adapter_of(learner)
     moments = input_moments(context, adapter._lora.places())
     leader = sorted(moments.tensors)[-1]
     rows: list[Tensor] = []
@@ -216,7 +216,7 @@ def test_moments_do_not_count_padding(name: str) -> None:
     handle = place.register_forward_pre_hook(lambda module, args: rows.append(args[0].flatten(0, 1).double()))
     with torch.no_grad():
         for row in range(len(dataset)):
-            context.encode(context.batch([(dataset, torch.tensor([row]).numpy())]))
+            context.model.encode(context.passes.batch([(dataset, torch.tensor([row]).numpy())]))
     handle.remove()
     every = torch.cat(rows)
     assert len(every) == dataset.prepared.lengths.sum()
@@ -225,10 +225,10 @@ def test_moments_do_not_count_padding(name: str) -> None:
 
 
 def test_moments_that_counted_padding_would_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    from contune.adapter import input_moments as room
+    from contune.numerics import subspaces as room
 
     context = inflora_learner("bert").begin(word_tasks()[0])
-    adapter = context.adapter
+    adapter = context.model.adapter
     assert isinstance(adapter, LoraDesigned)
     right = input_moments(context, adapter._lora.places())
     monkeypatch.setattr(room, "token_rows", lambda inputs, mask: token_rows(inputs, None))

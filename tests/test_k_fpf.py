@@ -9,8 +9,8 @@ from contune.contract.state import State
 from contune.engine.learner import Learner
 from contune.errors import ConfigError
 from contune.method.catalog import build_method, compose
-from contune.rule.buffer import Buffer
-from contune.rule.forgetting_prioritised import ForgettingPrioritised, phase_steps
+from contune.rule.replay.buffer import Buffer
+from contune.rule.replay.forgetting_prioritised import ForgettingPrioritised, phase_steps
 from contune.trial import SETTINGS, accuracy, copied, digit_tasks, same_state, tiny_model
 from resuming import go_on, learn_keeping
 from word_tasks import tiny_folder, word_tasks
@@ -38,11 +38,11 @@ def watched(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int
     right = ForgettingPrioritised._iterate
 
     def watch(self: ForgettingPrioritised, context: Any, ready: Any, trained: Any, iteration: int) -> None:
-        before = {name: value.detach().clone() for name, value in context.trained().items()}
-        counted = context.store.ledger.examples_backward
+        before = {name: value.detach().clone() for name, value in context.model.trained().items()}
+        counted = context.passes.ledger.examples_backward
         right(self, context, ready, trained, iteration)
-        moved = {n for n, v in before.items() if not torch.equal(v, context.trained()[n])}
-        seen.append((self._step + 1, moved, context.store.ledger.examples_backward - counted))
+        moved = {n for n, v in before.items() if not torch.equal(v, context.model.trained()[n])}
+        seen.append((self._step + 1, moved, context.passes.ledger.examples_backward - counted))
 
     monkeypatch.setattr(ForgettingPrioritised, "_iterate", watch)
     learner.learn(digit_tasks()[1])
@@ -148,7 +148,7 @@ def test_what_is_kept_is_what_the_phases_saw_with_logits_of_the_end() -> None:
     assert torch.equal(during.logits[old].nan_to_num(), after.logits[old].nan_to_num())
     assert bool(during.logits[~old].isnan().all())
     data = after.dataset(learner.backbone)
-    now = learner.reading(None).logits(data)
+    now = learner.reading(None).passes.logits(data)
     assert torch.allclose(after.logits[~old], now[~old], atol=1e-5)
 
 

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contune.adapter.accumulated import Accumulated, accumulated
-from contune.adapter.calibrated_lora import CalibratedLora
+from contune.adapter.around.ema import Accumulated, accumulated
+from contune.adapter.lora.calibrated import CalibratedLora
 from contune.contract.context import Context
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
 from contune.head.linear import Linear
 from contune.method.catalog import build_method
 from contune.method.method import Method
-from contune.rule.freeze import FreezeFirst
+from contune.rule.mask.freeze import FreezeFirst
 from contune.stream.task import Task
 from contune.trial import SETTINGS, accuracy, digit_tasks, tiny_model
 from resuming import difference_after_a_stop
@@ -61,7 +61,7 @@ def numbers(*shape: int, step: int) -> Tensor:
 
 def answers_with(context: Context, features: Tensor) -> Tensor:
     """Log softmax over all seen classes of one module's features."""
-    head = context.head.trained()
+    head = context.model.head.trained()
     return functional.linear(features, head["weight"], head["bias"]).log_softmax(dim=1).detach()
 
 
@@ -72,7 +72,7 @@ def test_in_the_first_task_the_online_adapter_answers_alone(case: str) -> None:
     data = learner.test_dataset(first)
     context = learner.reading(data)
     assert adapter_of(learner).modules() == 1
-    alone = answers_with(context, context.module_features(data, 0)).argmax(dim=1)
+    alone = answers_with(context, context.passes.module_features(data, 0)).argmax(dim=1)
     assert learner.answers(data).tolist() == alone.tolist()
 
 
@@ -85,11 +85,13 @@ def test_when_the_second_task_begins_the_two_are_one(case: str) -> None:
     assert adapter_of(learner).modules() == 2
     assert equal(dict(adapter_of(learner).offline()), online(learner))
     data = learner.test_dataset(first)
-    each = [context.module_features(data, module) for module in (0, 1)]
+    each = [context.passes.module_features(data, module) for module in (0, 1)]
     assert torch.equal(each[0], each[1])
-    assert torch.allclose(context.logits(data), answers_with(context, each[0]), atol=1e-6)
+    assert torch.allclose(context.passes.logits(data), answers_with(context, each[0]), atol=1e-6)
     learner.fit(context, lambda report: None)
-    assert not torch.allclose(context.module_features(data, 0), context.module_features(data, 1), atol=1e-4)
+    assert not torch.allclose(
+        context.passes.module_features(data, 0), context.passes.module_features(data, 1), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -99,7 +101,7 @@ def test_the_offline_copy_draws_near_geometrically_while_the_online_one_rests(ca
     learner.learn(first)
     context = learner.begin(second)
     moved = {f"adapter.{name}": value + 1.0 for name, value in online(learner).items()}
-    context.write(moved)
+    context.model.write(moved)
     still, errors = online(learner), []
 
     def note(_report: Any) -> None:
@@ -203,7 +205,7 @@ def test_the_answer_is_the_larger_softmax_of_the_two_over_all_classes() -> None:
         learner.learn(task)
     data = learner.test_dataset(tasks[1])
     context = learner.reading(data)
-    each = [answers_with(context, context.module_features(data, module)).exp() for module in (0, 1)]
+    each = [answers_with(context, context.passes.module_features(data, module)).exp() for module in (0, 1)]
     best = [[max(a, b) for a, b in zip(*rows, strict=True)] for rows in zip(*(e.tolist() for e in each), strict=True)]
     assert learner.answers(data).tolist() == torch.tensor(best).argmax(dim=1).tolist()
     assert not torch.allclose(each[0], each[1], atol=1e-3)
@@ -298,7 +300,7 @@ def test_an_exported_adapter_is_the_online_one_with_its_factors_inside(tmp_path:
     for task in digit_tasks()[:2]:
         learner.learn(task)
     data = learner.test_dataset(digit_tasks()[0])
-    wanted = learner.reading(data).module_features(data, 0)
+    wanted = learner.reading(data).passes.module_features(data, 0)
     before = online(learner)
     assert adapter_of(learner).export(tmp_path)
     assert equal(before, online(learner))
@@ -317,7 +319,7 @@ def test_where_the_task_is_named_the_online_adapter_answers() -> None:
         learner.learn(task)
     data = learner.test_dataset(tasks[0], 0)
     context = learner.reading(data)
-    assert torch.equal(context.features(data), context.module_features(data, 0))
+    assert torch.equal(context.passes.features(data), context.passes.module_features(data, 0))
 
 
 @pytest.mark.parametrize("adapter", ["prefix", "bottleneck", {"lora": {"rank": 2}}, "prompt-pool"])
@@ -327,7 +329,7 @@ def test_any_adapter_that_lasts_is_accumulated(adapter: Any) -> None:
         learner.learn(task)
     data = learner.test_dataset(tasks[0])
     context = learner.reading(data)
-    now, slow = (context.module_features(data, module) for module in (0, 1))
+    now, slow = (context.passes.module_features(data, module) for module in (0, 1))
     assert not torch.allclose(now, slow, atol=1e-5)
     learner.learn(tasks[2])
     assert learner.base_unchanged()

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
-from contune.backbone.language import score_rule
+from contune.backbone.reader.language import score_rule
 from contune.contract.context import Context
 from contune.engine.examine import read_answers
 from contune.engine.learner import Learner
@@ -24,7 +24,7 @@ from contune.errors import CombinationError, ConfigError, DataError
 from contune.method.catalog import build_method, recipes
 from contune.metric.language import language_matrices
 from contune.metric.text import exact_match, judged, longest_common, named_option
-from contune.rule.distillation import distillation_rows
+from contune.rule.anchor.distillation import distillation_rows
 from contune.stream import StreamConfig, load_stream
 from contune.stream.exchange import Exchange, Turn, decoded, language_examples
 from contune.stream.language import pieces
@@ -188,15 +188,15 @@ def test_answers_are_written_alike_alone_and_in_company(name: str) -> None:
     backbone = writer(name)
     texts = ["a", "a much longer prompt than the other", "mid size"]
     asked = [(backbone.prepare(texts), np.arange(3))]
-    together = backbone.features(backbone.questions(asked, room=6))
+    together = backbone.features(backbone.questions(asked, max_new_tokens=6))
     for at in range(3):
-        alone = backbone.features(backbone.questions([(backbone.prepare(texts), np.array([at]))], room=6))
+        alone = backbone.features(backbone.questions([(backbone.prepare(texts), np.array([at]))], max_new_tokens=6))
         assert together[at].tolist() == alone[0].tolist()
 
 
 def test_written_tokens_are_the_likeliest_ones() -> None:
     backbone = writer()
-    inputs = backbone.questions([(backbone.prepare(["hello"]), np.arange(1))], room=1)
+    inputs = backbone.questions([(backbone.prepare(["hello"]), np.arange(1))], max_new_tokens=1)
     first = backbone.features(inputs)[0, 0].item()
     scores = backbone.language.whole(input_ids=inputs.ids, attention_mask=inputs.mask).logits[0, -1]
     assert first == scores.argmax().item()
@@ -292,7 +292,7 @@ def test_every_recipe_learns_language_and_resumes_or_says_why_not(name: str) -> 
     again.learn(lesson("red", "red", "blue"))
     assert same_state(one.state(), again.state()) is None
     context = one.reading(None)
-    assert one.base_unchanged() or any(id(p) in base for p in context.trained().values())
+    assert one.base_unchanged() or any(id(p) in base for p in context.model.trained().values())
     assert all(isinstance(text, str) for text in one.predict(["Is sun big"]))
 
 
@@ -313,8 +313,8 @@ def test_distillation_is_over_all_tokens() -> None:
     learner = Learner(WRITER, "lwf", kind="language", train=TRAIN)
     learner.learn(lesson("big"))
     context = learner.begin(lesson("red"))
-    batch = context.batch([(context.dataset, np.arange(4))])
-    teacher = context.forward(batch)
+    batch = context.passes.batch([(context.task.data, np.arange(4))])
+    teacher = context.model.forward(batch)
     rule = learner.method.rules[0]
     assert rule.loss(context, batch, teacher).item() == 0  # type: ignore[union-attr]
     changed = replace(teacher, logits=teacher.logits + torch.randn(teacher.logits.shape[1]))
@@ -323,9 +323,9 @@ def test_distillation_is_over_all_tokens() -> None:
 
 
 def mixed(context: Context) -> torch.Tensor:
-    first = context.batch([(context.dataset, np.arange(3))])
+    first = context.passes.batch([(context.task.data, np.arange(3))])
     routes = torch.tensor([0, 1, 0])
-    return context.forward(replace(first, routes=routes)).logits.detach()
+    return context.model.forward(replace(first, routes=routes)).logits.detach()
 
 
 def test_rows_of_several_modules_keep_their_places() -> None:
@@ -335,10 +335,10 @@ def test_rows_of_several_modules_keep_their_places() -> None:
     dataset = learner.test_dataset(lesson("red", "red", "blue"))
     context = learner.reading(dataset)
     together = mixed(context)
-    counts = [context.dataset.prepared.units(np.array([at])) for at in range(3)]
+    counts = [context.task.data.prepared.units(np.array([at])) for at in range(3)]
     for at, module in enumerate((0, 1, 0)):
-        alone = context.batch([(dataset, np.array([at]))])
-        logits = context.forward(replace(alone, routes=torch.tensor([module]))).logits
+        alone = context.passes.batch([(dataset, np.array([at]))])
+        logits = context.model.forward(replace(alone, routes=torch.tensor([module]))).logits
         start = sum(counts[:at])
         torch.testing.assert_close(together[start : start + counts[at]], logits, atol=1e-4, rtol=1e-4)
 

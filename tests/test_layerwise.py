@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contune.adapter.depths import Stability, depths_below_head, unit_gain
+from contune.adapter.weights.depths import Stability, depths_below_head, unit_gain
 from contune.contract.context import Context
 from contune.contract.settings import CacheSettings
 from contune.engine.learner import Learner
@@ -41,15 +41,15 @@ def learner_of(case: str, method: str | Method, train: dict[str, Any] | None = N
 
 def rates_of(context: Context) -> dict[str, float]:
     """What the optimizer really gives every trained tensor, as a multiple of the learning rate."""
-    names = {id(parameter): name for name, parameter in context.trained().items()}
+    names = {id(parameter): name for name, parameter in context.model.trained().items()}
     groups = make_optimizer(context).param_groups
-    return {names[id(p)]: group["full_lr"] / context.settings.lr for group in groups for p in group["params"]}
+    return {names[id(p)]: group["full_lr"] / context.task.settings.lr for group in groups for p in group["params"]}
 
 
 def layer_of(context: Context, name: str) -> int | None:
     """The layer that a trained base parameter lies in, from below."""
-    wanted = context.trained()[name]
-    for index, layer in enumerate(context.backbone.layers):
+    wanted = context.model.trained()[name]
+    for index, layer in enumerate(context.model.backbone.layers):
         if any(parameter is wanted for parameter in layer.parameters()):
             return index
     return None
@@ -250,7 +250,7 @@ def test_freeze_moves_the_bottom_in_the_first_task_alone(case: str, name: str) -
         context = learner.begin(task)
         learner.fit(context, lambda report: None)
         learner.end(context)
-        resting = bottom & {name.partition(".")[2] for name in context.trained()}
+        resting = bottom & {name.partition(".")[2] for name in context.model.trained()}
         assert bool(resting) == (name == "finetune")
     changed = moved(after, base_values(learner))
     assert changed - bottom

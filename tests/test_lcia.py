@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
-from contune.adapter.lora_sets import LoraSets
+from contune.adapter.lora.experts import LoraSets
 from contune.contract.context import Context
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
 from contune.method.catalog import build_method, compose
 from contune.router.instructions import Instructions, instruction_of, likest, mean_cosines
-from contune.rule.dynamic_average import DynamicAverage, balance_weight
+from contune.rule.average.adaptive import DynamicAverage, balance_weight
 from contune.stream.exchange import Exchange, Turn, language_examples
 from contune.stream.task import Task
 from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
@@ -63,7 +63,7 @@ def sets_of(learner: Learner) -> LoraSets:
 
 
 def values_of(context: Context) -> Values:
-    return {name: value.detach().clone() for name, value in context.trained().items()}
+    return {name: value.detach().clone() for name, value in context.model.trained().items()}
 
 
 def trajectory(learner: Learner, task: Task) -> tuple[list[Values], list[Values], Values]:
@@ -73,7 +73,7 @@ def trajectory(learner: Learner, task: Task) -> tuple[list[Values], list[Values]
 
     def keep(report: object) -> None:
         found.append(values_of(context))
-        gradients.append({n: p.grad.clone() for n, p in context.trained().items() if p.grad is not None})
+        gradients.append({n: p.grad.clone() for n, p in context.model.trained().items() if p.grad is not None})
 
     learner.fit(context, keep)
     learner.end(context)
@@ -233,7 +233,7 @@ def test_a_known_instruction_goes_on_with_its_set_and_a_new_one_begins_one() -> 
     )
     for task, module in zip(three_tasks(), (0, 1, 0), strict=True):
         data = learner.test_dataset(task)
-        assert learner.reading(data).routes(data).tolist() == [module] * 8
+        assert learner.reading(data).passes.routes(data).tolist() == [module] * 8
 
 
 def test_without_the_decision_every_task_has_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +265,7 @@ def test_what_is_like_nothing_is_answered_by_the_last_set() -> None:
     exchanges = [Exchange((Turn("user", text),), ("x",)) for text in ("Sing loudly", "Add numbers", "")]
     task = Task("new", ("answer",), language_examples(exchanges, range(3)), language_examples(exchanges, range(3)))
     data = learner.test_dataset(task)
-    assert learner.reading(data).routes(data).tolist() == [1, 0, 1]
+    assert learner.reading(data).passes.routes(data).tolist() == [1, 0, 1]
 
 
 def test_a_stream_of_classes_has_one_set_and_comes_to_the_average_alone() -> None:

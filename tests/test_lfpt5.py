@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from contune.backbone.inputs import ModelInputs
+from contune.backbone.reader.inputs import ModelInputs
 from contune.backbone.sampling import Draws, Sampling
 from contune.contract.context import Context
 from contune.contract.data import Batch, Dataset, Rows
@@ -17,10 +17,18 @@ from contune.contract.state import State
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
 from contune.method.catalog import build_method, compose
-from contune.rule import pseudo_replay
-from contune.rule.distillation import distillation_rows
-from contune.rule.pseudo_replay import SAMPLES, WRITING, PseudoReplay, dealt
-from contune.rule.pseudo_samples import SEPARATOR, TaskForm, as_writing, form_of, read_back, sifted, written_samples
+from contune.rule.anchor.distillation import distillation_rows
+from contune.rule.replay import pseudo_replay
+from contune.rule.replay.pseudo_replay import SAMPLES, WRITING, PseudoReplay, dealt
+from contune.rule.replay.pseudo_samples import (
+    SEPARATOR,
+    TaskForm,
+    as_writing,
+    form_of,
+    read_back,
+    sifted,
+    written_samples,
+)
 from contune.stream.exchange import Exchange, Turn, language_examples
 from contune.stream.task import Task
 from contune.trial import same_state, tiny_model
@@ -71,12 +79,12 @@ def second_task(model: str = "llama-writer", **options: Any) -> tuple[Learner, C
 def batch_of(context: Context, rule: PseudoReplay, own: Rows) -> Batch:
     """A batch as a step has it, with all rows that the rule adds in its first step."""
     selections = rule.select(context, 0, 0)
-    parts: list[tuple[Dataset, Rows]] = [(context.dataset, own), *((s.dataset, s.rows) for s in selections.values())]
+    parts: list[tuple[Dataset, Rows]] = [(context.task.data, own), *((s.dataset, s.rows) for s in selections.values())]
     counts = [dataset.prepared.units(rows) for dataset, rows in parts]
     ends = np.cumsum([0, *counts]).tolist()
     names = ["task", *selections]
     segments = {name: slice(ends[at], ends[at + 1]) for at, name in enumerate(names)}
-    return context.batch(parts, segments=segments, counts=dict(zip(names, counts, strict=True)))
+    return context.passes.batch(parts, segments=segments, counts=dict(zip(names, counts, strict=True)))
 
 
 # ---- what is written, sifted
@@ -150,7 +158,7 @@ def test_tokens_are_drawn_by_their_probability_among_the_best() -> None:
 
 def room_of(name: str, texts: list[str], sampling: Sampling | None, rows: list[int]) -> list[list[int]]:
     backbone = writer(name)
-    inputs = backbone.questions([(backbone.prepare(texts), np.array(rows))], room=6)
+    inputs = backbone.questions([(backbone.prepare(texts), np.array(rows))], max_new_tokens=6)
     found: list[list[int]] = backbone.features(replace(inputs, sampling=sampling)).tolist()
     return found
 
@@ -193,19 +201,19 @@ def test_the_loss_is_as_defined(planted: None) -> None:
     learner, context = second_task(writing=0.5, distillation=0.2)
     rule = rule_of(learner)
     with torch.no_grad():
-        for value in context.trained().values():
+        for value in context.model.trained().values():
             value.add_(0.3)
     batch = batch_of(context, rule, np.arange(3))
-    outputs = context.forward(batch)
+    outputs = context.model.forward(batch)
     rows = functional.cross_entropy(outputs.logits, batch.labels, reduction="none")
     own, old, turned = (rows[batch.segments[name]] for name in ("task", SAMPLES, WRITING))
     solve, write = torch.cat([own, old]).mean(), turned.mean()
     assert rule._solving is not None
     with torch.no_grad():
-        again = context.batch([(rule._solving, batch.parts[1][1])])
-        now = context.forward(again).logits
-        with context.swapped(rule._teacher):
-            before = context.forward(again).logits
+        again = context.passes.batch([(rule._solving, batch.parts[1][1])])
+        now = context.model.forward(again).logits
+        with context.model.swapped(rule._teacher):
+            before = context.model.forward(again).logits
     distance = distillation_rows(now, before, 1.0).sum() / len(batch.parts[1][1])
     assert distance > 0.01
     weight = rule.select(context, 0, 0)[WRITING].weight
@@ -222,7 +230,7 @@ def test_before_the_first_step_teacher_and_student_agree(planted: None, model: s
     learner, context = second_task(model, distillation=0.5)
     rule = rule_of(learner)
     batch = batch_of(context, rule, np.arange(2))
-    distance = rule._distance(context, batch, context.forward(batch))
+    distance = rule._distance(context, batch, context.model.forward(batch))
     assert distance is not None
     assert abs(distance.item()) < 1e-4
     assert not any(value.requires_grad for value in rule._teacher.values())
@@ -232,10 +240,10 @@ def test_the_distance_is_on_written_examples_of_old_tasks_alone(planted: None) -
     learner, context = second_task(distillation=0.5)
     rule = rule_of(learner)
     with torch.no_grad():
-        for value in context.trained().values():
+        for value in context.model.trained().values():
             value.add_(0.3)
     few, many = (batch_of(context, rule, np.arange(count)) for count in (1, 8))
-    distances = [rule._distance(context, batch, context.forward(batch)) for batch in (few, many)]
+    distances = [rule._distance(context, batch, context.model.forward(batch)) for batch in (few, many)]
     assert distances[0] is not None
     assert distances[1] is not None
     assert distances[0].item() == pytest.approx(distances[1].item(), rel=1e-3)
@@ -254,7 +262,7 @@ def test_without_both_terms_it_is_prompt_tuning_on_the_union(planted: None) -> N
         seen += [] if selection is None else selection.rows.tolist()
     assert sorted(seen) == list(range(len(rule.samples)))
     batch = batch_of(context, rule, np.arange(3))
-    assert rule.loss(context, batch, context.forward(batch)) is None
+    assert rule.loss(context, batch, context.model.forward(batch)) is None
 
 
 def test_without_samples_and_terms_it_is_plain_prompt_tuning_to_the_bit() -> None:
@@ -274,12 +282,12 @@ def test_without_samples_and_terms_it_is_plain_prompt_tuning_to_the_bit() -> Non
 
 def test_only_the_prompt_learns(planted: None) -> None:
     learner, context = second_task()
-    assert set(context.trained()) == {"adapter.tokens"}
+    assert set(context.model.trained()) == {"adapter.tokens"}
     assert not any(parameter.requires_grad for parameter in learner.backbone.base_parameters().values())
-    before = context.trained()["adapter.tokens"].detach().clone()
+    before = context.model.trained()["adapter.tokens"].detach().clone()
     learner.fit(context, lambda report: None)
     learner.end(context)
-    assert not torch.equal(before, context.trained()["adapter.tokens"])
+    assert not torch.equal(before, context.model.trained()["adapter.tokens"])
     assert learner.base_unchanged()
 
 

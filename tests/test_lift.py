@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from contune.adapter.selected import full
+from contune.adapter.weights.subset import full
 from contune.contract.context import Context
 from contune.contract.parts import Rule, Tensors
 from contune.engine.learner import Learner
@@ -14,9 +14,9 @@ from contune.errors import CombinationError, ConfigError
 from contune.head.linear import Linear
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
-from contune.rule.gradient_projection import linear_modules
-from contune.rule.principal_mask import PrincipalMask
-from contune.rule.step_mask import largest, lora_budget, low_rank
+from contune.numerics.masks import largest, lora_budget, low_rank
+from contune.rule.mask.principal_mask import PrincipalMask
+from contune.rule.project.gradient_projection import linear_modules
 from contune.stream.task import Task
 from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
 from resuming import difference_after_a_stop
@@ -46,7 +46,7 @@ def rule_of(learner: Learner) -> PrincipalMask:
 
 
 def copies(context: Context) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in context.trained().items()}
+    return {name: value.detach().clone() for name, value in context.model.trained().items()}
 
 
 @final
@@ -95,7 +95,7 @@ def test_masked_gradients_alone_leak() -> None:
     context = learner.begin(digit_tasks()[0])
     before = copies(context)
     learner.fit(context, lambda report: None)
-    assert any(not torch.equal(before[n][~m], context.trained()[n].detach()[~m]) for n, m in rule._masks.items())
+    assert any(not torch.equal(before[n][~m], context.model.trained()[n].detach()[~m]) for n, m in rule._masks.items())
 
 
 def test_the_mask_is_renewed_after_every_interval() -> None:

@@ -54,8 +54,8 @@ def test_where_widths_agree_the_head_has_no_parameter_and_no_row_a_gradient() ->
     learner = image_learner()
     context = learner.begin(digit_tasks()[0])
     assert dict(learner.method.head.trained()) == {}
-    assert not any(name.startswith("head.") for name in context.trained())
-    outputs = context.forward(context.batch([(context.dataset, np.arange(4))]))
+    assert not any(name.startswith("head.") for name in context.model.trained())
+    outputs = context.model.forward(context.passes.batch([(context.task.data, np.arange(4))]))
     outputs.logits.sum().backward()
     assert targets(learner).grad is None
     assert not targets(learner).requires_grad

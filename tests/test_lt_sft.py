@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from contune.adapter.resting import Resting
+from contune.adapter.weights.resting import Resting
 from contune.contract.context import Context
 from contune.contract.parts import Rule, Tensors
 from contune.contract.state import State
@@ -16,10 +16,10 @@ from contune.errors import CombinationError, ConfigError
 from contune.head.linear import Linear
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
-from contune.rule.sparse_delta import SparseDelta, composed, sparse_delta
-from contune.rule.step_mask import changed, largest
-from contune.rule.subnetwork import subnetwork
-from contune.rule.two_phase import TwoPhase, lottery_ticket
+from contune.numerics.masks import changed, largest
+from contune.rule.mask.sparse_delta import SparseDelta, composed, sparse_delta
+from contune.rule.mask.subnetwork import subnetwork
+from contune.rule.mask.two_phase import TwoPhase, lottery_ticket
 from contune.stream.task import Task
 from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
 from resuming import go_on, learn_keeping
@@ -184,7 +184,7 @@ def test_several_iterations_unfreeze_step_by_step() -> None:
         found = inner(origin, end, taken)
         sizes.append(sum(int(mask.sum()) for mask in found.values()))
         assert all(bool((found[name] | ~mask).all()) for name, mask in taken.items())
-        outside = [torch.equal(context.trained()[n].detach()[m], end[n][m]) for n, m in taken.items()]
+        outside = [torch.equal(context.model.trained()[n].detach()[m], end[n][m]) for n, m in taken.items()]
         assert all(outside)
         return found
 
@@ -224,8 +224,8 @@ def test_l1_is_a_mean_over_all_that_may_be_chosen() -> None:
     assert penalty is not None
     assert penalty.item() == 0
     name = max(rule._masks, key=lambda each: int(rule._masks[each].sum()))
-    context.trained()[name].data += 0.5
-    size, total = context.trained()[name].numel(), sum(value.numel() for value in weights(learner).values())
+    context.model.trained()[name].data += 0.5
+    size, total = context.model.trained()[name].numel(), sum(value.numel() for value in weights(learner).values())
     penalty = rule.penalty(context)
     assert penalty is not None
     assert penalty.item() == pytest.approx(2.0 * 0.5 * size / total, rel=1e-4)
@@ -240,7 +240,7 @@ def test_norms_can_be_left_alone() -> None:
 def test_tensors_without_a_chosen_entry_are_not_trained() -> None:
     learner = learner_of("lt-sft", share=0.002)
     context = learner.begin(digit_tasks()[0])
-    trained = {name for name in context.trained() if name.startswith("adapter.")}
+    trained = {name for name in context.model.trained() if name.startswith("adapter.")}
     assert trained == set(rule_of(learner)._masks)
     assert 0 < len(trained) < len(weights(learner))
     assert all(bool(mask.any()) for mask in rule_of(learner)._masks.values())

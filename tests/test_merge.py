@@ -16,15 +16,15 @@ from torch import Tensor
 
 from contune.errors import ConfigError, ContuneError, DataError, NumericError, RunDirectoryError
 from contune.merge import Recipe, graft, merge_checkpoints, transfer
-from contune.merge import checkpoints as checkpoints_module
-from contune.merge.arithmetic import dare, elected_mean, ties, weighted_mean, weighted_sum
 from contune.merge.files import StoredTensors, write_tensors
-from contune.merge.grafting import grafted
-from contune.merge.lines import block_of, layer_scales, scaled
-from contune.merge.recipe import combined
+from contune.merge.models import checkpoints as checkpoints_module
+from contune.merge.models.arithmetic import dare, elected_mean, ties, weighted_mean, weighted_sum
+from contune.merge.models.grafting import grafted
+from contune.merge.models.lines import block_of, layer_scales, scaled
+from contune.merge.models.recipe import combined
+from contune.merge.models.together import Checkpoint
+from contune.merge.models.versions import padded_difference, padded_sum
 from contune.merge.tensors import difference, magnitude_threshold, plus
-from contune.merge.together import Checkpoint
-from contune.merge.versions import padded_difference, padded_sum
 from tiny_models import byte_tokenizer
 
 Floats = st.floats(-1e3, 1e3, allow_nan=False, width=32)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from contune.errors import ConfigError, DataError, RunDirectoryError
 from contune.merge import Recipe, load_smile, make_smile, merge_adapters, merge_checkpoints, transfer_adapter
-from contune.merge.adapter_folder import AdapterFolder, oriented
-from contune.merge.arithmetic import dare, ties
-from contune.merge.low_rank import dora_change, terms_of, terms_of_product
-from contune.merge.smile import SmileLinear, chosen_experts, gate_scores
-from contune.merge.together import Checkpoint
+from contune.merge.adapters.folder import AdapterFolder, oriented
+from contune.merge.adapters.low_rank import dora_change, terms_of, terms_of_product
+from contune.merge.models.arithmetic import dare, ties
+from contune.merge.models.together import Checkpoint
+from contune.merge.smile.smile import SmileLinear, chosen_experts, gate_scores
 from test_merge import IDS, bert, gpt2, llama, loaded, logits, saved, tuned
 from tiny_models import save_tiny
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from contune.adapter.lora.peft_adapter import lora
 from contune.adapter.none import NoAdapter
-from contune.adapter.peft_adapter import lora
 from contune.checks import CHECKS, NO_PEEKING, check_method, check_part, run_checks
 from contune.contract.parts import Head, Router, Rule
 from contune.contract.state import State
@@ -137,7 +137,7 @@ class Touchy(Fixed):
     closed_form = False
 
     def fit(self, context):
-        torch.linalg.cholesky(torch.zeros(2, 2)) if len(context.dataset) < 10 else None
+        torch.linalg.cholesky(torch.zeros(2, 2)) if len(context.task.data) < 10 else None
 
 
 class Hoarder(Rule):
@@ -168,11 +168,11 @@ class Stubborn(Rule):
 
     def penalty(self, context):
         self.steps += 1
-        return sum((p * 0.01 * self.steps).sum() for p in context.trained().values())
+        return sum((p * 0.01 * self.steps).sum() for p in context.model.trained().values())
 
 
 def base_weight(context):
-    return next(iter(context.backbone.base_parameters().values()))
+    return next(iter(context.model.backbone.base_parameters().values()))
 
 
 def meddle(context):
@@ -180,7 +180,7 @@ def meddle(context):
 
 
 def creep(context):
-    next(p for n, p in context.backbone.model.named_parameters() if "lora_" not in n).data.mul_(1 + 1e-6)
+    next(p for n, p in context.model.backbone.model.named_parameters() if "lora_" not in n).data.mul_(1 + 1e-6)
 
 
 class Leaky(Linear):
@@ -188,7 +188,7 @@ class Leaky(Linear):
 
 
 def leaky_method() -> Method:
-    from contune.adapter.prefix import Prefix
+    from contune.adapter.prompt.prefix import Prefix
 
     class Oracle(Router):
         name = "oracle"

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from contune.adapter.input_moments import token_rows
-from contune.adapter.peft_adapter import lora
-from contune.adapter.selected import full
+from contune.adapter.lora.peft_adapter import lora
+from contune.adapter.weights.subset import full
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Rule, Tensors
@@ -19,8 +18,9 @@ from contune.errors import CombinationError, ConfigError
 from contune.head.linear import Linear
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
-from contune.rule.activation_mask import ActivationMask
-from contune.rule.gradient_projection import is_transposed, linear_modules
+from contune.numerics.subspaces import token_rows
+from contune.rule.mask.activation_mask import ActivationMask
+from contune.rule.project.gradient_projection import is_transposed, linear_modules
 from contune.stream.task import Task
 from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
 from resuming import difference_after_a_stop
@@ -56,7 +56,7 @@ class Watch(Rule):
         self.before: dict[str, Tensor] = {}
 
     def before_step(self, context: Context, batch: Batch | None) -> None:
-        self.before = {name: value.detach().clone() for name, value in context.trained().items()}
+        self.before = {name: value.detach().clone() for name, value in context.model.trained().items()}
 
     def gradients(self, context: Context, gradients: Tensors) -> Tensors:
         self.gradients_seen.append({name: value.clone() for name, value in gradients.items()})
@@ -64,7 +64,7 @@ class Watch(Rule):
 
     def after_step(self, context: Context) -> None:
         self.masks.append(dict(self.inner._masks))
-        self.values.append({n: (v.detach() - self.before[n]) for n, v in context.trained().items()})
+        self.values.append({n: (v.detach() - self.before[n]) for n, v in context.model.trained().items()})
 
 
 @final
@@ -146,18 +146,18 @@ def test_rows_are_those_with_the_largest_outputs_over_tokens(case: str) -> None:
     context = learner.begin(second)
     rule = learner.method.rules[0]
     assert isinstance(rule, ActivationMask)
-    batch = context.batch([(context.dataset, np.arange(5))])
+    batch = context.passes.batch([(context.task.data, np.arange(5))])
     modules, outputs = linear_modules(context), {}
     handles = [
         module.register_forward_hook(lambda _m, _a, out, name=name: outputs.update({name: out.detach()}))
         for name, module in modules.items()
     ]
     rule.before_step(context, batch)
-    given = context.forward(batch)
+    given = context.model.forward(batch)
     rule.loss(context, batch, given)
     for handle in handles:
         handle.remove()
-    gradients = {name: torch.randn_like(value) for name, value in context.trained().items()}
+    gradients = {name: torch.randn_like(value) for name, value in context.model.trained().items()}
     found = rule.gradients(context, gradients)
     assert all(found[name] is gradients[name] for name in gradients if name not in modules), "biases stay dense"
     for name, module in modules.items():
@@ -179,9 +179,9 @@ def test_the_window(window: str) -> None:
     assert isinstance(rule, ActivationMask)
     found = []
     for rows in ([0, 1], [2], [0, 1]):
-        batch = context.batch([(context.dataset, np.array(rows))])
+        batch = context.passes.batch([(context.task.data, np.array(rows))])
         rule.before_step(context, batch)
-        rule.loss(context, batch, context.forward(batch))
+        rule.loss(context, batch, context.model.forward(batch))
         rule.gradients(context, {})
         found.append(copied(rule.state()).tensors)
     for name, last in found[-1].items():
@@ -195,16 +195,16 @@ def test_padding_does_not_count() -> None:
     context = learner.begin(word_tasks()[1])
     rule = learner.method.rules[0]
     assert isinstance(rule, ActivationMask)
-    lengths = context.dataset.prepared.lengths
+    lengths = context.task.data.prepared.lengths
     rows = np.array([int(lengths.argmin()), int(lengths.argmax())])
     assert lengths[rows[0]] < lengths[rows[1]]
     sums = []
     for batches in ([rows], [rows[:1], rows[1:]]):
         rule.begin_task(context)
         for chosen in batches:
-            batch = context.batch([(context.dataset, chosen)])
+            batch = context.passes.batch([(context.task.data, chosen)])
             rule.before_step(context, batch)
-            rule.loss(context, batch, context.forward(batch))
+            rule.loss(context, batch, context.model.forward(batch))
             rule.gradients(context, {})
         sums.append(copied(rule.state()).tensors)
     for name, together in sums[0].items():
@@ -231,10 +231,10 @@ def test_a_rule_that_masks_nothing_hands_everything_on() -> None:
     learner.learn(digit_tasks()[0])
     context = learner.begin(digit_tasks()[1])
     rule = method.rules[0]
-    batch = context.batch([(context.dataset, np.arange(2))])
+    batch = context.passes.batch([(context.task.data, np.arange(2))])
     rule.before_step(context, batch)
-    rule.loss(context, batch, context.forward(batch))
-    moves = {name: torch.ones_like(value) for name, value in context.trained().items()}
+    rule.loss(context, batch, context.model.forward(batch))
+    moves = {name: torch.ones_like(value) for name, value in context.model.trained().items()}
     assert all(found is moves[name] for name, found in rule.gradients(context, moves).items())
     assert all(found is moves[name] for name, found in rule.moves(context, moves).items())
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from contune.adapter.bottleneck_merged import BottleneckMerged, mean_set, merged, own_name, spread
+from contune.adapter.bottleneck.merged import BottleneckMerged, mean_set, merged, own_name, spread
 from contune.contract.context import Context
 from contune.contract.data import Dataset
 from contune.contract.parts import Tensors
@@ -17,7 +17,7 @@ from contune.errors import CombinationError, ConfigError
 from contune.head import self_refined
 from contune.head.self_refined import SelfRefined, ensemble, owners_of, refined
 from contune.method.catalog import build_method, compose
-from contune.rule.alignment import Alignment
+from contune.rule.align.alignment import Alignment
 from contune.stream.task import Task
 from contune.trial import SETTINGS, copied, digit_tasks, same_state, tiny_model
 from resuming import difference_after_a_stop
@@ -153,14 +153,14 @@ def test_the_spread_is_of_the_batch_and_the_old_class_means(case: str) -> None:
     context = learner.begin(first)
     learner.fit(context, lambda report: None)
     learner.end(context)
-    features = context.module_features(context.dataset, 0)
-    labels = torch.from_numpy(context.dataset.labels)
+    features = context.passes.module_features(context.task.data, 0)
+    labels = torch.from_numpy(context.task.data.labels)
     means = torch.stack([features[labels == column].mean(dim=0) for column in (0, 1)])
     context = learner.begin(second)
-    batch = context.batch([(context.dataset, np.arange(5))])
-    assert context.forward(batch).penalty is None
+    batch = context.passes.batch([(context.task.data, np.arange(5))])
+    assert context.model.forward(batch).penalty is None
     adapter_of(learner).train_mode(True)
-    outputs = context.forward(batch)
+    outputs = context.model.forward(batch)
     assert outputs.penalty is not None
     every = torch.cat([means, outputs.features])
     logits = every @ every.T / 0.8
@@ -170,7 +170,7 @@ def test_the_spread_is_of_the_batch_and_the_old_class_means(case: str) -> None:
     bare = mos_learner(case, spread=0.0)
     context = bare.begin(first)
     adapter_of(bare).train_mode(True)
-    assert context.forward(context.batch([(context.dataset, np.arange(5))])).penalty is None
+    assert context.model.forward(context.passes.batch([(context.task.data, np.arange(5))])).penalty is None
 
 
 def released_loop(scores: Tensor, owners: list[int], start: int, limit: int) -> int:
@@ -211,10 +211,10 @@ def test_the_ensemble_by_hand() -> None:
 def expected_scores(context: Context, learner: Learner, data: Dataset, learned: list[Context]) -> tuple[Tensor, int]:
     """The answers by the paper's steps, one example at a time, and how many left the module they began with."""
     modules = adapter_of(learner).modules()
-    blocks = [context.module_features(data, module) for module in range(modules)]
+    blocks = [context.passes.module_features(data, module) for module in range(modules)]
     means = {}
     for each in learned:
-        features, labels = each.module_features(each.dataset, 0), torch.from_numpy(each.dataset.labels)
+        features, labels = each.passes.module_features(each.task.data, 0), torch.from_numpy(each.task.data.labels)
         means |= {int(c): features[labels == c].mean(dim=0) for c in torch.unique(labels)}
     prototypes = torch.stack([means[column] for column in sorted(means)])
     owners = [number for number, each in enumerate(learned) for _ in each.task.classes]
@@ -242,7 +242,7 @@ def answers_of(case: str) -> tuple[Tensor, Tensor, int]:
     for task in tasks_of(case):
         data = learner.test_dataset(task)
         reading = learner.reading(data)
-        given.append(reading.logits(data).exp())
+        given.append(reading.passes.logits(data).exp())
         wanted, changed = expected_scores(reading, learner, data, learned)
         expected.append(wanted)
         moved += changed
@@ -276,7 +276,7 @@ def test_every_class_is_measured_through_its_own_module_and_the_head_is_put_back
     assert isinstance(rule, Alignment)
     assert rule._gaussians is not None
     for number, each in enumerate(learned):
-        features, labels = each.module_features(each.dataset, number), torch.from_numpy(each.dataset.labels)
+        features, labels = each.passes.module_features(each.task.data, number), torch.from_numpy(each.task.data.labels)
         for column in each.task.classes:
             place = rule._gaussians.labels.tolist().index(column)
             torch.testing.assert_close(rule._gaussians.means[place], features[labels == column].mean(dim=0))
@@ -299,8 +299,8 @@ def test_a_class_that_comes_back_belongs_to_its_last_task() -> None:
 def test_before_the_first_mean_module_0_begins() -> None:
     learner = mos_learner()
     context = learner.begin(digit_tasks()[0])
-    scores = context.logits(context.dataset)
-    plain = head_of(learner).training_logits(context.module_features(context.dataset, 0))
+    scores = context.passes.logits(context.task.data)
+    plain = head_of(learner).training_logits(context.passes.module_features(context.task.data, 0))
     torch.testing.assert_close(scores, plain.detach())
 
 

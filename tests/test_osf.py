@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from contune.adapter.linear_weights import linear_weights
+from contune.adapter.weights.linear_layers import linear_weights
 from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.engine.learner import Learner
@@ -17,8 +17,8 @@ from contune.errors import CombinationError, ConfigError
 from contune.head.linear import Linear
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
-from contune.rule.gradient_projection import linear_modules
-from contune.rule.singular_subspace import (
+from contune.rule.project.gradient_projection import linear_modules
+from contune.rule.project.singular_subspace import (
     Sides,
     SingularSubspace,
     between,
@@ -107,7 +107,7 @@ def lessons(learner: Learner, task: Task) -> dict[str, Lesson]:
     inner = rule.inner if isinstance(rule, GradientHook) else rule
     assert isinstance(inner, SingularSubspace)
     sides = dict(inner._sides)
-    weights = {name: context.trained()[name] for name in linear_modules(context)}
+    weights = {name: context.model.trained()[name] for name in linear_modules(context)}
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     learner.fit(context, lambda report: None)
     found = {n: Lesson(before[n], w.detach().clone(), sides.get(n)) for n, w in weights.items()}
@@ -230,9 +230,9 @@ def test_similarities_are_those_of_inputs_and_weights(case: str) -> None:
 
     handle = module.register_forward_pre_hook(note)
     with torch.no_grad():
-        for batch in context.batches(context.dataset):
+        for batch in context.passes.batches(context.task.data):
             mask = batch.inputs.mask
-            context.encode(batch)
+            context.model.encode(batch)
     handle.remove()
     found = similarities(context, modules, 10_000)
     assert found[name] == pytest.approx(float(torch.cat(cosines).mean()), abs=1e-4)

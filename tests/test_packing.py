@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
-from contune.backbone.packing import Packing, bins, cost, packing_of, shared_rows
+from contune.backbone.reader.packing import Packing, bins, cost, packing_of, shared_rows
 from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Selection
 from contune.contract.processes import Processes
@@ -100,25 +100,27 @@ def learner_of(folder: Path, method: str = "lora", *, packing: bool = True, **op
 
 def stepped(context: Context, batch: Batch) -> dict[str, Tensor]:
     """Token rows, loss and gradients of a batch."""
-    outputs = context.forward(batch)
+    outputs = context.model.forward(batch)
     loss = functional.cross_entropy(outputs.logits, batch.labels)
-    gradients = torch.autograd.grad(loss, list(context.trained().values()), allow_unused=True)
-    named = {name: g for name, g in zip(context.trained(), gradients, strict=True) if g is not None}
+    gradients = torch.autograd.grad(loss, list(context.model.trained().values()), allow_unused=True)
+    named = {name: g for name, g in zip(context.model.trained(), gradients, strict=True) if g is not None}
     rows = {"features": outputs.features.detach(), "logits": outputs.logits.detach(), "loss": loss.detach()}
     return {**rows, "labels": batch.labels, "tasks": batch.tasks, **named}
 
 
 def both_ways(context: Context) -> tuple[Batch, dict[str, Tensor], dict[str, Tensor]]:
     """The packed batch of a whole task and of some of its rows once more, and what it and the plain one give."""
-    parts = [(context.dataset, np.arange(8)), (context.dataset, np.array([5, 0, 2]))]
-    shared, apart = (context.batch(parts, packed=packed) for packed in (True, False))
+    parts = [(context.task.data, np.arange(8)), (context.task.data, np.array([5, 0, 2]))]
+    shared, apart = (context.passes.batch(parts, packed=packed) for packed in (True, False))
     return shared, stepped(context, shared), stepped(context, apart)
 
 
 def off_identity(context: Context) -> None:
     """LoRA begins as no change, with half of its gradients at 0; move it away."""
     generator = torch.Generator().manual_seed(1)
-    context.write({n: v + 0.1 * torch.randn(v.shape, generator=generator) for n, v in context.trained().items()})
+    context.model.write(
+        {n: v + 0.1 * torch.randn(v.shape, generator=generator) for n, v in context.model.trained().items()}
+    )
 
 
 def far(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -158,7 +160,7 @@ def test_faults_are_caught(
     context = learner.begin(lesson("big"))
     if fault.startswith("positions"):
         made = packing_of
-        for module in ("contune.backbone.packing", "contune.backbone.backbone"):
+        for module in ("contune.backbone.reader.packing", "contune.backbone.backbone"):
             monkeypatch.setattr(f"{module}.packing_of", lambda *given: stretched(made(*given)))  # type: ignore[arg-type]
     else:
         monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda positions: None)
@@ -200,7 +202,7 @@ def test_fewer_positions_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         learner.learn(lesson("big"))
         seen[packing] = sum(rows * positions for rows, positions in shapes)
-        tokens = int(learner.begin(lesson("red")).dataset.prepared.lengths.sum())
+        tokens = int(learner.begin(lesson("red")).task.data.prepared.lengths.sum())
     assert 2 * tokens <= seen[True] < 0.7 * seen[False]  # two epochs
 
 
@@ -219,10 +221,13 @@ def test_packing_resumes_to_the_bit_in_the_middle_of_a_task() -> None:
 def test_segments_and_counts_stay_those_of_tokens() -> None:
     learner = learner_of(tiny_folder("llama-writer"))
     context = learner.begin(lesson("big"))
-    selections = {TASK: Selection(context.dataset, np.arange(8)), "old": Selection(context.dataset, np.array([3, 1]))}
+    selections = {
+        TASK: Selection(context.task.data, np.arange(8)),
+        "old": Selection(context.task.data, np.array([3, 1])),
+    }
     found = []
     for packing in (True, False):
-        own = replace(context, settings=context.settings.with_changes({"packing": packing}))
+        own = context.with_settings(context.task.settings.with_changes({"packing": packing}))
         batch = local_batch(own, Processes(), selections, (0, 0))
         assert batch is not None
         found.append(batch)
@@ -236,7 +241,7 @@ def test_segments_and_counts_stay_those_of_tokens() -> None:
 def test_rows_that_are_taken_out_share_no_rows() -> None:
     learner = learner_of(tiny_folder("llama-writer"))
     context = learner.begin(lesson("big"))
-    batch = context.batch([(context.dataset, np.arange(8))], packed=True)
+    batch = context.passes.batch([(context.task.data, np.arange(8))], packed=True)
     assert batch.inputs.take(torch.tensor([1, 0])).packing is None
 
 
@@ -256,7 +261,7 @@ def test_adapters_that_add_tokens_or_look_at_single_texts_are_refused(method: st
 def test_what_no_flag_says_is_refused_where_it_happens() -> None:
     learner = learner_of(tiny_folder("llama-writer"))
     context, backbone = learner.begin(lesson("big")), learner.backbone
-    inputs = context.batch([(context.dataset, np.arange(8))], packed=True).inputs
+    inputs = context.passes.batch([(context.task.data, np.arange(8))], packed=True).inputs
     with pytest.raises(CombinationError, match="stand before every text"):
         backbone.features(inputs, prompts=torch.zeros(2, backbone.parts.prompt_width))
     pair = (torch.zeros(2, backbone.kv_width(1)),) * 2

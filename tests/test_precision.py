@@ -8,10 +8,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from contune.backbone.attention.seam import SEAM_NAMES
 from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
 from contune.backbone.precision import matrices
-from contune.backbone.seam import SEAM_NAMES
 from contune.cli import app
 from contune.engine.learner import Learner
 from contune.method.catalog import build_method, class_recipes, recipes
@@ -43,7 +43,7 @@ def test_every_recipe_learns_in_bf16(name: str) -> None:
         for lesson in [tasks] if made.method.joint else [[task] for task in tasks]:
             context = made.begin(lesson)
             made.fit(context, lambda report: losses.append(report.loss))
-            trained = context.trained()
+            trained = context.model.trained()
             made.end(context)
             assert {value.dtype for value in trained.values()} <= {torch.float32}
         scores.append(accuracy(made, tasks))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
-from contune.backbone.images import (
+from contune.backbone.reader.images import (
     CROP_AREA,
     ImageReader,
     Preprocessing,

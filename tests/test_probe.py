@@ -92,7 +92,7 @@ def test_rows_that_go_through_different_modules_are_compared_with_themselves() -
     probe = made_probe(learner, Task("mixed", ("answer",), examples, examples))
     learner.learn(lesson("big"))
     learner.learn(lesson("a house"))
-    routes = learner.reading(probe.dataset).routes(probe.dataset)
+    routes = learner.reading(probe.dataset).passes.routes(probe.dataset)
     assert routes.tolist() != sorted(routes.tolist()), "the modules take turns, so batches are not in the order of rows"
     found = retained(learner, probe)
     assert found["changed_tokens"] == 0

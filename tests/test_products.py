@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from contune.backbone import products
-from contune.backbone.products import LONG, product_attention
+from contune.backbone.attention import products
+from contune.backbone.attention.products import LONG, product_attention
 
 
 def drawn(seed: int, *shape: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from contune.adapter.progressive_prompts import ProgressivePrompts, fresh_network, reparametrised
+from contune.adapter.prompt.progressive import ProgressivePrompts, fresh_network, reparametrised
 from contune.contract.data import Dataset
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
@@ -49,9 +49,9 @@ def outputs_of(learner: Learner, dataset: Dataset, module: int) -> Tensor:
     """What answers all examples through one module, in batches of one shape: scores of words, else features."""
     context = learner.reading(dataset)
     rows = torch.full((len(dataset),), module)
-    batch = context.encoding_batch(dataset, np.arange(len(dataset)), rows)
+    batch = context.passes.encoding_batch(dataset, np.arange(len(dataset)), rows)
     with torch.no_grad():
-        outputs = context.forward(batch)
+        outputs = context.model.forward(batch)
     return outputs.logits if learner.kind == "language" else outputs.features
 
 
@@ -83,13 +83,13 @@ def test_old_prompts_hold_still_under_momentum_and_decay() -> None:
     learner.learn(first)
     old = adapter_of(learner).prompts(0).clone()
     context = learner.begin(second)
-    names = {name for name in context.trained() if name.startswith("adapter.")}
+    names = {name for name in context.model.trained() if name.startswith("adapter.")}
     assert names == {f"adapter.task1.{name}" for name in ("tokens", *(f"network.{n}" for n in fresh_network(1, 1, 0)))}
-    context.forward(context.batch([(context.dataset, np.arange(4))])).logits.sum().backward()
+    context.model.forward(context.passes.batch([(context.task.data, np.arange(4))])).logits.sum().backward()
     frozen = adapter_of(learner)._prompts[0]["tokens"]
     assert frozen.grad is None
     assert not frozen.requires_grad
-    assert all(value.grad is not None for name, value in context.trained().items() if name in names)
+    assert all(value.grad is not None for name, value in context.model.trained().items() if name in names)
     learner.fit(context, lambda report: None)
     learner.end(context)
     assert torch.equal(adapter_of(learner).prompts(0), old)
@@ -121,7 +121,7 @@ def test_without_tokens_it_is_the_frozen_model(case: str) -> None:
         learner.learn(task)
     data = learner.test_dataset(tasks_of(case)[0])
     context = learner.reading(data)
-    assert torch.equal(context.module_features(data, 2), context.base_features(data))
+    assert torch.equal(context.passes.module_features(data, 2), context.passes.base_features(data))
     assert adapter_of(learner).lowest_layer(learner.backbone) == learner.backbone.depth
     assert plain.base_unchanged()
 
@@ -154,17 +154,17 @@ def test_prompts_of_images_and_of_other_tasks_start_apart() -> None:
 def test_the_network_is_folded_without_changing_an_answer(case: str) -> None:
     learner, task = learner_of(case, bottleneck=8), tasks_of(case)[0]
     context = learner.begin(task)
-    network = {n: p.detach().clone() for n, p in context.trained().items() if ".network." in n}
+    network = {n: p.detach().clone() for n, p in context.model.trained().items() if ".network." in n}
     learner.fit(context, lambda report: None)
-    moved = [n for n, p in context.trained().items() if ".network." in n and not torch.equal(p, network[n])]
+    moved = [n for n, p in context.model.trained().items() if ".network." in n and not torch.equal(p, network[n])]
     assert len(moved) == len(network) == 4
-    batch = context.batch([(context.dataset, np.arange(6))])
+    batch = context.passes.batch([(context.task.data, np.arange(6))])
     with torch.no_grad():
-        before = context.encode(batch)[0]
+        before = context.model.encode(batch)[0]
         expected = reparametrised(adapter_of(learner)._prompts[0]["tokens"], adapter_of(learner)._network)
     learner.end(context)
     with torch.no_grad():
-        assert torch.equal(context.encode(batch)[0], before)
+        assert torch.equal(context.model.encode(batch)[0], before)
     assert torch.equal(adapter_of(learner).prompts(0), expected)
     assert not any("network" in name for name in learner.state().tensors)
 

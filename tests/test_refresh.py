@@ -13,7 +13,7 @@ from contune.contract.data import Batch
 from contune.contract.state import State
 from contune.engine.learner import Learner
 from contune.method.catalog import build_method, compose
-from contune.rule.refresh import Refresh, grown_to, unlearned
+from contune.rule.align.refresh import Refresh, grown_to, unlearned
 from contune.stream.task import Task
 from contune.trial import SETTINGS, accuracy, copied, digit_tasks, same_state, tiny_model
 from resuming import go_on, learn_keeping
@@ -40,16 +40,16 @@ def trained() -> tuple[Context, Batch]:
     context = learner.begin(digit_tasks()[1])
     learner.fit(context, lambda report: None)
     rows = np.arange(20)
-    return context, context.batch([(context.dataset, rows)])
+    return context, context.passes.batch([(context.task.data, rows)])
 
 
 def values(context: Context) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in context.trained().items()}
+    return {name: value.detach().clone() for name, value in context.model.trained().items()}
 
 
 def loss(context: Context, batch: Batch) -> float:
     with torch.no_grad():
-        return float(functional.cross_entropy(context.forward(batch).logits, batch.labels))
+        return float(functional.cross_entropy(context.model.forward(batch).logits, batch.labels))
 
 
 @pytest.mark.parametrize("host", ["der++", "er"])
@@ -93,7 +93,7 @@ def test_a_move_downwards_would_be_noticed(trained: tuple[Context, Batch], monke
     """A planted fault: descent in place of ascent."""
     context, batch = trained
     before, right = loss(context, batch), unlearned
-    monkeypatch.setattr("contune.rule.refresh.unlearned", lambda v, g, f, n, d: right(v, -g, f, n, d))
+    monkeypatch.setattr("contune.rule.align.refresh.unlearned", lambda v, g, f, n, d: right(v, -g, f, n, d))
     Refresh(delta=1e-2, noise=0.0).before_step(context, batch)
     assert loss(context, batch) < before
 
@@ -117,16 +117,16 @@ def test_fisher_is_the_label_weighted_square_of_single_gradients() -> None:
     learner = learned("refresh", 1, examples=5, decay=0.5)
     rule = learner.method.rules[0]
     context = learner.context([digit_tasks()[0]], 0)
-    expected = {name: torch.zeros_like(value) for name, value in context.trained().items()}
+    expected = {name: torch.zeros_like(value) for name, value in context.model.trained().items()}
     from contune.contract.randomness import numpy_generator
 
     chosen = numpy_generator(0, "importance", 1).permutation(48)[:5]
     assert context.task.index == 1
     rule.end_task(context)
     for row in chosen:
-        batch = context.batch([(context.dataset, np.array([row]))])
-        log_p = functional.log_softmax(context.forward(batch).logits[0], dim=0)[int(batch.labels[0])]
-        found = torch.autograd.grad(log_p, list(context.trained().values()))
+        batch = context.passes.batch([(context.task.data, np.array([row]))])
+        log_p = functional.log_softmax(context.model.forward(batch).logits[0], dim=0)[int(batch.labels[0])]
+        found = torch.autograd.grad(log_p, list(context.model.trained().values()))
         for name, gradient in zip(expected, found, strict=True):
             expected[name] += float(log_p.detach().exp()) * gradient.square() / 5
     first = learned("refresh", 1, examples=5, decay=0.5).method.rules[0].state().tensors
@@ -147,7 +147,7 @@ def test_shares_of_several_processes_add_up_to_the_same_gradient(trained: tuple[
     shares = []
     for rank in (0, 1):
         rows = np.arange(20)[rank::2]
-        shares.append(rule._gradients(context, context.batch([(context.dataset, rows)], counts={"task": 20})))
+        shares.append(rule._gradients(context, context.passes.batch([(context.task.data, rows)], counts={"task": 20})))
     for name, gradient in whole.items():
         assert torch.allclose(shares[0][name] + shares[1][name], gradient, atol=1e-6)
     assert all(not bool(gradient.any()) for gradient in rule._gradients(context, None).values())
@@ -157,7 +157,7 @@ def test_a_process_without_rows_makes_the_same_noise(trained: tuple[Context, Bat
     context, _ = trained
     start, ends = values(context), []
     for _ in range(2):
-        context.write(start)
+        context.model.write(start)
         Refresh(delta=1.0, noise=1.0).before_step(context, None)
         ends.append(values(context))
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in start)
@@ -169,10 +169,10 @@ def test_replayed_rows_are_not_unlearned() -> None:
     context = learner.begin(digit_tasks()[1])
     rule = learner.method.rules[0]
     assert isinstance(rule, Refresh)
-    rows, old = np.arange(8), learner.context([digit_tasks()[0]], 0).dataset
+    rows, old = np.arange(8), learner.context([digit_tasks()[0]], 0).task.data
     segments, counts = {"task": slice(0, 8), "der-labels": slice(8, 16)}, {"task": 8, "der-labels": 8}
-    both = context.batch([(context.dataset, rows), (old, rows)], segments=segments, counts=counts)
-    alone = context.batch([(context.dataset, rows)])
+    both = context.passes.batch([(context.task.data, rows), (old, rows)], segments=segments, counts=counts)
+    alone = context.passes.batch([(context.task.data, rows)])
     for name, gradient in rule._gradients(context, alone).items():
         assert torch.allclose(rule._gradients(context, both)[name], gradient, atol=1e-6)
 

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from contune.adapter.lora_per_task import LoraPerTask
+from contune.adapter.lora.per_task import LoraPerTask
 from contune.contract.context import Context
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
 from contune.method.catalog import build_method, compose
-from contune.rule.key_entries import KeyEntries, largest_entries, mean_size, union
+from contune.rule.anchor.key_entries import KeyEntries, largest_entries, mean_size, union
 from contune.stream.task import Task
 from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
 from resuming import difference_after_a_stop
@@ -48,7 +48,7 @@ def products(learner: Learner) -> dict[str, Tensor]:
 
 
 def features(context: Context) -> Tensor:
-    return context.features(context.dataset)
+    return context.passes.features(context.task.data)
 
 
 @pytest.mark.parametrize("case", ["digits", "bert", "gpt2", "llama-writer"])
@@ -117,13 +117,13 @@ def test_a_new_task_begins_at_the_model_that_was(case: str) -> None:
     learner.fit(context, lambda report: None)
     learner.end(context)
     data = learner.test_dataset(first)
-    before = learner.reading(data).features(data)
+    before = learner.reading(data).passes.features(data)
     context = learner.begin(second)
     assert all(float(product.abs().max()) == 0 for product in products(learner).values())
     penalty = rule_of(learner).penalty(context)
     assert penalty is not None
     assert penalty.item() == 0
-    torch.testing.assert_close(learner.reading(data).features(data), before, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(learner.reading(data).passes.features(data), before, atol=1e-5, rtol=1e-5)
 
 
 def test_a_strong_pull_empties_the_places_and_the_task_is_still_learned() -> None:
@@ -139,7 +139,7 @@ def test_a_strong_pull_empties_the_places_and_the_task_is_still_learned() -> Non
         sizes[strength] = float(torch.stack(inside).mean() / torch.stack(whole).mean())
         learner.end(context)
         data = learner.test_dataset(digit_tasks()[1])
-        scores = learner.reading(data).logits(data)[:, 2:]
+        scores = learner.reading(data).passes.logits(data)[:, 2:]
         labels = torch.from_numpy(data.labels) - 2
         losses[strength] = float(torch.nn.functional.cross_entropy(scores, labels))
     assert sizes[1e5] < 0.5 * sizes[0.0]

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from contune.adapter.attention import attention, is_projection
+from contune.adapter.weights.attention import attention, is_projection
 from contune.contract.state import State
 from contune.engine.learner import Learner
 from contune.errors import CombinationError
 from contune.method.catalog import build_method, compose
-from contune.rule.anchor import anchored_distance
-from contune.rule.distillation import distillation_rows
-from contune.rule.extractor_anchor import ExtractorAnchor
-from contune.rule.feature_distillation import FeatureDistillation, feature_distance
+from contune.rule.anchor.anchor import anchored_distance
+from contune.rule.anchor.distillation import distillation_rows
+from contune.rule.anchor.extractor_anchor import ExtractorAnchor
+from contune.rule.anchor.feature_distillation import FeatureDistillation, feature_distance
 from contune.trial import SETTINGS, accuracy, copied, digit_tasks, same_state, tiny_model
 from resuming import go_on, learn_keeping
 from word_tasks import ENCODERS, tiny_backbone, tiny_folder, word_tasks
@@ -57,14 +57,16 @@ def tiny_backbone_of(learner: Learner) -> dict[str, Tensor]:
 def test_at_the_first_step_of_a_task_there_is_no_pull(regulariser: str, number: int) -> None:
     learner = learned(number, regulariser=regulariser, strength=1e3)
     context = learner.begin(digit_tasks()[number])
-    batch = context.batch([(context.dataset, np.arange(8))], segments={"task": slice(0, 8)}, counts={"task": 8})
-    rule, outputs = learner.method.rules[0], context.forward(batch)
+    batch = context.passes.batch(
+        [(context.task.data, np.arange(8))], segments={"task": slice(0, 8)}, counts={"task": 8}
+    )
+    rule, outputs = learner.method.rules[0], context.model.forward(batch)
     terms = [term for term in (rule.loss(context, batch, outputs), rule.penalty(context)) if term is not None]
     free = number == 0 and regulariser != "l2"
     assert len(terms) == (0 if free else 1)
     for term in terms:
         assert abs(term.item()) < 1e-6
-        gradients = torch.autograd.grad(term, list(context.trained().values()), allow_unused=True)
+        gradients = torch.autograd.grad(term, list(context.model.trained().values()), allow_unused=True)
         assert all(g is None or float(g.abs().max()) < 1e-3 for g in gradients)
 
 
@@ -72,10 +74,12 @@ def test_at_the_first_step_of_a_task_there_is_no_pull(regulariser: str, number: 
 def test_a_step_away_there_is_one(regulariser: str) -> None:
     learner = learned(1, regulariser=regulariser, strength=1.0)
     context = learner.begin(digit_tasks()[1])
-    context.write({n: p.detach() + 0.05 for n, p in context.trained().items() if n.startswith("adapter.")})
-    batch = context.batch([(context.dataset, np.arange(8))], segments={"task": slice(0, 8)}, counts={"task": 8})
+    context.model.write({n: p.detach() + 0.05 for n, p in context.model.trained().items() if n.startswith("adapter.")})
+    batch = context.passes.batch(
+        [(context.task.data, np.arange(8))], segments={"task": slice(0, 8)}, counts={"task": 8}
+    )
     rule = learner.method.rules[0]
-    terms = [rule.loss(context, batch, context.forward(batch)), rule.penalty(context)]
+    terms = [rule.loss(context, batch, context.model.forward(batch)), rule.penalty(context)]
     assert sum(float(term.detach()) for term in terms if term is not None) > 1e-6
 
 
@@ -89,7 +93,7 @@ def test_importance_one_is_l2() -> None:
     context = learner.begin(digit_tasks()[1])
     rules = [ExtractorAnchor(strength=3.0, importance=each) for each in ("none", "fisher")]
     for rule in rules:
-        rule._anchor = {n: p.detach() + 0.1 for n, p in context.trained().items() if n.startswith("adapter.")}
+        rule._anchor = {n: p.detach() + 0.1 for n, p in context.model.trained().items() if n.startswith("adapter.")}
         rule._fisher = {name: torch.ones_like(value) for name, value in rule._anchor.items()}
     first, second = (rule.penalty(context) for rule in rules)
     assert first is not None
@@ -124,7 +128,7 @@ def test_fisher_is_added_over_tasks_without_decay() -> None:
     first = copied(rule.state()).inner("importance").tensors
     context = learner.begin(digit_tasks()[1])
     learner.fit(context, lambda report: None)
-    from contune.rule.anchor import fisher
+    from contune.rule.anchor.anchor import fisher
 
     new = fisher(context, 6, "empirical")
     learner.end(context)
@@ -175,9 +179,9 @@ def test_features_stay_nearer_to_the_old_ones_with_distillation() -> None:
     for strength in (0.0, 10.0):
         learner = learned(1, regulariser="feature", strength=strength)
         dataset = learner.test_dataset(digit_tasks()[0])
-        before = learner.reading(None).features(dataset)
+        before = learner.reading(None).passes.features(dataset)
         learner.learn(digit_tasks()[1])
-        moved[strength] = float((learner.reading(None).features(dataset) - before).norm())
+        moved[strength] = float((learner.reading(None).passes.features(dataset) - before).norm())
     assert moved[10.0] < 0.7 * moved[0.0]
 
 
@@ -217,7 +221,7 @@ def test_features_that_never_change_need_no_holding() -> None:
 
 @pytest.mark.parametrize("rule", [FeatureDistillation(weight=1.0), ExtractorAnchor()])
 def test_a_resting_adapter_is_not_held(rule: Any) -> None:
-    from contune.adapter.peft_adapter import lora
+    from contune.adapter.lora.peft_adapter import lora
     from contune.head.linear import Linear
     from contune.method.method import Method
 

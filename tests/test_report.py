@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 import pytest
 
 from contune.errors import RunDirectoryError
-from contune.run.compare import compare
-from contune.run.report import write_figures, write_report
-from contune.run.report_words import describe_comparison, describe_group
+from contune.run.report.compare import compare
+from contune.run.report.report import write_figures, write_report
+from contune.run.report.words import describe_comparison, describe_group
 from fake_runs import write_run, write_study
 
 NASTY = [

@@ -63,7 +63,7 @@ def routes_of(learner: Learner, task: Task, rows: list[int] | None = None) -> Te
     """The modules chosen for a task's test examples, or for these rows of them alone."""
     chosen = task if rows is None else replace(task, test=task.test.take(rows))
     data = learner.test_dataset(chosen)
-    return learner.reading(data).routes(data)
+    return learner.reading(data).passes.routes(data)
 
 
 def numbers(*shape: int, step: int) -> Tensor:
@@ -201,7 +201,7 @@ def test_centres_lie_among_frozen_features_scaled_to_length_one() -> None:
     context = learner.begin(digit_tasks()[0])
     learner.fit(context, lambda report: None)
     learner.end(context)
-    frozen = context.base_features(context.dataset).double()
+    frozen = context.passes.base_features(context.task.data).double()
     wanted = (frozen / frozen.norm(dim=1, keepdim=True)).mean(dim=0)
     assert torch.allclose(learner.state().tensors["router/centres"][0], wanted, atol=1e-6)
 
@@ -242,13 +242,13 @@ def test_entropy_asks_every_module_about_its_own_classes(case: str, relative: bo
     columns, found = [learner.columns(task) for task in tasks], []
     for module, own in enumerate(columns):
         routes = torch.full((len(data),), module)
-        scores = context.head.routed_logits(context.module_features(data, module), routes, training=False)
+        scores = context.model.head.routed_logits(context.passes.module_features(data, module), routes, training=False)
         chances = scores.detach()[:, list(own)].double().softmax(dim=1).tolist()
         entropies = [-sum(p * np.log(p) for p in row if p) for row in chances]
         shares = [1.0 if len(own) == 1 else value / np.log(len(own)) for value in entropies]
         found.append(shares if relative else entropies)
     wanted = torch.tensor(found, dtype=torch.float64).argmin(dim=0)
-    routes = context.routes(data)
+    routes = context.passes.routes(data)
     assert routes.tolist() == wanted.tolist()
     if case == "bert":  # the last task has one class
         assert (2 in routes) is not relative
@@ -300,7 +300,7 @@ def test_the_likeliest_gaussian_answers(case: str, per: str) -> None:
     for number, task in enumerate(tasks):
         context = learner.begin(task)
         learner.fit(context, lambda report: None)
-        rows, labels = context.base_features(context.dataset).double().numpy(), context.dataset.labels
+        rows, labels = context.passes.base_features(context.task.data).double().numpy(), context.task.data.labels
         own = [labels == label for label in np.unique(labels)] if per == "class" else [labels >= 0]
         groups += [(number, rows[chosen]) for chosen in own]
         learner.end(context)
@@ -311,10 +311,10 @@ def test_the_likeliest_gaussian_answers(case: str, per: str) -> None:
     data = learner.test_dataset(tasks[1])
     context = learner.reading(data)
     wanted = []
-    for x in context.base_features(data).double().numpy():
+    for x in context.passes.base_features(data).double().numpy():
         distances = [(x - rows.mean(axis=0)) @ inverse @ (x - rows.mean(axis=0)) for _, rows in groups]
         wanted.append(groups[int(np.argmin(distances))][0])
-    assert context.routes(data).tolist() == wanted
+    assert context.passes.routes(data).tolist() == wanted
 
 
 def test_gaussians_do_not_depend_on_the_order_of_tasks() -> None:
@@ -336,7 +336,7 @@ def test_single_examples_leave_a_distance_to_measure() -> None:
     assert set(routes.tolist()) <= {0, 1}
     data = learner.test_dataset(first)
     means = learner.state().tensors["router/means"]
-    near = torch.cdist(learner.reading(data).base_features(data).double(), means).argmin(dim=1)
+    near = torch.cdist(learner.reading(data).passes.base_features(data).double(), means).argmin(dim=1)
     assert routes.tolist() == near.tolist()
 
 

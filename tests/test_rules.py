@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from contune.adapter.prompt_components import component_weights, orthonormal_rows
+from contune.adapter.prompt.components import component_weights, orthonormal_rows
 from contune.contract.state import State
 from contune.method.catalog import build_method
-from contune.rule.anchor import anchored_distance
-from contune.rule.buffer import Buffer, class_balanced, reservoir
-from contune.rule.distillation import distillation_rows
+from contune.rule.anchor.anchor import anchored_distance
+from contune.rule.anchor.distillation import distillation_rows
+from contune.rule.replay.buffer import Buffer, class_balanced, reservoir
 from contune.trial import digit_tasks, new_learner, same_state
 
 

@@ -18,9 +18,9 @@ from contune.contract.processes import Processes
 from contune.engine.observer import Observer
 from contune.errors import ConfigError, RunDirectoryError
 from contune.run.config import parse_config
-from contune.run.directory import RunDirectory
 from contune.run.execute import choose_device, resume_run, start_run
-from contune.run.report import write_report
+from contune.run.folder.directory import RunDirectory
+from contune.run.report.report import write_report
 from contune.trial import tiny_model
 from run_helpers import config_text, resume, run, same_run
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contune.adapter.prompt_per_task import PromptPerTask
+from contune.adapter.prompt.per_task import PromptPerTask
 from contune.adapter.task_sets import TaskSets
 from contune.backbone.layers import changed_input
 from contune.contract.parts import Tensors
@@ -102,8 +102,8 @@ def test_a_head_that_serves_two_domains_is_found(monkeypatch: pytest.MonkeyPatch
     def begin_task(self: LinearPerTask, context: Any) -> None:
         if not self._heads:
             self._columns[0], self._seen = list(context.task.classes), context.task.seen
-            width = context.feature_size()
-            self._set(0, {"weight": torch.zeros(2, width), "bias": torch.zeros(2)}, context.backbone.device)
+            width = context.model.feature_size()
+            self._set(0, {"weight": torch.zeros(2, width), "bias": torch.zeros(2)}, context.model.backbone.device)
         module = len(self._heads) - 1 if context.task.index == 0 else 1
         self._heads[module], self._columns[module] = self._heads[0], self._columns[0]
         self._choose(module)
@@ -121,10 +121,10 @@ def test_with_the_domain_known_answers_stay_those_right_after_it(case: str, stre
     for index, task in enumerate(tasks):
         learner.learn(task)
         data = learner.test_dataset(task, index)
-        kept.append(learner.reading(data).logits(data)[:, learner.columns(task)])
+        kept.append(learner.reading(data).passes.logits(data)[:, learner.columns(task)])
     for index, task in enumerate(tasks):
         data = learner.test_dataset(task, index)
-        again = learner.reading(data).logits(data)[:, learner.columns(task)]
+        again = learner.reading(data).passes.logits(data)[:, learner.columns(task)]
         assert torch.allclose(again, kept[index], atol=1e-6)
         assert again.argmax(dim=1).tolist() == kept[index].argmax(dim=1).tolist()
     assert not torch.allclose(kept[0][:6], kept[1][:6, : kept[0].shape[1]], atol=1e-3)
@@ -138,10 +138,10 @@ def test_without_a_prompt_it_is_a_linear_probe_of_the_frozen_model(case: str) ->
         learner.learn(task)
     data = learner.test_dataset(tasks[1])
     context = learner.reading(data)
-    base = context.base_features(data)
+    base = context.passes.base_features(data)
     assert adapter_of(learner).modules() == 3
     for module in range(3):
-        assert torch.equal(context.module_features(data, module), base)
+        assert torch.equal(context.passes.module_features(data, module), base)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -185,7 +185,7 @@ def test_domains_of_the_same_classes_have_heads_of_their_own(case: str) -> None:
     assert not any(torch.allclose(weights[0], other, atol=1e-3) for other in weights[1:])
     assert accuracy(learner, domains) > 0.6
     data = [learner.test_dataset(domain) for domain in domains]
-    right = torch.cat([learner.reading(d).routes(d) == number for number, d in enumerate(data)])
+    right = torch.cat([learner.reading(d).passes.routes(d) == number for number, d in enumerate(data)])
     assert float(right.float().mean()) > 0.7
 
 
@@ -195,8 +195,8 @@ def test_the_loss_is_over_the_domains_own_head_alone() -> None:
     learner.learn(first)
     context = learner.begin(second)
     rows = np.arange(8)
-    batch = context.batch([(context.dataset, rows)])
-    outputs = context.forward(batch)
+    batch = context.passes.batch([(context.task.data, rows)])
+    outputs = context.model.forward(batch)
     found = classification_loss(context, batch, outputs, {"task": _selection(context, rows)})
     head = learner.method.head
     assert isinstance(head, LinearPerTask)
@@ -212,7 +212,7 @@ def test_the_loss_is_over_the_domains_own_head_alone() -> None:
 def _selection(context: Any, rows: Any) -> Any:
     from contune.contract.data import Selection
 
-    return Selection(context.dataset, rows)
+    return Selection(context.task.data, rows)
 
 
 def test_each_domain_starts_from_values_of_its_own() -> None:
@@ -293,7 +293,7 @@ def test_tasks_learned_as_one_share_prompt_and_head() -> None:
     assert head._columns == {0: [0, 1, 2, 3], 1: [4, 5]}
     assert adapter_of(learner).routes(torch.tensor([0, 1, 2])).tolist() == [0, 0, 1]
     data = learner.test_dataset(second)
-    assert set(learner.reading(data).routes(data).tolist()) <= {0, 1}
+    assert set(learner.reading(data).passes.routes(data).tolist()) <= {0, 1}
 
 
 @pytest.mark.parametrize("case", ["digits", "bert", "modernbert"])

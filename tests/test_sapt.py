@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from contune.adapter import shared_attention
-from contune.adapter.shared_attention import SharedAttention, input_summary, largest, question_mask, sizes_of
+from contune.adapter.lora import shared_attention
+from contune.adapter.lora.shared_attention import SharedAttention, input_summary, largest, question_mask, sizes_of
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
 from contune.method.catalog import build_method, compose
-from contune.rule import attentive_reflection
-from contune.rule.attentive_reflection import AttentiveReflection, attention_distance, summed_up
+from contune.rule.replay import attentive_reflection
+from contune.rule.replay.attentive_reflection import AttentiveReflection, attention_distance, summed_up
 from contune.stream.task import Task
 from contune.trial import SETTINGS, digit_tasks, same_state, tiny_model
 from resuming import difference_after_a_stop
@@ -64,7 +64,7 @@ def third_task(case: str, **options: Any) -> tuple[Learner, Context]:
 
 
 def first_rows(context: Context, count: int = 4) -> Batch:
-    return context.batch([(context.dataset, np.arange(count))])
+    return context.passes.batch([(context.task.data, np.arange(count))])
 
 
 # ---- the mix
@@ -81,8 +81,8 @@ def test_weights_sum_to_one_and_are_the_same_in_every_layer(case: str, monkeypat
         return mixed(states, down, up, weights)
 
     monkeypatch.setattr(shared_attention, "mixed_blocks", watched)
-    context.forward(first_rows(context))
-    assert len(seen) >= context.backbone.depth
+    context.model.forward(first_rows(context))
+    assert len(seen) >= context.model.backbone.depth
     assert all(torch.equal(weights, seen[0]) for weights in seen)
     assert seen[0].shape == (4, 3)
     torch.testing.assert_close(seen[0].sum(dim=1), torch.ones(4))
@@ -95,7 +95,7 @@ def test_weights_sum_to_one_and_are_the_same_in_every_layer(case: str, monkeypat
 @pytest.mark.parametrize("block", [0, 1])
 def test_with_all_weight_on_one_block_the_model_is_the_base_and_that_block(case: str, block: int) -> None:
     learner, context = third_task(case, rank=2, alpha=6.0)
-    adapter, backbone, batch = adapter_of(learner), context.backbone, first_rows(context)
+    adapter, backbone, batch = adapter_of(learner), context.model.backbone, first_rows(context)
     one_hot = torch.zeros(4, 3)
     one_hot[:, block] = 1.0
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_every_row_has_its_own_mix() -> None:
 def test_weights_by_hand() -> None:
     learner, context = third_task("digits", temperature=2.0, hidden=5)
     adapter = adapter_of(learner)
-    summary = input_summary(context.backbone, first_rows(context).inputs)
+    summary = input_summary(context.model.backbone, first_rows(context).inputs)
     network = adapter._query
     hidden = functional.silu(summary @ network["down"].T @ network["up"].T)
     centred = (hidden - hidden.mean(1, keepdim=True)) / (hidden.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
@@ -179,7 +179,11 @@ def test_the_answer_is_not_read(name: str) -> None:
     backbone = writer(name)
     exchanges = [exchange("hello there", "zzzz"), exchange("a", "a much longer answer")]
     part = [(backbone.prepare(exchanges), np.arange(2))]
-    learned, asked, answering = backbone.collate(part), backbone.questions(part), backbone.questions(part, room=4)
+    learned, asked, answering = (
+        backbone.collate(part),
+        backbone.questions(part),
+        backbone.questions(part, max_new_tokens=4),
+    )
     summaries = [input_summary(backbone, inputs) for inputs in (learned, asked, answering)]
     assert torch.equal(summaries[0], summaries[1])
     assert torch.equal(summaries[0], summaries[2])
@@ -201,14 +205,16 @@ def test_positions_of_an_image_count_without_its_class_token() -> None:
 def test_one_block_is_a_plain_lora_and_alone_is_trained(case: str) -> None:
     learner = learner_of(case)
     context = learner.begin(tasks_of(case)[0])
-    adapted = {name for name in context.trained() if name.startswith("adapter.")}
+    adapted = {name for name in context.model.trained() if name.startswith("adapter.")}
     assert {name.split(".")[2] for name in adapted} == {"A", "B"}
     assert {name.split(".")[1] for name in adapted} == {"task0"}
     batch = first_rows(context)
-    weights = adapter_of(learner).weights(input_summary(context.backbone, batch.inputs))
+    weights = adapter_of(learner).weights(input_summary(context.model.backbone, batch.inputs))
     assert torch.equal(weights, torch.ones(4, 1))
     with torch.no_grad():
-        assert torch.equal(context.backbone.features(batch.inputs), context.encode(batch)[0])  # B starts at zero
+        assert torch.equal(
+            context.model.backbone.features(batch.inputs), context.model.encode(batch)[0]
+        )  # B starts at zero
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -216,13 +222,13 @@ def test_old_blocks_and_keys_keep_every_bit(case: str) -> None:
     learner, context = third_task(case)
     adapter = adapter_of(learner)
     old = {name: value.clone() for name, value in adapter._past.items()}
-    new = {name: value.detach().clone() for name, value in context.trained().items()}
+    new = {name: value.detach().clone() for name, value in context.model.trained().items()}
     assert old["key"].shape == (2, 32)
     learner.fit(context, lambda report: None)
     learner.end(context)
     assert all(torch.equal(value, adapter._past[name]) for name, value in old.items())
     assert not any(value.requires_grad for value in adapter._past.values())
-    still = [name for name, value in context.trained().items() if torch.equal(value, new[name])]
+    still = [name for name, value in context.model.trained().items() if torch.equal(value, new[name])]
     assert still == []
     assert learner.base_unchanged()
 
@@ -239,13 +245,13 @@ def test_the_mean_attention_of_a_task_is_kept(case: str) -> None:
         learner.fit(context, lambda report: None)
         with torch.no_grad():
             rows = [
-                adapter.weights(input_summary(context.backbone, batch.inputs))
-                for batch in context.batches(context.dataset, 1)
+                adapter.weights(input_summary(context.model.backbone, batch.inputs))
+                for batch in context.passes.batches(context.task.data, 1)
             ]
         learner.end(context)
         torch.testing.assert_close(rule._attention[number], torch.cat(rows).mean(dim=0))
         assert rule._attention[number].shape == (number + 1,)
-        assert rule._summaries[number].shape == (min(3, len(context.dataset)), 32)
+        assert rule._summaries[number].shape == (min(3, len(context.task.data)), 32)
         kept = {tuple(row) for row in rule._summaries[number].tolist()}
         assert kept <= {tuple(row) for row in summed_up(context).tolist()}
 
@@ -273,7 +279,7 @@ def test_the_term_is_as_defined_and_reaches_the_new_key_and_the_query_network_al
         each = functional.kl_div(weights.log(), padded.expand(len(summary), -1), reduction="batchmean")
         expected += 0.7 * each.item()
     assert term.item() == pytest.approx(expected, rel=1e-4)
-    trained = context.trained()
+    trained = context.model.trained()
     gradients = torch.autograd.grad(term, list(trained.values()), allow_unused=True)
     reached = {name for (name, _), gradient in zip(trained.items(), gradients, strict=True) if gradient is not None}
     query = {f"adapter.query.{name}" for name in shared_attention.QUERY}
@@ -327,19 +333,19 @@ def test_the_generator_learns_to_write_and_is_then_forgotten(monkeypatch: pytest
     losses: list[float] = []
 
     def reading(context: Context, *args: Any) -> list[str]:
-        own = list(context.dataset.examples.inputs)
-        turned = attentive_reflection.writings(context.task.name, own, context.backbone)
-        dataset = attentive_reflection.dataset_of(turned, [0] * len(turned), context.backbone)
-        batch = context.batch([(dataset, np.arange(len(dataset)))])
+        own = list(context.task.data.examples.inputs)
+        turned = attentive_reflection.writings(context.task.name, own, context.model.backbone)
+        dataset = attentive_reflection.dataset_of(turned, [0] * len(turned), context.model.backbone)
+        batch = context.passes.batch([(dataset, np.arange(len(dataset)))])
         with torch.no_grad():
-            losses.append(functional.cross_entropy(context.forward(batch).logits, batch.labels).item())
+            losses.append(functional.cross_entropy(context.model.forward(batch).logits, batch.labels).item())
         return []
 
     monkeypatch.setattr(attentive_reflection, "written_samples", reading)
     for each in (learner, plain):
         each.learn(chosen("big"))
     assert same_state(learner.state().inner("adapter"), plain.state().inner("adapter")) is None
-    reading(replace(learner.reading(None), dataset=learner.context([chosen("big")], 0).dataset))
+    reading(learner.reading(None).with_data(learner.context([chosen("big")], 0).task.data))
     generator, solver = losses
     assert generator < solver - 0.1
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from contune.adapter import lora_decoupled
-from contune.adapter.lora_decoupled import LoraDecoupled, direction_sizes, inverse
-from contune.adapter.lora_per_task import LoraPerTask
+from contune.adapter.lora import decoupled as lora_decoupled
+from contune.adapter.lora.decoupled import LoraDecoupled, direction_sizes, inverse
+from contune.adapter.lora.per_task import LoraPerTask
 from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
 from contune.contract.parts import Rule
@@ -46,7 +46,7 @@ def adapter_of(learner: Learner) -> LoraDecoupled:
 
 def features_of(learner: Learner, task: Task) -> Tensor:
     data = learner.test_dataset(task)
-    return learner.reading(data).features(data)
+    return learner.reading(data).passes.features(data)
 
 
 def pieces(state: State, place: str, rank: int = 4) -> list[tuple[Tensor, Tensor]]:

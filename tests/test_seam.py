@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contune.backbone import seam
 from contune.backbone.assemble import assemble
+from contune.backbone.attention import seam
 from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
-from contune.backbone.inputs import ModelInputs
+from contune.backbone.reader.inputs import ModelInputs
 from contune.errors import CombinationError, ConfigError
 from tiny_models import ALL_MODELS, IMAGE_SIZE, WIDTH, build_tiny, byte_tokenizer, save_tiny, t5_config
 

@@ -16,7 +16,7 @@ from contune.errors import CombinationError, ConfigError
 from contune.head.kept_rows import KeptRows
 from contune.head.linear import Linear
 from contune.method.catalog import build_method, compose
-from contune.rule.preallocation import crowding
+from contune.rule.align.preallocation import crowding
 from contune.stream.task import Examples, Task
 from contune.trial import SETTINGS, accuracy, digit_tasks, same_state, tiny_model
 from resuming import go_on, learn_keeping
@@ -126,15 +126,15 @@ def test_the_loss_is_cross_entropy_over_seen_and_spare(spare: int) -> None:
     learner, tasks = learner_of("bert", spare=spare, scale=5.0), tasks_of("bert")
     learner.learn(tasks[0])
     context = learner.begin(tasks[1])
-    batch = context.batch([(context.dataset, np.arange(8))])
-    outputs = context.forward(batch)
+    batch = context.passes.batch([(context.task.data, np.arange(8))])
+    outputs = context.model.forward(batch)
     rule = learner.method.rules[0]
     added = rule.loss(context, batch, outputs)
     assert added is not None
     head = head_of(learner)
     both = torch.cat([outputs.logits, head.spare_logits(outputs.features)], dim=1)
     assert both.shape == (8, 5 + spare)
-    selections = {TASK: Selection(context.dataset, np.arange(8))}
+    selections = {TASK: Selection(context.task.data, np.arange(8))}
     found = classification_loss(context, batch, outputs, selections) + added
     assert found.item() == pytest.approx(functional.cross_entropy(both, batch.labels).item(), rel=1e-6)
     (gradient,) = torch.autograd.grad(added, head._ahead["weight"])
@@ -145,12 +145,12 @@ def test_spare_rows_move_away_from_today() -> None:
     learner = learner_of("bert", LONG, spare=4, scale=5.0)
     task = tasks_of("bert")[0]
     context = learner.begin(task)
-    features = context.features(context.dataset)
+    features = context.passes.features(context.task.data)
     before = head_of(learner).spare_logits(features).mean().item()
     learner.fit(context, lambda report: None)
     learner.end(context)
-    after = learner.reading(context.dataset)
-    assert head_of(learner).spare_logits(after.features(context.dataset)).mean().item() < before - 0.5
+    after = learner.reading(context.task.data)
+    assert head_of(learner).spare_logits(after.passes.features(context.task.data)).mean().item() < before - 0.5
 
 
 def test_crowding_by_hand() -> None:
@@ -198,8 +198,8 @@ def kept(examples: Examples, label: int) -> Examples:
 def test_named_tasks_crowd_nobody() -> None:
     learner = learner_of("bert", kind="task-incremental", spare=3)
     context = learner.begin(tasks_of("bert")[0])
-    batch = context.batch([(context.dataset, np.arange(4))])
-    assert learner.method.rules[0].loss(context, batch, context.forward(batch)) is None
+    batch = context.passes.batch([(context.task.data, np.arange(4))])
+    assert learner.method.rules[0].loss(context, batch, context.model.forward(batch)) is None
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from contune.adapter.lora_norm_bias import LoraNormBias, top_right_vectors
-from contune.adapter.selected import full
+from contune.adapter.lora.norm_bias import LoraNormBias, top_right_vectors
+from contune.adapter.weights.subset import full
 from contune.checks import check_method
 from contune.contract.state import State
 from contune.engine.learner import Learner
@@ -17,9 +17,9 @@ from contune.head.linear import Linear
 from contune.head.scaled_linear import scaled_scores
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
-from contune.rule.alignment import Alignment, drift_factors, normalised_logits, restored, shares
-from contune.rule.reverse_cross_entropy import reverse_cross_entropy
-from contune.rule.statistics import Gaussians, Sampler
+from contune.rule.align.alignment import Alignment, drift_factors, normalised_logits, restored, shares
+from contune.rule.align.reverse_cross_entropy import reverse_cross_entropy
+from contune.rule.align.statistics import Gaussians, Sampler
 from contune.stream.task import Task
 from contune.trial import SETTINGS, accuracy, copied, digit_tasks, same_state, tiny_model
 from resuming import go_on, learn_keeping
@@ -210,7 +210,7 @@ def test_a_head_with_nothing_trained_is_refused() -> None:
     from dataclasses import replace
 
     with pytest.raises(CombinationError, match="nothing that is trained"):
-        Alignment().begin_task(replace(context, head=Bare()))
+        Alignment().begin_task(context.with_model(replace(context.model, head=Bare())))
 
 
 def test_reverse_cross_entropy_is_the_sum_over_clamped_labels() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from contune.adapter.retrieved_increments import (
+from contune.adapter.lora.retrieved_increments import (
     RetrievedIncrements,
     group_cosines,
     key_loss,
@@ -53,12 +53,12 @@ def adapter_of(learner: Learner) -> RetrievedIncrements:
 
 def features_of(context: Context, rows: list[int]) -> Tensor:
     with torch.no_grad():
-        return context.encode(context.batch([(context.dataset, np.array(rows))]))[0]
+        return context.model.encode(context.passes.batch([(context.task.data, np.array(rows))]))[0]
 
 
 def base_of(context: Context, rows: list[int]) -> Tensor:
     with torch.no_grad():
-        return context.backbone.features(context.batch([(context.dataset, np.array(rows))]).inputs)
+        return context.model.backbone.features(context.passes.batch([(context.task.data, np.array(rows))]).inputs)
 
 
 def test_what_is_added_is_the_increments_of_the_weights() -> None:
@@ -124,10 +124,10 @@ def test_a_task_adds_its_own_and_leaves_the_past_as_it_is(case: str) -> None:
     first = {name: value.clone() for name, value in learner.method.adapter.state().tensors.items()}
     for task in tasks_of(case)[1:]:
         context = learner.begin(task)
-        start = {name: value.detach().clone() for name, value in context.adapter.trained().items()}
+        start = {name: value.detach().clone() for name, value in context.model.adapter.trained().items()}
         learner.fit(context, lambda report: None)
         learner.end(context)
-        assert any(not torch.equal(value, start[name]) for name, value in context.adapter.trained().items())
+        assert any(not torch.equal(value, start[name]) for name, value in context.model.adapter.trained().items())
     now = learner.method.adapter.state().tensors
     for name, value in first.items():
         kept = now[name][:, : value.shape[1]] if name == "keys/keys" else now[name]
@@ -165,7 +165,7 @@ def test_an_example_that_no_key_is_near_to_is_answered_by_the_base() -> None:
     learner = learner_of()
     learner.learn(digit_tasks()[0])
     adapter, context = adapter_of(learner), learner.begin(digit_tasks()[1])
-    queries = context.base_features(context.dataset)[:2]
+    queries = context.passes.base_features(context.task.data)[:2]
     adapter._keys = -split_groups(queries[:1], 6).repeat(1, 4, 1)
     assert adapter.retrieved(queries[:1])[1].tolist() == [[0.0] * 4]
     assert torch.equal(features_of(context, [0]), base_of(context, [0]))

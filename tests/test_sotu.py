@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from contune.adapter.sparse_deltas import SparseDeltas, bernoulli_mask, merged_tensor
+from contune.adapter.weights.sparse_deltas import SparseDeltas, bernoulli_mask, merged_tensor
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
 from contune.head.class_means import ClassMeans
@@ -137,8 +137,8 @@ def test_means_are_those_of_the_merged_model_of_their_time() -> None:
     expected = []
     for task in digit_tasks():
         learner.learn(task)
-        dataset = learner.context([task], 0).dataset
-        features = learner.reading(None).features(dataset).double()
+        dataset = learner.context([task], 0).task.data
+        features = learner.reading(None).passes.features(dataset).double()
         labels = torch.from_numpy(dataset.labels)
         expected += [features[labels == column].sum(dim=0) for column in learner.columns(task)]
     assert torch.allclose(learner.state().tensors["head/sums"], torch.stack(expected), atol=1e-4)

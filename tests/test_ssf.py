@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from contune.adapter.selected import is_norm
-from contune.adapter.ssf import SPREAD, Ssf, scaled_and_shifted
+from contune.adapter.bottleneck.ssf import SPREAD, Ssf, scaled_and_shifted
+from contune.adapter.weights.subset import is_norm
 from contune.backbone.backbone import Backbone
 from contune.checks import check_method
 from contune.contract.data import Batch

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from contune.errors import ConfigError
-from contune.rule.statistics import Form, Gaussians, Sampler, covariance, joined, low_rank, measured, square_root
+from contune.rule.align.statistics import Form, Gaussians, Sampler, covariance, joined, low_rank, measured, square_root
 
 WIDTH = 5
 
@@ -143,6 +143,6 @@ def test_a_planted_fault_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(spread: Tensor, jitter: float) -> Tensor:
         return right(spread, jitter).T
 
-    monkeypatch.setattr("contune.rule.statistics.square_root", wrong)
+    monkeypatch.setattr("contune.rule.align.statistics.square_root", wrong)
     with pytest.raises(AssertionError):
         test_a_hundred_thousand_draws_have_the_mean_and_covariance("full", 1)

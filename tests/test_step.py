@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from contune.adapter.peft_adapter import lora
+from contune.adapter.lora.peft_adapter import lora
 from contune.contract.parts import Rule
 from contune.contract.settings import TrainSettings
 from contune.engine.learner import Learner
@@ -45,9 +45,9 @@ class Spy(Rule):
 def trained_with(rule: Rule | None) -> tuple[Learner, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     learner = Learner(tiny_model(), Method(lora(rank=2), Linear(), (rule,) if rule else ()), train=SETTINGS)
     context = learner.begin(digit_tasks()[0])
-    before = {name: p.detach().clone() for name, p in context.trained().items()}
+    before = {name: p.detach().clone() for name, p in context.model.trained().items()}
     learner.fit(context, lambda report: None)
-    return learner, before, {name: p.detach().clone() for name, p in context.trained().items()}
+    return learner, before, {name: p.detach().clone() for name, p in context.model.trained().items()}
 
 
 def test_hooks_come_in_order_at_every_step() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contune.rule.step_mask import (
+from contune.numerics.masks import (
     all_unpacked,
     changed,
     drawn,

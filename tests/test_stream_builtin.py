@@ -6,7 +6,7 @@ import pytest
 
 from contune.errors import ConfigError, DataError
 from contune.stream import BUILTIN_STREAMS, Stream, StreamConfig, load_stream
-from contune.stream.stdlib_docs import exclusive_texts, first_paragraph, module_texts, read_stdlib_docs
+from contune.stream.builtin.stdlib_docs import exclusive_texts, first_paragraph, module_texts, read_stdlib_docs
 
 
 @pytest.fixture(scope="module")

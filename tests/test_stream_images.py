@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from contune.errors import DataError
-from contune.stream.images import EncodedImages, decode_image, decode_rows
-from contune.stream.rows import Place, Row
+from contune.stream.read.images import EncodedImages, decode_image, decode_rows
+from contune.stream.read.rows import Place, Row
 from stream_files import encoded, png
 
 

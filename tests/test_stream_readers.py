@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from contune.errors import DataError
 from contune.stream import DataConfig, StreamConfig, load_stream, read_inputs
-from contune.stream.tables import read_table
+from contune.stream.read.tables import read_table
 from stream_files import labelled, load, png, write_image_parquet, write_lines
 
 GOOD = labelled(["cat", "dog", "cat", "dog"])

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from contune.cli import app
 from contune.errors import ConfigError
-from contune.run.compare import compare
 from contune.run.config import parse_config
-from contune.run.group import members_of
+from contune.run.folder.group import members_of
+from contune.run.report.compare import compare
 from run_helpers import config_text, run, same_run
 from test_run import cut_back
 

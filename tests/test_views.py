@@ -10,11 +10,11 @@ import torch
 
 from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
-from contune.backbone.images import draw_view
+from contune.backbone.reader.images import draw_view
 from contune.contract.data import Dataset
 from contune.contract.processes import Processes
 from contune.contract.settings import CacheSettings
-from contune.contract.store import Shelf
+from contune.engine.cache import Shelf
 from contune.engine.learner import Learner
 from contune.engine.observer import Observer
 from contune.errors import CombinationError, ConfigError

@@ -8,7 +8,7 @@ import numpy as np
 
 from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
-from contune.backbone.inputs import ModelInputs
+from contune.backbone.reader.inputs import ModelInputs
 from contune.stream.task import Examples, Task
 from tiny_models import save_tiny
 

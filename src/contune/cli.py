@@ -17,7 +17,7 @@ from contune.merge.command import merge
 
 if TYPE_CHECKING:
     from contune.contract.processes import Processes
-    from contune.run.group import Group
+    from contune.run.folder.group import Group
 
 app = typer.Typer(
     help="Keep a pretrained model learning: tasks arrive one by one, small parts are trained, the past is protected.",
@@ -74,7 +74,7 @@ def run(
     if not loaded.several:
         folders = [carry_out(loaded.single(loaded.method or {}), base, out, quiet or as_json, track)]
     else:
-        from contune.run.group import Group, members_of
+        from contune.run.folder.group import Group, members_of
 
         for _, single in members_of(loaded):
             make_method(single)
@@ -90,7 +90,7 @@ def run(
 def resume(directory: Path, plugin: Plugin = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Go on with a run that was stopped or killed; it ends with the same numbers as if it had not been."""
     load_plugins(plugin)
-    from contune.run.group import Group
+    from contune.run.folder.group import Group
 
     group, failed = Group.read(directory), False
     if group is None:
@@ -110,7 +110,7 @@ def report(
     figures: Annotated[Path | None, typer.Option(help="Also write every plot as SVG and PNG to this folder.")] = None,
 ) -> None:
     """Write one self-contained HTML file about one run, or several side by side."""
-    from contune.run.report import write_figures, write_report
+    from contune.run.report.report import write_figures, write_report
 
     typer.echo(write_report(directories, out))
     if figures is not None:
@@ -124,9 +124,9 @@ def compare(
     table: Annotated[str | None, typer.Option(help="Print the numbers as md, csv or latex.")] = None,
 ) -> None:
     """Compare runs: mean, spread, 95 % interval over seeds and orders, and paired differences between methods."""
-    from contune.run.compare import compare as compare_runs
-    from contune.run.tables import table as as_table
-    from contune.run.tables import terminal_table
+    from contune.run.report.compare import compare as compare_runs
+    from contune.run.report.tables import table as as_table
+    from contune.run.report.tables import terminal_table
 
     comparison = compare_runs(directories)
     for warning in comparison.warnings:
@@ -193,7 +193,7 @@ def explain(config: Config, changes: Set = None, plugin: Plugin = None) -> None:
     """Say what a configuration would train, how large it is and how many passes it takes, before any compute."""
     load_plugins(plugin)
     from contune.run.config import load_config
-    from contune.run.group import members_of
+    from contune.run.folder.group import members_of
     from contune.run.listing import explanation
 
     loaded, base = load_config(config, changes or [])
@@ -255,7 +255,7 @@ def carry_out_group(group: "Group", quiet: bool, track: str | None) -> tuple[lis
     results and read the stream once.
     """
     from contune.run.execute import Interrupted
-    from contune.run.shared import Shared
+    from contune.run.folder.shared import Shared
 
     plan = [(label, single) for label, single in group.members if not group.finished(label)]
     begun, shared = {label for label, _ in plan if group.begun(label)}, Shared()
@@ -295,9 +295,9 @@ def go_on(folder: Path, quiet: bool, shared: Any = None) -> None:
 
 def show(folders: list[Path], report_path: Path, *, quiet: bool, as_json: bool) -> None:
     """Print what came out and write the report."""
-    from contune.run.compare import compare as compare_runs
-    from contune.run.report import write_report
-    from contune.run.tables import terminal_matrix, terminal_table
+    from contune.run.report.compare import compare as compare_runs
+    from contune.run.report.report import write_report
+    from contune.run.report.tables import terminal_matrix, terminal_table
 
     if not find_processes().main:
         return

@@ -177,14 +177,14 @@ def watch_lesson(trial: Trial, number: int, lesson: Sequence[Task]) -> None:
             trial.checkpoint = Checkpoint(number, copied(learner.state()), report.step, memory)
 
     context = learner.begin(lesson)
-    trained = context.trained()
+    trained = context.model.trained()
     before = {name: p.detach().clone() for name, p in trained.items()}
     own = {id(p) for p in trained.values()}
     frozen = {name: p for name, p in learner.backbone.model.named_parameters() if id(p) not in own}
     still = {name: p.detach().clone() for name, p in frozen.items()}
     learner.fit(context, after_step)
     if number == 0:
-        after = context.trained()
+        after = context.model.trained()
         trial.dead += [name for name, value in before.items() if name in after and torch.equal(value, after[name])]
     trial.undeclared += [name for name, value in still.items() if not torch.equal(value, frozen[name])]
     learner.end(context)

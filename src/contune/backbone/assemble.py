@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from contune.backbone import source
+from contune.backbone.attention.seam import Kernel, watch
 from contune.backbone.base import base_tensors
 from contune.backbone.config import Feature, ModelConfig
-from contune.backbone.images import ImageReader, Preprocessing, read_preprocessing
-from contune.backbone.inputs import Reader
-from contune.backbone.language import LanguageModel, language_model, language_reader, two_towers
 from contune.backbone.layers import Anatomy, find_layers
 from contune.backbone.load import (
     language_class,
@@ -25,8 +23,10 @@ from contune.backbone.load import (
     position_limit,
     quiet,
 )
-from contune.backbone.seam import Kernel, watch
-from contune.backbone.text import TextReader, choose_max_length
+from contune.backbone.reader.images import ImageReader, Preprocessing, read_preprocessing
+from contune.backbone.reader.inputs import Reader
+from contune.backbone.reader.language import LanguageModel, language_model, language_reader, two_towers
+from contune.backbone.reader.text import TextReader, choose_max_length
 from contune.errors import ConfigError
 from contune.stream.task import Modality
 

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
-from contune.backbone import pooling, seam
+from contune.backbone import pooling
 from contune.backbone.assemble import Assembly, assemble
+from contune.backbone.attention import seam
 from contune.backbone.base import tensors_hash
 from contune.backbone.config import Feature, ModelConfig, Precision
-from contune.backbone.inputs import Encoded, ModelInputs, Prepared, Rows
-from contune.backbone.language import LanguageModel
 from contune.backbone.layers import changed_input, input_of, started_at
-from contune.backbone.packing import packing_of, require_packing, shared_rows
 from contune.backbone.precision import computing, halve
+from contune.backbone.reader.inputs import Encoded, ModelInputs, Prepared, Rows
+from contune.backbone.reader.language import LanguageModel
+from contune.backbone.reader.packing import packing_of, require_packing, shared_rows
 from contune.errors import CombinationError, ConfigError
 from contune.stream.task import Inputs, Modality
 
@@ -215,9 +216,9 @@ class Backbone:
     ) -> Tensor:
         """`pool(encode(...))`: (B, feature_size). In language the states (T, feature_size) that predict an answer's tokens.
 
-        Where the batch leaves room for an answer, that answer in tokens (B, room), written with whatever is attached.
+        Where the batch is to be answered in writing, the answer's tokens (B, max_new_tokens), with whatever is attached.
         """
-        if inputs.room:
+        if inputs.max_new_tokens:
             with computing(self.precision, self.device):
                 return self._written(inputs, prompts)
         encoded = self.encode(inputs, prompts=prompts, resume=resume)
@@ -227,9 +228,9 @@ class Backbone:
             return encoded.states[inputs.targets]
         return pooling.before_targets(encoded, inputs.targets)
 
-    def questions(self, parts: Sequence[tuple[Prepared, Rows]], *, room: int = 0) -> ModelInputs:
-        """The rows as one knows them before they are answered; `room` for so many new tokens, in language alone."""
-        return self.parts.reader.questions(parts, room)
+    def questions(self, parts: Sequence[tuple[Prepared, Rows]], *, max_new_tokens: int = 0) -> ModelInputs:
+        """The rows as one knows them before they are answered; `max_new_tokens` to be written, in language alone."""
+        return self.parts.reader.questions(parts, max_new_tokens)
 
     def _written(self, inputs: ModelInputs, prompts: Tensor | None) -> Tensor:
         language, mask = self.language, inputs.mask

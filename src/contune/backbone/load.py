@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from contune.backbone.seam import SEAM_NAMES, Kernel, register
+from contune.backbone.attention.seam import SEAM_NAMES, Kernel, register
 from contune.errors import ConfigError
 
 if TYPE_CHECKING:

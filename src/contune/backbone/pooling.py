@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from contune.backbone.config import Feature
-from contune.backbone.inputs import Encoded
+from contune.backbone.reader.inputs import Encoded
 
 
 def pool(states: Tensor, mask: Tensor | None, *, prompts: int, feature: Feature, leading: int = 0) -> Tensor:

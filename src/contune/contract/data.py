@@ -12,28 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contune.backbone.backbone import Backbone
-from contune.backbone.inputs import ModelInputs, Prepared
-from contune.stream.task import Examples, Kind
+from contune.backbone.reader.inputs import ModelInputs, Prepared
+from contune.stream.task import Examples
 
 Rows = NDArray[np.int64]
 TASK = "task"  # the segment of a batch that holds the current task's own examples
-
-
-@final
-@dataclass(frozen=True)
-class TaskInfo:
-    """Where the learner is, in head columns: `classes` of this task, `known` columns before it, `seen` now.
-
-    `class_names` (seen,) are the names of all columns.
-    """
-
-    index: int
-    name: str
-    classes: tuple[int, ...]
-    known: int
-    seen: int
-    kind: Kind
-    class_names: tuple[str, ...] = ()
 
 
 @final

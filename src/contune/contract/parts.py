@@ -167,7 +167,7 @@ class Head(Part):
         return self.training_logits(features) if training else self.logits(features)
 
     def forget(self, context: "Context") -> None:
-        """Closed form: take the examples of `context.dataset` out again, as if they had never been learned."""
+        """Closed form: take the examples of `context.task.data` out again, as if they had never been learned."""
         del context
         raise CombinationError(
             f"head {self.name!r} cannot take examples out again; unlearning needs a head of sums: ridge or class-means"
@@ -246,7 +246,7 @@ class Rule(Part):
         return None
 
     def before_step(self, context: "Context", batch: Batch | None) -> None:
-        """Before the step's forward pass: perturb the trained tensors (`context.write`), on every process alike.
+        """Before the step's forward pass: perturb the trained tensors (`context.model.write`), on every process alike.
 
         `batch` is what this process will learn from, None where the step has no row for it.
         """

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from contune.backbone.language import PreparedExchanges
+from contune.backbone.reader.language import PreparedExchanges
 from contune.contract.context import Context
 from contune.contract.data import Batch, Dataset, Rows
-from contune.contract.store import fixed_batches
+from contune.engine.cache import fixed_batches
 from contune.metric.text import judged
 from contune.stream.exchange import Exchange, language_examples
 
@@ -67,22 +67,22 @@ def read_answers(context: Context, dataset: Dataset, watch: Watch | None = None)
 
 def token_scores(context: Context, dataset: Dataset) -> Iterator[tuple[Rows, Batch, torch.Tensor]]:
     """For batches of rows the scores (T, V) of every token of their right answers, given all tokens before it."""
-    language = context.backbone.language
+    language = context.model.backbone.language
     for rows, routes in routed_batches(context, dataset):
-        batch = context.encoding_batch(dataset, rows, routes)
-        context.store.ledger.examples_forward += len(rows)
+        batch = context.passes.encoding_batch(dataset, rows, routes)
+        context.passes.ledger.examples_forward += len(rows)
         with torch.no_grad():
-            yield rows, batch, language.scores(context.encode(batch)[0]).float()
+            yield rows, batch, language.scores(context.model.encode(batch)[0]).float()
 
 
-def write_answers(context: Context, dataset: Dataset, room: int) -> list[str]:
-    """What the model writes after each prompt, at most `room` tokens, always the likeliest one next."""
-    reader = context.backbone.language.reader
+def write_answers(context: Context, dataset: Dataset, max_new_tokens: int) -> list[str]:
+    """What the model writes after each prompt, at most `max_new_tokens` tokens, always the likeliest one next."""
+    reader = context.model.backbone.language.reader
     said = [""] * len(dataset)
     for rows, routes in routed_batches(context, dataset):
-        batch = context.encoding_batch(dataset, rows, routes, room=room)
-        context.store.ledger.examples_forward += len(rows)
-        tokens = context.encode(batch)[0].cpu().numpy()
+        batch = context.passes.encoding_batch(dataset, rows, routes, max_new_tokens=max_new_tokens)
+        context.passes.ledger.examples_forward += len(rows)
+        tokens = context.model.encode(batch)[0].cpu().numpy()
         for row, written in zip(rows.tolist(), tokens, strict=True):
             said[row] = reader.text(written)
     return said
@@ -90,8 +90,8 @@ def write_answers(context: Context, dataset: Dataset, room: int) -> list[str]:
 
 def routed_batches(context: Context, dataset: Dataset) -> list[tuple[Rows, torch.Tensor | None]]:
     """Batches of like length; with several modules, each goes through one of them."""
-    routes = context.routes(dataset) if context.adapter.modular else None
-    size, lengths = context.store.settings.batch_size, dataset.prepared.lengths
+    routes = context.passes.routes(dataset) if context.model.adapter.modular else None
+    size, lengths = context.passes.batch_size, dataset.prepared.lengths
     if routes is None:
         return [(rows, None) for rows in fixed_batches(lengths, size)]
     found: list[tuple[Rows, torch.Tensor | None]] = []
@@ -107,7 +107,7 @@ def likeliest_options(context: Context, dataset: Dataset, rows: Rows) -> list[st
     asked = [Exchange(one.turns, (option,)) for one in exchanges for option in one.options]
     owner = np.repeat(rows, [len(one.options) for one in exchanges])
     examples = language_examples(asked, range(len(asked)))
-    offered = Dataset.of(examples, context.backbone, examples.labels, dataset.tasks[owner])
+    offered = Dataset.of(examples, context.model.backbone, examples.labels, dataset.tasks[owner])
     reading = read_answers(context, offered)
     mean = -reading.nats / np.maximum(reading.tokens, 1)
     given, start = [], 0
@@ -117,7 +117,9 @@ def likeliest_options(context: Context, dataset: Dataset, rows: Rows) -> list[st
     return given
 
 
-def examined_language(context: Context, dataset: Dataset, room: int, watch: Watch | None = None) -> Examination:
+def examined_language(
+    context: Context, dataset: Dataset, max_new_tokens: int, watch: Watch | None = None
+) -> Examination:
     """Answers of a language model, each judged by its own measure; `watch` as of `read_answers`."""
     exchanges: list[Exchange] = list(dataset.examples.inputs)
     reading = read_answers(context, dataset, watch)
@@ -133,9 +135,9 @@ def examined_language(context: Context, dataset: Dataset, room: int, watch: Watc
     written = np.flatnonzero(~np.isin(measures, ["tokens", "likelihood"]))
     if len(written):
         asked = Dataset.of(
-            dataset.examples.take(written), context.backbone, dataset.labels[written], dataset.tasks[written]
+            dataset.examples.take(written), context.model.backbone, dataset.labels[written], dataset.tasks[written]
         )
-        for row, text in zip(written.tolist(), write_answers(context, asked, room), strict=True):
+        for row, text in zip(written.tolist(), write_answers(context, asked, max_new_tokens), strict=True):
             one = exchanges[row]
             judgement = judged(text, one.answers, one.options, one.measure)
             given[row], scores[row], formed[row] = text, judgement.score, judgement.well_formed

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -13,17 +12,19 @@ from numpy.typing import NDArray
 
 from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
-from contune.contract.context import Context
-from contune.contract.data import Dataset, Rows, TaskInfo
+from contune.contract.context import Context, TaskView
+from contune.contract.data import Dataset, Rows
+from contune.contract.model import Model
 from contune.contract.parts import Rule
 from contune.contract.processes import Processes
 from contune.contract.settings import CacheSettings, TrainSettings
 from contune.contract.state import State
-from contune.contract.store import FrozenStore, Shelf
+from contune.engine.cache import FrozenStore, Shelf
 from contune.engine.examine import Examination, examined_language, write_answers
 from contune.engine.loop import AfterStep, StepReport, steps_of, train
 from contune.engine.observer import Observer
 from contune.engine.packing import refuse_packing
+from contune.engine.passes import CachedPasses
 from contune.errors import CombinationError, ConfigError, DataError
 from contune.head.language import Language
 from contune.method.catalog import build_method
@@ -113,7 +114,7 @@ class Learner:
         dataset = Dataset.of(examples, self.backbone, rows, rows + (task or 0))
         allowed = self._allowed(task)
         if self.kind == "language":
-            return write_answers(self.reading(dataset), dataset, self._room)
+            return write_answers(self.reading(dataset), dataset, self._max_new_tokens)
         columns = self.answers(dataset, allowed)
         return [self.class_names[column] for column in columns.tolist()]
 
@@ -149,37 +150,26 @@ class Learner:
         name = tasks[0].name if len(tasks) == 1 else f"all {len(tasks)} tasks"
         seen = self._columns_seen
         known = min(known, 1) * seen if self.kind == "language" else known
-        info = TaskInfo(index, name, classes, known, seen, self.kind, tuple(self.class_names))
         prepared = Dataset.of(dataset, self.backbone, labels, task_rows)
-        adapting = self.method.adapt == "every-task" or index == 0
-        return self._context(info, prepared, adapting=adapting, answering=False)
+        names = tuple(self.class_names)
+        view = TaskView(index, name, classes, known, seen, self.kind, names, prepared, self.settings)
+        trainable = self.method.adapt == "every-task" or index == 0
+        return self._context(view, adapter_trainable=trainable, inference=False)
 
-    def _context(self, info: TaskInfo, dataset: Dataset, *, adapting: bool, answering: bool) -> Context:
-        mask = torch.zeros(max(len(self.class_tasks), 1), info.seen, dtype=torch.bool)
+    def _context(self, task: TaskView, *, adapter_trainable: bool, inference: bool) -> Context:
+        mask = torch.zeros(max(len(self.class_tasks), 1), task.seen, dtype=torch.bool)
         if self.kind == "language":
             mask[:] = True
         elif self.class_tasks:
             columns = [np.asarray(each, dtype=np.int64) for each in self.class_tasks]
             rows = np.repeat(np.arange(len(columns)), [len(each) for each in columns])
             mask[torch.from_numpy(rows), torch.from_numpy(np.concatenate(columns))] = True
-        method = self.method
-        return Context(
-            backbone=self.backbone,
-            adapter=method.adapter,
-            head=method.head,
-            router=method.router,
-            settings=self.settings,
-            store=self.store,
-            task=info,
-            dataset=dataset,
-            adapting=adapting,
-            answering=answering,
-            class_tasks=mask,
-            base_key=self._base_key,
-            practise=self._practise,
-        )
+        method, named = self.method, self.kind == "task-incremental"
+        model = Model(self.backbone, method.adapter, method.head, method.router, adapter_trainable, mask, named)
+        passes = CachedPasses(task, model, self.store, inference, self._base_fingerprint, self._extra_steps)
+        return Context(task, model, passes)
 
-    def _practise(self, context: Context, rules: Sequence[Rule]) -> None:
+    def _extra_steps(self, context: Context, rules: Sequence[Rule]) -> None:
         """All gradient steps of the task with these rules alone; neither shown nor saved."""
         train(context, rules, self.processes, self.ledger, lambda report: None)
 
@@ -192,7 +182,7 @@ class Learner:
         memory: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Gradient steps where something is trained by gradient, then heads solved in closed form."""
-        trained = sum(parameter.numel() for parameter in context.trained().values())
+        trained = sum(parameter.numel() for parameter in context.model.trained().values())
         self.trainable_parameters = max(self.trainable_parameters, trained)
         with self.ledger.phase("train"):
             train(
@@ -222,7 +212,7 @@ class Learner:
 
     def resting(self, context: Context) -> Context:
         """The context after the gradient steps: an adapter that learns in the first task only rests from here on."""
-        return context if self.method.adapt == "every-task" else replace(context, adapting=False)
+        return context if self.method.adapt == "every-task" else context.with_adapter_at_rest()
 
     def steps(self, context: Context) -> int:
         """Gradient steps of the task."""
@@ -249,13 +239,13 @@ class Learner:
             )
         labels = np.asarray(self.columns(task), dtype=np.int64)[task.train.labels]
         dataset = Dataset.of(task.train, self.backbone, labels, np.zeros(len(labels), dtype=np.int64))
-        self.method.head.forget(replace(self.reading(None), dataset=dataset, adapting=False))
+        self.method.head.forget(self.reading(None).with_data(dataset).with_adapter_at_rest())
 
     def answers(self, dataset: Dataset, allowed: Sequence[int] | None = None) -> NDArray[np.int64]:
         """The best column (n,) for every example, among the allowed ones; depends on no other row."""
         context = self.reading(dataset)
         columns = np.zeros(len(dataset), dtype=np.int64)
-        for rows, scores in context.logit_blocks(dataset):
+        for rows, scores in context.passes.logit_blocks(dataset):
             if allowed is not None:
                 closed = torch.ones(scores.shape[1], dtype=torch.bool)
                 closed[list(allowed)] = False
@@ -266,18 +256,18 @@ class Learner:
     def examine(self, dataset: Dataset, allowed: Sequence[int] | None = None) -> Examination:
         """Answers to all examples and how good they are; depends on no other row."""
         if self.kind == "language":
-            return examined_language(self.reading(dataset), dataset, self._room)
+            return examined_language(self.reading(dataset), dataset, self._max_new_tokens)
         columns = self.answers(dataset, allowed)
         given = [self.class_names[column] for column in columns.tolist()]
         right = columns == dataset.labels
         return Examination(given, right.astype(np.float64), np.ones(len(right), dtype=np.bool_))
 
     @property
-    def _room(self) -> int:
+    def _max_new_tokens(self) -> int:
         """Tokens that a written answer may have."""
         head = self.method.head
         assert isinstance(head, Language)
-        return head.room
+        return head.max_new_tokens
 
     @property
     def _columns_seen(self) -> int:
@@ -348,11 +338,12 @@ class Learner:
         empty = Examples([], rows, rows, self.backbone.modality)
         data = dataset or Dataset(empty, self.backbone.prepare([]), rows, rows)
         seen = self._columns_seen
-        info = TaskInfo(max(self.learned - 1, 0), "", (), seen, seen, self.kind, tuple(self.class_names))
-        return self._context(info, data, adapting=self.method.adapt == "every-task", answering=True)
+        index, names = max(self.learned - 1, 0), tuple(self.class_names)
+        view = TaskView(index, "", (), seen, seen, self.kind, names, data, self.settings)
+        return self._context(view, adapter_trainable=self.method.adapt == "every-task", inference=True)
 
     @cached_property
-    def _base_key(self) -> str:
+    def _base_fingerprint(self) -> str:
         """Names what features of the frozen model depend on, beside the examples."""
         backbone = self.backbone
         reading = [backbone.feature, backbone.parts.reader.description(), backbone.device.type, backbone.precision]

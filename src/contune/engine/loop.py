@@ -54,10 +54,10 @@ AfterStep = Callable[[StepReport], None]
 
 def steps_of(context: Context) -> int:
     """Gradient steps of the task; 0 where nothing is trained by gradient."""
-    if not context.trained():
+    if not context.model.trained():
         return 0
-    settings = context.settings
-    return settings.epochs * (settings.batches or -(-len(context.dataset) // settings.batch_size))
+    settings = context.task.settings
+    return settings.epochs * (settings.batches or -(-len(context.task.data) // settings.batch_size))
 
 
 def train(
@@ -74,19 +74,19 @@ def train(
     steps = steps_of(context)
     if done >= steps:
         return
-    trained = context.trained()
+    trained = context.model.trained()
     optimizer = make_optimizer(context)
     load_optimizer_tensors(optimizer, trained, memory or {})
-    settings, per_epoch = context.settings, steps // context.settings.epochs
-    context.adapter.train_mode(True)
+    settings, per_epoch = context.task.settings, steps // context.task.settings.epochs
+    context.model.adapter.train_mode(True)
     for epoch in range(done // per_epoch, settings.epochs):
         generator = numpy_generator(settings.seed, "order", context.task.index, epoch)
-        lengths = context.dataset.prepared.lengths
+        lengths = context.task.data.prepared.lengths
         group, count = settings.group_by_length, settings.batches
         order = epoch_batches(lengths, settings.batch_size, generator, group=group, count=count)
         for number in range(max(0, done - epoch * per_epoch), per_epoch):
             step = epoch * per_epoch + number
-            selections = {TASK: Selection(context.dataset, order[number])}
+            selections = {TASK: Selection(context.task.data, order[number])}
             for rule in rules:
                 selections |= rule.select(context, epoch, step)
             set_rate(optimizer, rate_factor(settings, step, steps, first=context.task.index == 0))
@@ -96,7 +96,7 @@ def train(
             ledger.examples_backward += rows
             after_step(StepReport(epoch, step + 1, steps, loss, rows, lambda: optimizer_tensors(optimizer, trained)))
     optimizer.zero_grad(set_to_none=True)
-    context.adapter.train_mode(False)
+    context.model.adapter.train_mode(False)
 
 
 def take_step(
@@ -108,8 +108,10 @@ def take_step(
     place: tuple[int, int],
 ) -> float:
     """One step on the selected rows, shared among the processes; gives the loss of this process's share."""
-    seed = derived_seed(context.settings.seed, "step", context.task.index, place[1], processes.rank)
-    seed_global(seed, context.backbone.device)  # dropout of the adapter, the only draw from torch's global generator
+    seed = derived_seed(context.task.settings.seed, "step", context.task.index, place[1], processes.rank)
+    seed_global(
+        seed, context.model.backbone.device
+    )  # dropout of the adapter, the only draw from torch's global generator
     batch = local_batch(context, processes, selections, place)
     for rule in rules:
         rule.before_step(context, batch)
@@ -119,13 +121,13 @@ def take_step(
         raise NumericError(not_finite(context, selections[TASK].rows, place, value))
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
-    trained = context.trained()
+    trained = context.model.trained()
     share_gradients(list(trained.values()), processes)
     allow_gradients(context, rules, trained)
-    if context.settings.clip is not None:
-        torch.nn.utils.clip_grad_norm_(trained.values(), context.settings.clip)
+    if context.task.settings.clip is not None:
+        torch.nn.utils.clip_grad_norm_(trained.values(), context.task.settings.clip)
     step_within_moves(context, rules, optimizer, trained)
-    context.adapter.after_step(context)
+    context.model.adapter.after_step(context)
     for rule in rules:
         rule.after_step(context)
     return value
@@ -195,15 +197,15 @@ def total_loss(
     """The loss of this process's share of the rows, so that the sum over the processes is the step's loss."""
     terms: list[Tensor] = []
     if batch is not None:
-        outputs = context.forward(batch)
+        outputs = context.model.forward(batch)
         terms.append(classification_loss(context, batch, outputs, selections))
         terms += [term for rule in rules if (term := rule.loss(context, batch, outputs)) is not None]
         if outputs.penalty is not None:
             terms.append(outputs.penalty)
-        if context.router is not None and (term := context.router.loss(context, batch)) is not None:
+        if context.model.router is not None and (term := context.model.router.loss(context, batch)) is not None:
             terms.append(term)
     penalties = [term / processes.count for rule in rules if (term := rule.penalty(context)) is not None]
-    zero = sum(parameter.sum() * 0.0 for parameter in context.trained().values()) if not terms else 0.0
+    zero = sum(parameter.sum() * 0.0 for parameter in context.model.trained().values()) if not terms else 0.0
     return torch.as_tensor(sum(terms) + sum(penalties) + zero)
 
 
@@ -212,9 +214,11 @@ def local_batch(
 ) -> Batch | None:
     """This process's rows of every segment, or None where it has none."""
     parts, segments, counts, start = [], {}, {}, 0
-    if processes.count > 1 and not context.settings.fresh_views:
+    if processes.count > 1 and not context.task.settings.fresh_views:
         # What is kept is computed by all processes together, also by those that have no row of this step.
-        context.prepare([selection.dataset for selection in selections.values()], context.settings.view_of(place[0]))
+        context.passes.prepare(
+            [selection.dataset for selection in selections.values()], context.task.settings.view_of(place[0])
+        )
     for name, selection in selections.items():
         rows: Rows = selection.rows[processes.rank :: processes.count]
         units = selection.dataset.prepared.units
@@ -226,11 +230,11 @@ def local_batch(
     if not parts:
         return None
     augment = None
-    if context.settings.fresh_views and context.backbone.modality == "image":
-        augment = torch_generator(context.settings.seed, "augment", context.task.index, *place, processes.rank)
-    view = context.settings.view_of(place[0])
-    packed = context.settings.packing
-    return context.batch(parts, segments=segments, counts=counts, augment=augment, view=view, packed=packed)
+    if context.task.settings.fresh_views and context.model.backbone.modality == "image":
+        augment = torch_generator(context.task.settings.seed, "augment", context.task.index, *place, processes.rank)
+    view = context.task.settings.view_of(place[0])
+    packed = context.task.settings.packing
+    return context.passes.batch(parts, segments=segments, counts=counts, augment=augment, view=view, packed=packed)
 
 
 def classification_loss(
@@ -238,8 +242,8 @@ def classification_loss(
 ) -> Tensor:
     """Cross-entropy over the classes that may compete: a mean over the task's and joined rows, and weighted terms."""
     logits = outputs.logits
-    if not context.head.language:
-        logits = logits.masked_fill(~context.class_mask(batch.tasks), float("-inf"))
+    if not context.model.head.language:
+        logits = logits.masked_fill(~context.model.class_mask(batch.tasks), float("-inf"))
     rows = functional.cross_entropy(logits, batch.labels, reduction="none")
     joined = [name for name, selection in selections.items() if selection.weight is None]
     count = sum(batch.counts[name] for name in joined)
@@ -252,7 +256,7 @@ def classification_loss(
 
 def not_finite(context: Context, rows: Rows, place: tuple[int, int], value: float) -> str:
     """The sentence for a loss that is infinite or not a number."""
-    ids = context.dataset.examples.ids[rows[:8]].tolist()
+    ids = context.task.data.examples.ids[rows[:8]].tolist()
     return (
         f"the loss is {value} in task {context.task.index + 1} ({context.task.name}), epoch {place[0] + 1}, "
         f"step {place[1] + 1} of the task, on the batch with examples {ids}{' …' if len(rows) > 8 else ''}; the step was "

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from contune.contract.data import TaskInfo
-from contune.contract.store import no_watch
+from contune.contract.context import TaskView
+from contune.engine.cache import no_watch
 
 
 class Observer:
     """Watches a run. This one is silent; a terminal, an event file or a tracker each are another."""
 
-    def task_begins(self, task: TaskInfo, tasks: int, steps: int, examples: int) -> None:
+    def task_begins(self, task: TaskView, tasks: int, steps: int, examples: int) -> None:
         """A task begins, with so many gradient steps ahead (0: closed form) and so many training examples."""
 
     def step(self, epoch: int, step: int, loss: float, examples: int) -> None:
@@ -20,7 +20,7 @@ class Observer:
         """A pass over `total` examples begins; the block is given a function to report how many more are done."""
         return no_watch(title, total)
 
-    def evaluated(self, task: TaskInfo, accuracies: list[float]) -> None:
+    def evaluated(self, task: TaskView, accuracies: list[float]) -> None:
         """All seen tasks were evaluated."""
 
     def saved(self, task: int, step: int) -> None:

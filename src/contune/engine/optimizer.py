@@ -14,9 +14,9 @@ from contune.contract.settings import TrainSettings
 
 def make_optimizer(context: Context) -> torch.optim.Optimizer:
     """An optimizer over what is trained and nothing else; a group has the tensors of a part that share a rate."""
-    settings = context.settings
+    settings = context.task.settings
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
-    for name, parameter in context.trained().items():
+    for name, parameter in context.model.trained().items():
         part, _, own = name.partition(".")
         groups.setdefault((part, rate_of(context, part, own)), []).append(parameter)
     rates = [settings.lr * rate for _, rate in groups]
@@ -31,11 +31,11 @@ def make_optimizer(context: Context) -> torch.optim.Optimizer:
 def rate_of(context: Context, part: str, name: str) -> float:
     """The learning rate of a part's tensor, as a multiple of the whole one."""
     if part == "adapter":
-        return context.adapter.rate(name)
+        return context.model.adapter.rate(name)
     if part == "head":
-        return context.head.lr_scale
-    assert context.router is not None
-    return context.router.lr_scale
+        return context.model.head.lr_scale
+    assert context.model.router is not None
+    return context.model.router.lr_scale
 
 
 def rate_factor(settings: TrainSettings, step: int, steps: int, *, first: bool = True) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from contune.adapter.none import NoAdapter
-from contune.backbone.language import PreparedExchanges
+from contune.backbone.reader.language import PreparedExchanges
 from contune.contract.context import Context
 from contune.contract.data import Dataset, Rows
 from contune.engine.examine import Watch, examined_language
@@ -37,7 +37,7 @@ class Probe:
 
     name: str
     dataset: Dataset
-    room: int
+    max_new_tokens: int
     values: Mapping[str, float | None]
     likeliest: Tensor
     log_probabilities: Tensor | None
@@ -49,14 +49,15 @@ def made_probe(learner: Learner, task: Task) -> Probe:
     dataset = Dataset.of(task.test, learner.backbone, rows, rows)
     prepared = dataset.prepared
     assert isinstance(prepared, PreparedExchanges)
-    room = prepared.longest_answer + SPARE_TOKENS
+    max_new_tokens = prepared.longest_answer + SPARE_TOKENS
     found: list[tuple[Tensor, Tensor]] = []
     with learner.method.adapter.absent():
-        context = replace(learner.reading(dataset), adapter=NoAdapter(), router=None)
+        reading = learner.reading(dataset)
+        context = reading.with_model(replace(reading.model, adapter=NoAdapter(), router=None))
         values = _values(
             context,
             dataset,
-            room,
+            max_new_tokens,
             lambda rows, scores: found.append((answer_tokens(prepared, rows), functional.log_softmax(scores, dim=1))),
         )
     places = torch.cat([place for place, _ in found]).argsort()
@@ -64,7 +65,7 @@ def made_probe(learner: Learner, task: Task) -> Probe:
     size = sum(2 * piece.numel() for _, piece in found)
     kept = torch.cat([piece.half() for _, piece in found]).cpu()[places] if size <= MOST_BYTES else None
     changed = {"changed_tokens": 0.0, "divergence": 0.0 if kept is not None else None}
-    return Probe(task.name, dataset, room, {**values, **changed}, likeliest, kept)
+    return Probe(task.name, dataset, max_new_tokens, {**values, **changed}, likeliest, kept)
 
 
 def retained(learner: Learner, probe: Probe) -> dict[str, float | None]:
@@ -80,7 +81,9 @@ def retained(learner: Learner, probe: Probe) -> dict[str, float | None]:
             untouched = probe.log_probabilities[places].to(scores.device)
             divergence.add_(divergences(untouched, scores).sum().cpu())
 
-    values: dict[str, float | None] = dict(_values(learner.reading(probe.dataset), probe.dataset, probe.room, watch))
+    values: dict[str, float | None] = dict(
+        _values(learner.reading(probe.dataset), probe.dataset, probe.max_new_tokens, watch)
+    )
     total = max(len(probe.likeliest), 1)
     values["changed_tokens"] = float(changed) / total
     values["divergence"] = float(divergence) / total if probe.log_probabilities is not None else None
@@ -105,8 +108,8 @@ def divergences(log_probabilities: Tensor, scores: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - functional.log_softmax(scores.float(), dim=1))).sum(dim=1)
 
 
-def _values(context: Context, dataset: Dataset, room: int, watch: Watch) -> dict[str, float | None]:
-    found = examined_language(context, dataset, room, watch)
+def _values(context: Context, dataset: Dataset, max_new_tokens: int, watch: Watch) -> dict[str, float | None]:
+    found = examined_language(context, dataset, max_new_tokens, watch)
     assert found.reading is not None
     return {
         "score": float(found.scores.mean()),

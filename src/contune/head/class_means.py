@@ -97,13 +97,13 @@ class ClassMeans(Head):
         self._lent = lent_head(lent)
 
     def begin_task(self, context: Context) -> None:
-        width = context.feature_size()
+        width = context.model.feature_size()
         sums = torch.zeros(context.task.seen, width, dtype=torch.float64)
         counts = torch.zeros(context.task.seen, dtype=torch.int64)
         if len(self._counts):
             sums[: len(self._sums)], counts[: len(self._counts)] = self._sums, self._counts
         self._sums, self._counts = sums, counts
-        if context.adapting and context.adapter.trained():
+        if context.model.adapter_trainable and context.model.adapter.trained():
             self._lent.begin_task(context)
 
     def trained(self) -> Parameters:
@@ -123,8 +123,8 @@ class ClassMeans(Head):
         self._sums[self._counts == 0] = 0.0
 
     def _summed(self, context: Context) -> tuple[Tensor, Tensor]:
-        blocks = context.feature_blocks(context.dataset)
-        return summed_blocks(blocks, context.dataset.labels, len(self._counts), context.feature_size())
+        blocks = context.passes.feature_blocks(context.task.data)
+        return summed_blocks(blocks, context.task.data.labels, len(self._counts), context.model.feature_size())
 
     def end_task(self, context: Context) -> None:
         del context

@@ -65,8 +65,8 @@ class KeptRows(Head):
         self._columns: list[int] = []
 
     def begin_task(self, context: Context) -> None:
-        width = context.adapter.feature_size(context.backbone)
-        generator = torch_generator(context.settings.seed, "head", context.task.index)
+        width = context.model.adapter.feature_size(context.model.backbone)
+        generator = torch_generator(context.task.settings.seed, "head", context.task.index)
         known = self._values() if self._rest else {"weight": torch.zeros(0, width), "bias": torch.zeros(0)}
         before = {name: torch.cat([known[name], *self._spare_rows(name)]) for name in known}
         seen, count = context.task.seen, max(context.task.seen + self.spare, len(before["bias"]))
@@ -75,8 +75,8 @@ class KeptRows(Head):
         bias[: len(before["bias"])] = before["bias"]
         self._columns = list(context.task.classes)
         rest = {"weight": weight[:seen], "bias": bias[:seen]}
-        self._set(rest, {name: value[self._columns] for name, value in rest.items()}, context.backbone.device)
-        self._set_ahead({"weight": weight[seen:], "bias": bias[seen:]}, context.backbone.device)
+        self._set(rest, {name: value[self._columns] for name, value in rest.items()}, context.model.backbone.device)
+        self._set_ahead({"weight": weight[seen:], "bias": bias[seen:]}, context.model.backbone.device)
 
     def _values(self) -> dict[str, Tensor]:
         """All rows of seen classes as they are now, on the CPU."""
@@ -117,7 +117,7 @@ class KeptRows(Head):
         return State(tensors, {"columns": list(self._columns)})
 
     def load_state(self, state: State, context: Context) -> None:
-        device = context.backbone.device
+        device = context.model.backbone.device
         self._columns = [int(column) for column in state.values["columns"]]
         self._set(state.inner("rest").tensors, state.inner("rows").tensors, device)
         self._set_ahead(state.inner("spare").tensors, device)

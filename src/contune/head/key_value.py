@@ -112,21 +112,21 @@ class KeyValue(Head):
         if not self._frozen:
             self._project(context)
             self._draw_keys(context)
-        device = context.backbone.device
+        device = context.model.backbone.device
         values = torch.zeros(self.books * self.pairs, context.task.seen, device=device)
         if self._values is not None:
             values[:, : self._values.shape[1]] = self._values.detach()
         self._values = nn.Parameter(values)
 
     def _project(self, context: Context) -> None:
-        width = context.adapter.feature_size(context.backbone)
-        generator = torch_generator(context.settings.seed, "key-value projection")
+        width = context.model.adapter.feature_size(context.model.backbone)
+        generator = torch_generator(context.task.settings.seed, "key-value projection")
         drawn = torch.randn(self.books, width, self.key_size, generator=generator, dtype=torch.float64)
-        self._projection = (drawn / width**0.5).to(context.backbone.device)
+        self._projection = (drawn / width**0.5).to(context.model.backbone.device)
 
     def _draw_keys(self, context: Context) -> None:
-        generator = torch_generator(context.settings.seed, "keys")
-        features = context.features(context.dataset).double().to(self._projection.device)
+        generator = torch_generator(context.task.settings.seed, "keys")
+        features = context.passes.features(context.task.data).double().to(self._projection.device)
         points = features @ self._projection
         mean, deviation = points.mean(dim=1, keepdim=True), points.std(dim=1, keepdim=True, correction=0)
         deviation = torch.where(deviation > 1e-6, deviation, 1.0)
@@ -156,7 +156,7 @@ class KeyValue(Head):
         return State({**self._frozen, **values})
 
     def load_state(self, state: State, context: Context) -> None:
-        device = context.backbone.device
+        device = context.model.backbone.device
         self._project(context)
         self._frozen = {name: state.tensors[name].to(device) for name in ("mean", "deviation", "keys")}
         self._values = nn.Parameter(state.tensors["values"].to(device))

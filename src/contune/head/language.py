@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from contune.backbone.language import PreparedExchanges
+from contune.backbone.reader.language import PreparedExchanges
 from contune.contract.context import Context
 from contune.contract.parts import Head
 from contune.contract.state import State
@@ -25,21 +25,21 @@ class Language(Head):
     language: ClassVar[bool] = True
 
     def __init__(self) -> None:
-        self.room: int = 0
+        self.max_new_tokens: int = 0
         self._scores: Callable[[Tensor], Tensor] | None = None
 
     def begin_task(self, context: Context) -> None:
-        self._scores = context.backbone.language.scores
-        prepared = context.dataset.prepared
+        self._scores = context.model.backbone.language.scores
+        prepared = context.task.data.prepared
         assert isinstance(prepared, PreparedExchanges)
-        self.room = max(self.room, prepared.longest_answer + SPARE_TOKENS)
+        self.max_new_tokens = max(self.max_new_tokens, prepared.longest_answer + SPARE_TOKENS)
 
     def logits(self, features: Tensor) -> Tensor:
         assert self._scores is not None
         return self._scores(features)
 
     def state(self) -> State:
-        return State({}, {"room": self.room})
+        return State({}, {"max_new_tokens": self.max_new_tokens})
 
     def load_state(self, state: State, context: Context) -> None:
-        self._scores, self.room = context.backbone.language.scores, int(state.values["room"])
+        self._scores, self.max_new_tokens = context.model.backbone.language.scores, int(state.values["max_new_tokens"])

@@ -48,13 +48,13 @@ class Linear(Head):
         self._bias: nn.Parameter | None = None
 
     def begin_task(self, context: Context) -> None:
-        width = context.adapter.feature_size(context.backbone)
-        generator = torch_generator(context.settings.seed, "head", context.task.index)
+        width = context.model.adapter.feature_size(context.model.backbone)
+        generator = torch_generator(context.task.settings.seed, "head", context.task.index)
         old = 0 if self._bias is None else len(self._bias)
         bias = torch.zeros(context.task.seen)
         if self._bias is not None:
             bias[:old] = self._bias.detach().cpu()
-        self._set(grown(self._weight, context.task.seen, width, generator), bias, context.backbone.device)
+        self._set(grown(self._weight, context.task.seen, width, generator), bias, context.model.backbone.device)
 
     def _set(self, weight: Tensor, bias: Tensor, device: torch.device) -> None:
         self._weight, self._bias = nn.Parameter(weight.to(device)), nn.Parameter(bias.to(device))
@@ -76,7 +76,7 @@ class Linear(Head):
         return State({name: value.detach() for name, value in self.trained().items()})
 
     def load_state(self, state: State, context: Context) -> None:
-        self._set(state.tensors["weight"], state.tensors["bias"], context.backbone.device)
+        self._set(state.tensors["weight"], state.tensors["bias"], context.model.backbone.device)
 
 
 @final
@@ -96,10 +96,10 @@ class Cosine(Head):
         self._scale: nn.Parameter | None = None
 
     def begin_task(self, context: Context) -> None:
-        width = context.adapter.feature_size(context.backbone)
-        generator = torch_generator(context.settings.seed, "head", context.task.index)
+        width = context.model.adapter.feature_size(context.model.backbone)
+        generator = torch_generator(context.task.settings.seed, "head", context.task.index)
         scale = torch.tensor(self.scale) if self._scale is None else self._scale.detach().cpu()
-        self._set(grown(self._weight, context.task.seen, width, generator), scale, context.backbone.device)
+        self._set(grown(self._weight, context.task.seen, width, generator), scale, context.model.backbone.device)
 
     def _set(self, weight: Tensor, scale: Tensor, device: torch.device) -> None:
         self._weight, self._scale = nn.Parameter(weight.to(device)), nn.Parameter(scale.to(device))
@@ -122,4 +122,4 @@ class Cosine(Head):
         return State({name: value.detach() for name, value in self.trained().items()})
 
     def load_state(self, state: State, context: Context) -> None:
-        self._set(state.tensors["weight"], state.tensors["scale"], context.backbone.device)
+        self._set(state.tensors["weight"], state.tensors["scale"], context.model.backbone.device)

@@ -64,18 +64,18 @@ class LinearPerTask(Head):
         )
 
     def begin_task(self, context: Context) -> None:
-        module = int(context.adapter.routes(torch.tensor([context.task.index]))[0])
+        module = int(context.model.adapter.routes(torch.tensor([context.task.index]))[0])
         known = self._columns.get(module, [])
         columns = known + [column for column in context.task.classes if column not in known]
-        generator = torch_generator(context.settings.seed, "head", context.task.index)
-        width = context.adapter.feature_size(context.backbone)
+        generator = torch_generator(context.task.settings.seed, "head", context.task.index)
+        width = context.model.adapter.feature_size(context.model.backbone)
         old = self._heads.get(module)
         weight = grown(old["weight"] if old else None, len(columns), width, generator)
         bias = torch.zeros(len(columns))
         if old:
             bias[: len(known)] = old["bias"].detach().cpu()
         self._columns[module], self._seen = columns, context.task.seen
-        self._set(module, {"weight": weight, "bias": bias}, context.backbone.device)
+        self._set(module, {"weight": weight, "bias": bias}, context.model.backbone.device)
         self._choose(module)
 
     def _set(self, module: int, values: Mapping[str, Tensor], device: torch.device) -> None:
@@ -110,6 +110,6 @@ class LinearPerTask(Head):
         self._columns = {int(module): list(columns) for module, columns in state.values["columns"].items()}
         self._heads = {}
         for module in self._columns:
-            self._set(module, state.inner(str(module)).tensors, context.backbone.device)
+            self._set(module, state.inner(str(module)).tensors, context.model.backbone.device)
         self._seen = int(state.values["seen"])
         self._choose(int(state.values["current"]))

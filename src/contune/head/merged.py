@@ -4,7 +4,7 @@ from typing import ClassVar, Literal, final
 
 from torch import Tensor
 
-from contune.adapter.sparse_deltas import SparseDeltas
+from contune.adapter.weights.sparse_deltas import SparseDeltas
 from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Parameters
 from contune.contract.state import State
@@ -54,8 +54,8 @@ class Merged(Head):
         return self._inner.training_logits(features)
 
     def end_task(self, context: Context) -> None:
-        assert isinstance(context.adapter, SparseDeltas)
-        with context.adapter.merged():
+        assert isinstance(context.model.adapter, SparseDeltas)
+        with context.model.adapter.merged():
             self._inner.fit(context)
         self._inner.end_task(context)
 

@@ -174,12 +174,12 @@ class Ridge(Head):
         self._used_strength = 0.0
 
     def begin_task(self, context: Context) -> None:
-        if context.adapting and context.adapter.trained():
+        if context.model.adapter_trainable and context.model.adapter.trained():
             self._lent.begin_task(context)
         if not len(self._gram):
-            width = context.feature_size()
+            width = context.model.feature_size()
             self._project(context)
-            size, device = self.random_features or width, with_float64(context.backbone.device)
+            size, device = self.random_features or width, with_float64(context.model.backbone.device)
             self._gram = torch.zeros(size, size, dtype=torch.float64, device=device)
             self._targets = self._gram.new_zeros(size, 0)
         missing = context.task.seen - self._targets.shape[1]
@@ -188,9 +188,9 @@ class Ridge(Head):
 
     def _project(self, context: Context) -> None:
         if self.random_features:
-            generator = torch_generator(context.settings.seed, "random features")
-            drawn = random_projection(context.feature_size(), self.random_features, self.projection, generator)
-            self._projection = drawn.to(with_float64(context.backbone.device))
+            generator = torch_generator(context.task.settings.seed, "random features")
+            drawn = random_projection(context.model.feature_size(), self.random_features, self.projection, generator)
+            self._projection = drawn.to(with_float64(context.model.backbone.device))
 
     def trained(self) -> Parameters:
         return self._lent.trained()
@@ -208,7 +208,7 @@ class Ridge(Head):
         self._weight = ridge_solution(self._gram, self._targets, self._used_strength)
 
     def forget(self, context: Context) -> None:
-        labels = torch.from_numpy(context.dataset.labels)
+        labels = torch.from_numpy(context.task.data.labels)
         require_learned(self._counts, torch.bincount(labels, minlength=len(self._counts)))
         for features, one_hot, _ in self._blocks(context):
             self._add(features, one_hot, -1.0)
@@ -217,9 +217,9 @@ class Ridge(Head):
 
     def _blocks(self, context: Context) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Features, targets and places of the task's rows, block by block."""
-        for rows, features in context.feature_blocks(context.dataset):
+        for rows, features in context.passes.feature_blocks(context.task.data):
             here = features.to(self._gram.device)
-            yield here, self._one_hot(context.dataset.labels[rows]), torch.from_numpy(rows)
+            yield here, self._one_hot(context.task.data.labels[rows]), torch.from_numpy(rows)
 
     def _one_hot(self, labels: Rows) -> Tensor:
         places = torch.from_numpy(labels).to(self._gram.device)
@@ -233,12 +233,12 @@ class Ridge(Head):
 
     def _add_and_search(self, context: Context) -> float:
         """Add the task to the sums and choose the strength on its held-out part."""
-        labels = context.dataset.labels
-        order = numpy_generator(context.settings.seed, "strength", context.task.index).permutation(len(labels))
+        labels = context.task.data.labels
+        order = numpy_generator(context.task.settings.seed, "strength", context.task.index).permutation(len(labels))
         cut = max(1, int(0.8 * len(order)))
         if cut < len(order) and cut >= len(self._gram):
             return self._add_and_search_sums(context, torch.from_numpy(order[cut:]))
-        seen = torch.zeros(len(order), context.feature_size(), device=self._gram.device)
+        seen = torch.zeros(len(order), context.model.feature_size(), device=self._gram.device)
         for features, one_hot, rows in self._blocks(context):
             self._add(features, one_hot, 1.0)
             seen[rows] = features
@@ -251,8 +251,8 @@ class Ridge(Head):
 
     def _add_and_search_sums(self, context: Context, held_out: Tensor) -> float:
         """The same for more examples than random features: sums for each part, so that one pass is enough."""
-        columns = torch.from_numpy(np.unique(context.dataset.labels))
-        is_held = torch.zeros(len(context.dataset), dtype=torch.bool)
+        columns = torch.from_numpy(np.unique(context.task.data.labels))
+        is_held = torch.zeros(len(context.task.data), dtype=torch.bool)
         is_held[held_out] = True
         fit, held = (Moments.empty(len(self._gram), len(columns), self._gram.device) for _ in range(2))
         for features, one_hot, rows in self._blocks(context):
@@ -278,7 +278,7 @@ class Ridge(Head):
         return State({**tensors, **lent}, {"strength": self._used_strength})
 
     def load_state(self, state: State, context: Context) -> None:
-        device = with_float64(context.backbone.device)
+        device = with_float64(context.model.backbone.device)
         self._gram, self._targets, self._weight = (state.tensors[n].to(device) for n in ("gram", "targets", "weight"))
         self._counts = state.tensors["counts"]
         self._used_strength = float(state.values["strength"])

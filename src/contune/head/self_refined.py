@@ -85,12 +85,12 @@ class SelfRefined(Head):
     def begin_task(self, context: Context) -> None:
         self._linear.begin_task(context)
         seen = context.task.seen
-        sums = torch.zeros(seen, context.adapter.feature_size(context.backbone), dtype=torch.float64)
+        sums = torch.zeros(seen, context.model.adapter.feature_size(context.model.backbone), dtype=torch.float64)
         counts = torch.zeros(seen, dtype=torch.int64)
         if len(self._counts):
             sums[: len(self._sums)], counts[: len(self._counts)] = self._sums, self._counts
         self._sums, self._counts = sums, counts
-        self._owners = owners_of(context.class_tasks, context.adapter)
+        self._owners = owners_of(context.model.class_tasks, context.model.adapter)
 
     def trained(self) -> Parameters:
         return self._linear.trained()
@@ -103,8 +103,11 @@ class SelfRefined(Head):
         return self._linear.logits(features)
 
     def end_task(self, context: Context) -> None:
-        blocks, width = context.module_blocks(context.dataset, 0), context.adapter.feature_size(context.backbone)
-        sums, counts = summed_blocks(blocks, context.dataset.labels, len(self._counts), width)
+        blocks, width = (
+            context.passes.module_blocks(context.task.data, 0),
+            context.model.adapter.feature_size(context.model.backbone),
+        )
+        sums, counts = summed_blocks(blocks, context.task.data.labels, len(self._counts), width)
         self._sums, self._counts = self._sums + sums, self._counts + counts
 
     def logits(self, features: Tensor) -> Tensor:

@@ -95,12 +95,12 @@ class SubspaceMeans(Head):
         )
 
     def begin_task(self, context: Context) -> None:
-        shape = (context.task.seen, context.adapter.modules())
-        self._sums = padded(self._sums, (*shape, context.adapter.feature_size(context.backbone)), 0)
+        shape = (context.task.seen, context.model.adapter.modules())
+        self._sums = padded(self._sums, (*shape, context.model.adapter.feature_size(context.model.backbone)), 0)
         self._counts = padded(self._counts, shape, 0)
         self._owners = padded(self._owners, shape[:1], -1)
         self._complete()
-        if context.adapting and context.adapter.trained():
+        if context.model.adapter_trainable and context.model.adapter.trained():
             self._lent = lent_head("cosine")
             self._lent.begin_task(context)
 
@@ -111,14 +111,17 @@ class SubspaceMeans(Head):
         return self._lent.logits(features)
 
     def fit(self, context: Context) -> None:
-        dataset, shape = context.dataset, (len(self._counts), context.adapter.feature_size(context.backbone))
+        dataset, shape = (
+            context.task.data,
+            (len(self._counts), context.model.adapter.feature_size(context.model.backbone)),
+        )
         pairs = [
-            summed_blocks(context.module_blocks(dataset, module), dataset.labels, *shape)
-            for module in range(context.adapter.modules())
+            summed_blocks(context.passes.module_blocks(dataset, module), dataset.labels, *shape)
+            for module in range(context.model.adapter.modules())
         ]
         self._sums = self._sums + torch.stack([sums for sums, _ in pairs], dim=1)
         self._counts = self._counts + torch.stack([counts for _, counts in pairs], dim=1)
-        own = int(context.adapter.routes(torch.tensor([context.task.index]))[0])
+        own = int(context.model.adapter.routes(torch.tensor([context.task.index]))[0])
         first_shown = (self._counts[:, own] > 0) & (self._owners < 0)
         self._owners = self._owners.masked_fill(first_shown, own)
         self._complete()

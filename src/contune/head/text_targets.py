@@ -84,13 +84,13 @@ class TextTargets(Head):
 
     def begin_task(self, context: Context) -> None:
         names = context.task.class_names[len(self._targets) :]
-        device = context.backbone.device
+        device = context.model.backbone.device
         if names:
-            new = self._embedded(names, context.backbone).to(device)
+            new = self._embedded(names, context.model.backbone).to(device)
             self._targets = torch.cat([self._targets, new]) if len(self._targets) else new
-        self._width = context.adapter.feature_size(context.backbone)
+        self._width = context.model.adapter.feature_size(context.model.backbone)
         if self._projection is None and self._targets.shape[1] != self._width:
-            generator = torch_generator(context.settings.seed, "head")
+            generator = torch_generator(context.task.settings.seed, "head")
             self._projection = nn.Parameter(grown(None, self._targets.shape[1], self._width, generator).to(device))
 
     def _embedded(self, names: Sequence[str], backbone: Backbone) -> Tensor:
@@ -117,8 +117,8 @@ class TextTargets(Head):
         return State({"targets": self._targets, **projection})
 
     def load_state(self, state: State, context: Context) -> None:
-        device = context.backbone.device
+        device = context.model.backbone.device
         self._targets = state.tensors["targets"].to(device)
-        self._width = context.adapter.feature_size(context.backbone)
+        self._width = context.model.adapter.feature_size(context.model.backbone)
         if "projection" in state.tensors:
             self._projection = nn.Parameter(state.tensors["projection"].to(device))

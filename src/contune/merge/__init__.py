@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from contune.merge.adapters import merge_adapters as merge_adapters
-    from contune.merge.adapters import transfer_adapter as transfer_adapter
-    from contune.merge.checkpoints import graft as graft
-    from contune.merge.checkpoints import merge_checkpoints as merge_checkpoints
-    from contune.merge.checkpoints import transfer as transfer
-    from contune.merge.recipe import Recipe as Recipe
-    from contune.merge.smile_folder import load_smile as load_smile
-    from contune.merge.smile_folder import make_smile as make_smile
+    from contune.merge.adapters.adapters import merge_adapters as merge_adapters
+    from contune.merge.adapters.adapters import transfer_adapter as transfer_adapter
+    from contune.merge.models.checkpoints import graft as graft
+    from contune.merge.models.checkpoints import merge_checkpoints as merge_checkpoints
+    from contune.merge.models.checkpoints import transfer as transfer
+    from contune.merge.models.recipe import Recipe as Recipe
+    from contune.merge.smile.folder import load_smile as load_smile
+    from contune.merge.smile.folder import make_smile as make_smile
 
 _HOMES = {
     "Recipe": "recipe",

@@ -9,7 +9,7 @@ import typer
 from contune.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from contune.merge.recipe import Recipe
+    from contune.merge.models.recipe import Recipe
 
 # The options that each method reads; any other that is given is refused, so that none is silently without effect.
 SUMS = {"base", "weight", "scale", "dare", "seed", "rank", "lines_alpha", "lines_beta", "leave"}
@@ -100,7 +100,7 @@ def require_used(method: str, options: dict[str, Any]) -> None:
 
 def carry_out(models: list[Path], out: Path, method: str, options: dict[str, Any], *, show: bool) -> dict[str, Any]:
     """Call the door of a method; gives the record of what was done."""
-    from contune.merge.smile_folder import make_smile
+    from contune.merge.smile.folder import make_smile
 
     adapters = [(model / "adapter_config.json").is_file() for model in models]
     if any(adapters) and not all(adapters):
@@ -116,11 +116,11 @@ def carry_out(models: list[Path], out: Path, method: str, options: dict[str, Any
         return move_one(models[0], out, method, options, is_adapter=adapters[0], show=show)
     shared = {"base": options.get("base"), "leave": options.get("leave", []), "show": show}
     if all(adapters):
-        from contune.merge.adapters import merge_adapters
+        from contune.merge.adapters.adapters import merge_adapters
 
         chosen = rank_of(options["rank"]) if "rank" in options else None
         return merge_adapters(models, out, recipe_of(method, options), rank=chosen, **shared)
-    from contune.merge.checkpoints import merge_checkpoints
+    from contune.merge.models.checkpoints import merge_checkpoints
 
     refuse_rank(options)
     return merge_checkpoints(models, out, recipe_of(method, options), **shared)
@@ -130,8 +130,8 @@ def move_one(
     model: Path, out: Path, method: str, options: dict[str, Any], *, is_adapter: bool, show: bool
 ) -> dict[str, Any]:
     """Transfer or graft one model."""
-    from contune.merge.adapters import transfer_adapter
-    from contune.merge.checkpoints import graft, transfer
+    from contune.merge.adapters.adapters import transfer_adapter
+    from contune.merge.models.checkpoints import graft, transfer
 
     if method == "transfer":
         onto = needed(options, "onto", method)
@@ -148,7 +148,7 @@ def move_one(
 
 def recipe_of(method: str, options: dict[str, Any]) -> "Recipe":
     """The recipe that the options describe."""
-    from contune.merge.recipe import Recipe
+    from contune.merge.models.recipe import Recipe
 
     if "seed" in options and "dare" not in options:
         raise ConfigError("--seed does nothing without --dare")

@@ -169,8 +169,8 @@ def _signature_only(target: Callable[..., Any], defaults: Mapping[str, Any]) -> 
 
 def _modules(package: str) -> Iterator[ModuleType]:
     root = importlib.import_module(package)
-    for info in pkgutil.iter_modules(root.__path__):
-        yield importlib.import_module(f"{package}.{info.name}")
+    for info in pkgutil.walk_packages(root.__path__, f"{package}."):
+        yield importlib.import_module(info.name)
 
 
 def _public(module: ModuleType, kind: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:

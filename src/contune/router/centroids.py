@@ -67,15 +67,15 @@ class Centroids(Router):
         self._modules = torch.zeros(0, dtype=torch.int64)
 
     def end_task(self, context: Context) -> None:
-        features = functional.normalize(context.base_features(context.dataset).double(), dim=1)
+        features = functional.normalize(context.passes.base_features(context.task.data).double(), dim=1)
         centres = cluster_centres(
-            features, self.count, derived_seed(context.settings.seed, "centroids", context.task.index)
+            features, self.count, derived_seed(context.task.settings.seed, "centroids", context.task.index)
         )
         self._centres = torch.cat([self._centres, centres]) if len(self._centres) else centres
         self._modules = torch.cat([self._modules, torch.full((len(centres),), own_module(context))])
 
     def route(self, context: Context, dataset: Dataset) -> Tensor:
-        features = functional.normalize(context.base_features(dataset).double(), dim=1)
+        features = functional.normalize(context.passes.base_features(dataset).double(), dim=1)
         return self._modules[nearest_centres(features, self._centres, self.distance)]
 
     def state(self) -> State:

@@ -30,10 +30,10 @@ def answer_entropy(logits: Tensor, *, relative: bool = True) -> Tensor:
 
 def classes_of_modules(context: Context) -> dict[int, Tensor]:
     """The columns that each module has learned; a module without a task is left out."""
-    tasks = torch.arange(len(context.class_tasks))
-    modules = context.adapter.routes(tasks).cpu()
+    tasks = torch.arange(len(context.model.class_tasks))
+    modules = context.model.adapter.routes(tasks).cpu()
     columns = {
-        module: context.class_tasks[modules == module].any(dim=0).nonzero()[:, 0].cpu()
+        module: context.model.class_tasks[modules == module].any(dim=0).nonzero()[:, 0].cpu()
         for module in torch.unique(modules).tolist()
     }
     return {module: own for module, own in columns.items() if len(own)}
@@ -64,11 +64,11 @@ class Entropy(Router):
 
     def _entropies(self, context: Context, dataset: Dataset, module: int, columns: Tensor) -> Tensor:
         """Entropy (n,) of the module's answers over these columns."""
-        features, device = context.module_features(dataset, module), context.backbone.device
+        features, device = context.passes.module_features(dataset, module), context.model.backbone.device
         found = [torch.zeros(0, dtype=torch.float64)]
         with torch.no_grad():
             for chunk in torch.split(features, CHUNK):
                 routes = torch.full((len(chunk),), module, device=device)
-                logits = context.head.routed_logits(chunk.to(device), routes, training=False).cpu()
+                logits = context.model.head.routed_logits(chunk.to(device), routes, training=False).cpu()
                 found.append(answer_entropy(logits[:, columns], relative=self.relative))
         return torch.cat(found)

@@ -162,14 +162,14 @@ class Instructions(Router):
     def fitting(self, context: Context) -> int | None:
         """The module that learned instructions like those of the task that begins, or None where it should be a new one."""
         modules = sorted(self._books)
-        own = commonest(self.instructions(context.dataset), self.keep)
+        own = commonest(self.instructions(context.task.data), self.keep)
         (cosines,) = mean_cosines([own], [self._books[module] for module in modules])
         best = likest(cosines, self.threshold)
         return None if best is None else modules[best]
 
     def begin_task(self, context: Context) -> None:
         book = self._books.setdefault(own_module(context), [])
-        found = commonest(self.instructions(context.dataset), self.keep)
+        found = commonest(self.instructions(context.task.data), self.keep)
         book += [text for text in found if text not in book]
 
     def route(self, context: Context, dataset: Dataset) -> Tensor:

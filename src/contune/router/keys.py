@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contune.adapter.prompt_pool import nearest_keys
+from contune.adapter.prompt.pool import nearest_keys
 from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Dataset
 from contune.contract.parts import Parameters, Router
@@ -18,7 +18,7 @@ REACH = 0.01  # keys start uniform in [0, 0.01), as in the official JAX code
 
 def own_module(context: Context) -> int:
     """The module that learns the rows of the task at hand."""
-    return int(context.adapter.routes(torch.tensor([context.task.index]))[0])
+    return int(context.model.adapter.routes(torch.tensor([context.task.index]))[0])
 
 
 def frozen_queries(batch: Batch) -> Tensor:
@@ -55,9 +55,9 @@ class Keys(Router):
         self._freeze()
         self._current = None
         if module not in self._keys:
-            generator = torch_generator(context.settings.seed, "router key", module)
-            start = REACH * torch.rand(context.backbone.feature_size, generator=generator)
-            self._keys[module] = nn.Parameter(start.to(context.backbone.device))
+            generator = torch_generator(context.task.settings.seed, "router key", module)
+            start = REACH * torch.rand(context.model.backbone.feature_size, generator=generator)
+            self._keys[module] = nn.Parameter(start.to(context.model.backbone.device))
             self._current = module
 
     def _freeze(self) -> None:
@@ -79,7 +79,7 @@ class Keys(Router):
         modules = sorted(self._keys)
         keys = torch.stack([self._keys[module].detach().cpu() for module in modules])
         # float64: in float32 the last bits depend on what else is in the data set, and may decide between close keys
-        nearest, _ = nearest_keys(context.base_features(dataset).double(), keys.double(), 1)
+        nearest, _ = nearest_keys(context.passes.base_features(dataset).double(), keys.double(), 1)
         return torch.tensor(modules)[nearest[:, 0]]
 
     def state(self) -> State:
@@ -87,7 +87,7 @@ class Keys(Router):
         return State(tensors, {"modules": sorted(self._keys), "current": self._current})
 
     def load_state(self, state: State, context: Context) -> None:
-        device = context.backbone.device
+        device = context.model.backbone.device
         modules = [int(module) for module in state.values["modules"]]
         self._keys = {module: nn.Parameter(state.tensors[f"key{module}"].clone().to(device)) for module in modules}
         self._freeze()

@@ -70,9 +70,9 @@ class Mahalanobis(Router):
         self._count = 0
 
     def end_task(self, context: Context) -> None:
-        labels = torch.from_numpy(context.dataset.labels)
+        labels = torch.from_numpy(context.task.data.labels)
         groups = labels if self.per == "class" else torch.zeros_like(labels)
-        means, scatter = grouped_scatter(context.base_features(context.dataset), groups)
+        means, scatter = grouped_scatter(context.passes.base_features(context.task.data), groups)
         self._means = torch.cat([self._means, means]) if self._count else means
         self._scatter = self._scatter + scatter if self._count else scatter
         self._modules = torch.cat([self._modules, torch.full((len(means),), own_module(context))])
@@ -80,7 +80,7 @@ class Mahalanobis(Router):
 
     def route(self, context: Context, dataset: Dataset) -> Tensor:
         covariance = shrunk(self._scatter / self._count, self.shrinkage)
-        distances = squared_distances(context.base_features(dataset), self._means, covariance)
+        distances = squared_distances(context.passes.base_features(dataset), self._means, covariance)
         return self._modules[distances.argmin(dim=1)]
 
     def state(self) -> State:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contune.adapter.side_lora import SideLora, base_matrices
+from contune.adapter.lora.side import SideLora, base_matrices
 from contune.contract.context import Context
 from contune.contract.data import Batch, Dataset, Rows
 from contune.contract.parts import Parameters, Router
@@ -72,18 +72,18 @@ class Selector(Router):
             self._lora = self._new_lora(context)
         module = own_module(context)
         if not self._modules:
-            self._set(torch.zeros(1, context.backbone.feature_size), torch.zeros(1), context)
+            self._set(torch.zeros(1, context.model.backbone.feature_size), torch.zeros(1), context)
         elif module not in self._modules:
             self._set(*with_new_row(self._weight.detach(), self._bias.detach()), context)
         if module not in self._modules:
             self._modules.append(module)
 
     def _new_lora(self, context: Context) -> SideLora:
-        places = base_matrices(context.backbone, self.targets, self.layers)
-        return SideLora(places, self.rank, self.alpha, context.settings.seed, context.backbone.device)
+        places = base_matrices(context.model.backbone, self.targets, self.layers)
+        return SideLora(places, self.rank, self.alpha, context.task.settings.seed, context.model.backbone.device)
 
     def _set(self, weight: Tensor, bias: Tensor, context: Context) -> None:
-        device = context.backbone.device
+        device = context.model.backbone.device
         self._weight, self._bias = nn.Parameter(weight.clone().to(device)), nn.Parameter(bias.clone().to(device))
 
     def trained(self) -> Parameters:
@@ -96,14 +96,14 @@ class Selector(Router):
         """Scores (B, k) of the rows of a batch, of its augmented images where it has them."""
         inputs = batch.inputs
         if inputs.pixels is None:  # a text, or an image whose lower states were kept
-            inputs = context.backbone.questions([(dataset.prepared, rows) for dataset, rows in batch.parts])
-        with context.adapter.absent(), self.lora.active():
-            return functional.linear(context.backbone.features(inputs), self._weight, self._bias)
+            inputs = context.model.backbone.questions([(dataset.prepared, rows) for dataset, rows in batch.parts])
+        with context.model.adapter.absent(), self.lora.active():
+            return functional.linear(context.model.backbone.features(inputs), self._weight, self._bias)
 
     def targets_of(self, context: Context, tasks: Tensor) -> Tensor:
         """The place among the head's rows of the module of each of these tasks."""
         modules = torch.tensor(self._modules)
-        return (context.adapter.routes(tasks.cpu())[:, None] == modules).to(torch.int64).argmax(dim=1)
+        return (context.model.adapter.routes(tasks.cpu())[:, None] == modules).to(torch.int64).argmax(dim=1)
 
     def loss(self, context: Context, batch: Batch) -> Tensor | None:
         if len(self._modules) < 2:
@@ -119,12 +119,12 @@ class Selector(Router):
             return modules.expand(len(dataset))
 
         def compute(rows: Rows) -> Tensor:
-            inputs = context.backbone.questions([(dataset.prepared, rows)])
-            with context.adapter.absent(), self.lora.active():
-                return functional.linear(context.backbone.features(inputs), self._weight, self._bias)
+            inputs = context.model.backbone.questions([(dataset.prepared, rows)])
+            with context.model.adapter.absent(), self.lora.active():
+                return functional.linear(context.model.backbone.features(inputs), self._weight, self._bias)
 
-        name = f"selector-{context.base_key}-{self._key()}"
-        return modules[context.store.features(dataset, name, len(modules), compute).argmax(dim=1)]
+        name = f"selector-{context.passes.base_fingerprint}-{self._key()}"
+        return modules[context.passes.kept(dataset, name, len(modules), compute).argmax(dim=1)]
 
     def _key(self) -> str:
         """Names what the scores depend on, beside the frozen model and the example."""

@@ -1,13 +1,13 @@
 """Sentences with which several rules refuse an adapter that leaves them nothing to do."""
 
-from contune.adapter.lora_per_task import LoraPerTask
+from contune.adapter.lora.per_task import LoraPerTask
 from contune.contract.parts import Adapter
 
 
 def refuse_without_lasting(rule: str, adapter: Adapter, does: str, instead: str = "") -> str | None:
     """For rules about tensors that live through several tasks; `does` says what the rule does with them.
 
-    >>> from contune.adapter.lora_per_task import LoraPerTask
+    >>> from contune.adapter.lora.per_task import LoraPerTask
     >>> refuse_without_lasting("l2", LoraPerTask(), "anchors tensors")  # doctest: +ELLIPSIS
     "rule 'l2' anchors tensors, but adapter 'lora-per-task' starts fresh ones for every task and leaves the old as they ..."
     """

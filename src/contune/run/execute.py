@@ -27,7 +27,7 @@ from contune.contract.context import Context
 from contune.contract.data import Dataset
 from contune.contract.processes import Processes
 from contune.contract.state import State
-from contune.contract.store import Shelf
+from contune.engine.cache import Shelf
 from contune.engine.learner import Learner
 from contune.engine.loop import StepReport
 from contune.engine.observer import Observer
@@ -37,10 +37,10 @@ from contune.method.catalog import build_method, compose
 from contune.method.method import Method
 from contune.metric.summary import summary
 from contune.run.config import RunConfig, explain
-from contune.run.directory import RunDirectory
-from contune.run.events import EventFile
-from contune.run.predictions import COLUMNS, LANGUAGE_COLUMNS, matrices, prediction_table
-from contune.run.shared import Shared
+from contune.run.folder.directory import RunDirectory
+from contune.run.folder.events import EventFile
+from contune.run.folder.predictions import COLUMNS, LANGUAGE_COLUMNS, matrices, prediction_table
+from contune.run.folder.shared import Shared
 from contune.stream.task import Stream, Task
 
 
@@ -274,7 +274,7 @@ class _Execution:
         tasks = self.lessons[lesson]
         if context is None:
             context = self.learner.begin(tasks)
-        self.observer.task_begins(context.task, len(self.lessons), self.learner.steps(context), len(context.dataset))
+        self.observer.task_begins(context.task, len(self.lessons), self.learner.steps(context), len(context.task.data))
         if not done:  # a run that goes on inside the task has said so already
             self._event("task", task=lesson, name=context.task.name, steps=self.learner.steps(context))
         self.saved_at = time.monotonic()

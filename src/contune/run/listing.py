@@ -15,7 +15,7 @@ from contune.method.catalog import ROOMS, first_sentence, option_defaults, parts
 from contune.run.config import RunConfig
 from contune.run.execute import make_learner
 from contune.stream.build import load_stream
-from contune.stream.builtin import BUILTIN_STREAMS
+from contune.stream.builtin.registry import BUILTIN_STREAMS
 
 
 def listing(what: str) -> Table:
@@ -67,12 +67,12 @@ def explanation(config: RunConfig, base: Path) -> Table:
     learner = make_learner(config, stream, Processes(), Observer())
     lesson = list(stream.tasks) if learner.method.joint else [stream.tasks[0]]
     context = learner.begin(lesson)
-    trained = context.trained()
+    trained = context.model.trained()
     count = sum(parameter.numel() for parameter in trained.values())
     total = sum(parameter.numel() for parameter in learner.backbone.base_parameters().values())
     examples = sum(len(task.train) for task in stream.tasks)
     tests = sum(len(task.test) for task in stream.tasks)
-    layer, depth = context.lowest_layer(), learner.backbone.depth
+    layer, depth = context.model.lowest_layer(), learner.backbone.depth
     answers = "written answers" if stream.kind == "language" else f"{len(stream.class_names)} classes"
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title=config.label(), title_justify="left")
     table.add_row("stream", f"{stream.name}: {len(stream.tasks)} tasks, {answers}, {stream.kind}")

@@ -9,8 +9,8 @@ from contune.backbone.config import ModelConfig
 from contune.engine.learner import Learner
 from contune.errors import DataError, RunDirectoryError
 from contune.run.config import RunConfig
-from contune.run.directory import RunDirectory
 from contune.run.execute import choose_device, make_method
+from contune.run.folder.directory import RunDirectory
 from contune.stream import read_inputs
 from contune.stream.task import Inputs
 

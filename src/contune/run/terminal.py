@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from contune.contract.data import TaskInfo
+from contune.contract.context import TaskView
 from contune.engine.observer import Observer
 
 TITLES = {"base": "queries", "features": "features", "layer": "frozen layers"}
@@ -53,7 +53,7 @@ class TerminalObserver(Observer):
         with self._progress:
             yield
 
-    def task_begins(self, task: TaskInfo, tasks: int, steps: int, examples: int) -> None:
+    def task_begins(self, task: TaskView, tasks: int, steps: int, examples: int) -> None:
         self._tasks, self._steps, self._examples = tasks, steps, 0
         self._started = self._rate_from = time.monotonic()
         if steps:
@@ -79,7 +79,7 @@ class TerminalObserver(Observer):
         finally:
             self._progress.remove_task(bar)
 
-    def evaluated(self, task: TaskInfo, accuracies: list[float]) -> None:
+    def evaluated(self, task: TaskView, accuracies: list[float]) -> None:
         seconds = time.monotonic() - self._started
         now = sum(accuracies) / len(accuracies)
         first = f", first task {accuracies[0]:.0%}" if len(accuracies) > 1 else ""

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, final
 
-from contune.contract.data import TaskInfo
+from contune.contract.context import TaskView
 from contune.engine.observer import Observer
 from contune.errors import ConfigError, did_you_mean
 
@@ -30,7 +30,7 @@ class TrackingObserver(Observer):
         self._accelerator.init_trackers(label)
         self._steps = 0
 
-    def task_begins(self, task: TaskInfo, tasks: int, steps: int, examples: int) -> None:
+    def task_begins(self, task: TaskView, tasks: int, steps: int, examples: int) -> None:
         self._inner.task_begins(task, tasks, steps, examples)
 
     def step(self, epoch: int, step: int, loss: float, examples: int) -> None:
@@ -42,7 +42,7 @@ class TrackingObserver(Observer):
     def watch(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         return self._inner.watch(title, total)
 
-    def evaluated(self, task: TaskInfo, accuracies: list[float]) -> None:
+    def evaluated(self, task: TaskView, accuracies: list[float]) -> None:
         self._inner.evaluated(task, accuracies)
         values = {"accuracy/this task": accuracies[-1], "accuracy/first task": accuracies[0]}
         mean = sum(accuracies) / len(accuracies)

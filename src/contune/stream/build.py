@@ -16,11 +16,11 @@ from pathlib import Path
 
 from contune.errors import ConfigError, DataError
 from contune.stream.config import StreamConfig
-from contune.stream.images import decode_rows
 from contune.stream.language import load_language_stream
 from contune.stream.plan import collect_tasks, few, plan_by_classes, plan_by_groups, untested_classes
-from contune.stream.rows import BadRow, Row, Split, settle_bad_rows
-from contune.stream.sources import Source, read_source
+from contune.stream.read.images import decode_rows
+from contune.stream.read.rows import BadRow, Row, Split, settle_bad_rows
+from contune.stream.read.sources import Source, read_source
 from contune.stream.task import Stream
 
 

@@ -17,10 +17,10 @@ from contune.errors import ConfigError, DataError, did_you_mean
 from contune.stream.answer_styles import diversified, style_note
 from contune.stream.config import TEXT_SUFFIXES, DataConfig, LanguageConfig, Paths, StreamConfig
 from contune.stream.exchange import Exchange, Measure, Role, Turn, language_examples
-from contune.stream.files import content, found_paths, paths_by_group, require_file
 from contune.stream.order import arrival_order, split_rows
-from contune.stream.rows import BadRow, Place, RawTable, settle_bad_rows
-from contune.stream.tables import read_table
+from contune.stream.read.files import content, found_paths, paths_by_group, require_file
+from contune.stream.read.rows import BadRow, Place, RawTable, settle_bad_rows
+from contune.stream.read.tables import read_table
 from contune.stream.task import Examples, Stream, Task
 
 # Usual layouts, the first that fits is taken: the columns of the prompt and the column of the answer.

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from contune.errors import ConfigError, DataError
 from contune.stream.config import StreamConfig
-from contune.stream.images import as_inputs
 from contune.stream.order import arrival_order, cut, split_rows, task_sizes
-from contune.stream.rows import Row
+from contune.stream.read.images import as_inputs
+from contune.stream.read.rows import Row
 from contune.stream.task import Examples, Modality, Task
 
 RowsByClass = dict[tuple[str | None, str], list[Row]]

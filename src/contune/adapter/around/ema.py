@@ -1,0 +1,142 @@
+"""An adapter that learns, and a slow running mean of it that answers beside it (LAE, arXiv 2303.10070)."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from contune.backbone.backbone import Backbone
+from contune.contract.context import Context
+from contune.contract.data import Batch
+from contune.contract.parts import Adapter, Parameters, Tensors
+from contune.contract.state import State, on_device
+from contune.errors import CombinationError, ConfigError
+
+
+def moved_average(average: Tensors, current: Tensors, decay: float) -> dict[str, Tensor]:
+    """decay * average + (1 - decay) * current, by the names of the average.
+
+    >>> moved_average({"a": torch.tensor([1.0])}, {"a": torch.tensor([5.0])}, 0.75)["a"].item()
+    2.0
+    """
+    return {name: decay * value + (1 - decay) * current[name].detach() for name, value in average.items()}
+
+
+@contextmanager
+def exchanged(parameters: Parameters, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """The block sees these values in place of the parameters of the same names."""
+    kept = {name: parameters[name].data for name in values}
+    for name, value in values.items():
+        parameters[name].data = value
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            parameters[name].data = value
+
+
+@final
+class Accumulated(Adapter):
+    """Module 0 is the `inner` adapter as it learns (online), module 1 a running mean of its tensors (offline).
+
+    The offline copy is made of the online adapter when the second task begins; until then there is one module. After
+    every step off <- decay off + (1 - decay) on, also while rule freeze-first keeps the adapter still, as in the released
+    code. It is never trained. A head such as linear answers by the larger of the two softmaxes of each class. Factors are
+    averaged, not their products. Memory: the inner adapter twice. Compute: two forward passes to answer. Where the task is
+    named, and in training, the online module alone is used.
+    """
+
+    modular: ClassVar[bool] = True
+    grows: ClassVar[bool] = False
+
+    def __init__(self, inner: Adapter, decay: float) -> None:
+        if not 0 <= decay <= 1:
+            raise ConfigError(f"decay is {decay}; give a number from 0 to 1")
+        if inner.modular or inner.fresh or inner.name == "none":
+            raise CombinationError(
+                f"accumulated keeps a running mean of tensors that live through all tasks, and adapter {inner.name!r} "
+                "has none or starts new ones for every task; give an adapter such as calibrated-lora, lora or bottleneck"
+            )
+        self.name = "accumulated"  # type: ignore[misc]  # the function of that name takes it from a configuration
+        self.needs_queries = inner.needs_queries  # type: ignore[misc]
+        self.inner, self.decay = inner, decay
+        self.lr_scale = inner.lr_scale
+        self._offline: dict[str, Tensor] = {}
+        self._rests = False
+
+    def attach(self, backbone: Backbone, seed: int) -> None:
+        self.inner.attach(backbone, seed)
+
+    def begin_task(self, context: Context) -> None:
+        if context.task.index > 0 and context.model.adapter_trainable and not self._offline:
+            self._offline = {name: value.detach().clone() for name, value in self.inner.trained().items()}
+        self.inner.begin_task(context)
+
+    def end_task(self, context: Context) -> None:
+        self.inner.end_task(context)
+        self._rests = not context.model.adapter_trainable
+
+    def trained(self) -> Parameters:
+        return self.inner.trained()
+
+    def rate(self, name: str) -> float:
+        return self.inner.rate(name)
+
+    def offline(self) -> Tensors:
+        """The running mean, by the names of the trained tensors; empty in the first task."""
+        return self._offline
+
+    def lowest_layer(self, backbone: Backbone) -> int:
+        return self.inner.lowest_layer(backbone)
+
+    def feature_size(self, backbone: Backbone) -> int:
+        return self.inner.feature_size(backbone)
+
+    def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        if batch.route == 0:
+            return self.inner.encode(backbone, batch)
+        with torch.no_grad(), exchanged(self.inner.trained(), self._offline):
+            return self.inner.encode(backbone, batch)
+
+    def modules(self) -> int:
+        return 2 if self._offline else 1
+
+    def routes(self, tasks: Tensor) -> Tensor:
+        return torch.zeros_like(tasks)
+
+    def module_state(self, module: int) -> State | None:
+        return self.inner.state() if self._rests and module == 0 else None
+
+    def after_step(self, context: Context) -> None:
+        self.inner.after_step(context)
+        self._offline = moved_average(self._offline, self.inner.trained(), self.decay)
+
+    def absent(self) -> AbstractContextManager[None]:
+        return self.inner.absent()
+
+    def train_mode(self, training: bool) -> None:
+        self.inner.train_mode(training)
+
+    def export(self, folder: Path) -> bool:
+        return self.inner.export(folder)
+
+    def state(self) -> State:
+        nested = State.nested({"inner": self.inner.state(), "offline": State(self._offline)})
+        return State(nested.tensors, {**nested.values, "rests": self._rests})
+
+    def load_state(self, state: State, context: Context) -> None:
+        self._rests = bool(state.values["rests"])
+        self.inner.load_state(state.inner("inner"), context)
+        device = context.model.backbone.device
+        self._offline = on_device(state.inner("offline").tensors, device)
+
+
+def accumulated(*, adapter: str | dict[str, Any] = "calibrated-lora", decay: float = 0.9999) -> Adapter:
+    """An adapter, named as in a configuration, and a running mean of it; both answer (LAE, arXiv 2303.10070)."""
+    from contune.method.catalog import build_part  # the catalog finds this function, so it cannot be needed before
+
+    inner: Adapter = build_part("adapter", adapter)
+    return Accumulated(inner, decay)

@@ -1,0 +1,115 @@
+"""The untouched model beside the adapted one: both are modules, so a head may answer from both (APER, 2303.07338)."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from contune.backbone.backbone import Backbone
+from contune.contract.context import Context
+from contune.contract.data import Batch
+from contune.contract.parts import Adapter, Parameters
+from contune.contract.state import State
+from contune.errors import CombinationError
+
+
+@final
+class WithBase(Adapter):
+    """Module 0 is the frozen model as it was, module 1 the model with the `inner` adapter; only that one learns.
+
+    A head answers from F(x) = [f_0(x); f_inner(x)], twice as wide. Compute: two forward passes to answer. The
+    features of module 0 are kept for good, those of module 1 once the adapter rests.
+    """
+
+    modular: ClassVar[bool] = True
+    grows: ClassVar[bool] = False
+
+    def __init__(self, inner: Adapter) -> None:
+        if inner.modular:
+            raise CombinationError(
+                f"with-base puts the base model beside one adapted model, but adapter {inner.name!r} has several modules "
+                "already; give an adapter with one, such as bottleneck"
+            )
+        self.name = "with-base"  # type: ignore[misc]  # the function of that name takes it from a configuration
+        self.needs_queries = inner.needs_queries  # type: ignore[misc]
+        self.inner = inner
+        self.lr_scale = inner.lr_scale
+        self._rests = False
+
+    def attach(self, backbone: Backbone, seed: int) -> None:
+        self.inner.attach(backbone, seed)
+        base = {id(value) for value in backbone.base_parameters().values()}
+        if any(id(value) in base for value in self.inner.trained().values()):
+            raise CombinationError(
+                f"adapter {self.inner.name!r} trains the base model's own weights, so there is no untouched model to put "
+                "beside it; give an adapter that leaves them frozen, such as bottleneck"
+            )
+        width = self.inner.feature_size(backbone)
+        if width != backbone.feature_size:
+            raise CombinationError(
+                f"adapter {self.inner.name!r} gives features of width {width} and the base model {backbone.feature_size}; "
+                "they cannot stand side by side, take another adapter"
+            )
+
+    def begin_task(self, context: Context) -> None:
+        self.inner.begin_task(context)
+
+    def end_task(self, context: Context) -> None:
+        self.inner.end_task(context)
+        self._rests = not context.model.adapter_trainable
+
+    def trained(self) -> Parameters:
+        return self.inner.trained()
+
+    def rate(self, name: str) -> float:
+        return self.inner.rate(name)
+
+    def lowest_layer(self, backbone: Backbone) -> int:
+        return self.inner.lowest_layer(backbone)
+
+    def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        if batch.route:
+            return self.inner.encode(backbone, batch)
+        with self.inner.absent():
+            return backbone.features(batch.inputs, resume=batch.resume), None
+
+    def modules(self) -> int:
+        return 2
+
+    def routes(self, tasks: Tensor) -> Tensor:
+        return torch.ones_like(tasks)
+
+    def module_state(self, module: int) -> State | None:
+        if module == 0:
+            return State()
+        return self.inner.state() if self._rests else None
+
+    def after_step(self, context: Context) -> None:
+        self.inner.after_step(context)
+
+    def absent(self) -> AbstractContextManager[None]:
+        return self.inner.absent()
+
+    def train_mode(self, training: bool) -> None:
+        self.inner.train_mode(training)
+
+    def export(self, folder: Path) -> bool:
+        return self.inner.export(folder)
+
+    def state(self) -> State:
+        nested = State.nested({"inner": self.inner.state()})
+        return State(nested.tensors, {**nested.values, "rests": self._rests})
+
+    def load_state(self, state: State, context: Context) -> None:
+        self._rests = bool(state.values["rests"])
+        self.inner.load_state(state.inner("inner"), context)
+
+
+def with_base(*, adapter: str | dict[str, Any] = "bottleneck") -> Adapter:
+    """The features of the untouched model beside those of `adapter`, named as in a configuration (arXiv 2303.07338)."""
+    from contune.method.catalog import build_part  # the catalog finds this function, so it cannot be needed before
+
+    inner: Adapter = build_part("adapter", adapter)
+    return WithBase(inner)

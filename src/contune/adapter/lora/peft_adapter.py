@@ -1,0 +1,170 @@
+"""Adapters of the `peft` library inside the frozen model: LoRA, IA3 and the other injectable kinds, by one door."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor
+
+from contune.adapter.layers import resolve_layers
+from contune.adapter.lora.targets import key_value_modules, target_modules
+from contune.backbone.backbone import Backbone
+from contune.contract.context import Context
+from contune.contract.data import Batch
+from contune.contract.parts import Adapter, Parameters
+from contune.contract.randomness import derived_seed
+from contune.contract.state import State
+from contune.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+MakeConfig = Callable[[Backbone], "PeftConfig"]
+
+
+@final
+class PeftAdapter(Adapter):
+    """One `peft` adapter for the whole stream. `make_config` says which, once the backbone is known."""
+
+    def __init__(self, name: str, make_config: MakeConfig, layers: str | Sequence[int]) -> None:
+        self.name = name  # type: ignore[misc]  # one class serves several names of the configuration
+        self.layers = layers
+        self._make_config = make_config
+        self._wrapped: PeftModel | None = None
+        self._trained: Parameters = {}
+
+    def attach(self, backbone: Backbone, seed: int) -> None:
+        self._wrapped = inject(backbone, self._make_config(backbone), "default", derived_seed(seed, "adapter"))
+        self._trained = {name: p for name, p in self._wrapped.named_parameters() if p.requires_grad}
+
+    def trained(self) -> Parameters:
+        return self._trained
+
+    def lowest_layer(self, backbone: Backbone) -> int:
+        return min(resolve_layers(self.layers, backbone.depth))
+
+    def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        return backbone.features(batch.inputs, resume=batch.resume), None
+
+    @contextmanager
+    def absent(self) -> Iterator[None]:
+        assert self._wrapped is not None
+        with self._wrapped.disable_adapter():
+            yield
+
+    def train_mode(self, training: bool) -> None:
+        assert self._wrapped is not None
+        set_dropout(self._wrapped, training)
+
+    def state(self) -> State:
+        return State({name: parameter.detach() for name, parameter in self.trained().items()})
+
+    def load_state(self, state: State, context: Context) -> None:
+        del context
+        for name, parameter in self.trained().items():
+            parameter.data.copy_(state.tensors[name])
+
+    def export(self, folder: Path) -> bool:
+        assert self._wrapped is not None
+        self._wrapped.save_pretrained(str(folder), save_embedding_layers=False)
+        return True
+
+    def merge(self) -> bool:
+        return merged_in_place(self._wrapped)
+
+
+def inject(backbone: Backbone, config: "PeftConfig", name: str, seed: int) -> "PeftModel":
+    """Put a `peft` adapter into the backbone's model; its start values depend on `seed` alone."""
+    from peft import PeftModel
+
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is on its way out
+        torch.manual_seed(seed)
+        model = PeftModel(backbone.stock, config, adapter_name=name, autocast_adapter_dtype=False)
+    return model.eval()
+
+
+def merged_in_place(model: "PeftModel | None") -> bool:
+    """Add every active adapter to the weights it changes, for good; false where `peft` cannot for this kind."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if model is None or not hasattr(model.base_model, "merge_and_unload"):
+        return False
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if not all(hasattr(layer, "merge") and type(layer).merge is not BaseTunerLayer.merge for layer in layers):
+        return False
+    model.base_model.merge_and_unload(safe_merge=True)
+    return True
+
+
+def set_dropout(model: "PeftModel", training: bool) -> None:
+    """Turn the dropout of LoRA branches on or off, and no other module's."""
+    for name, module in model.named_modules():
+        if ".lora_dropout." in name:
+            module.train(training)
+
+
+def lora(
+    *,
+    rank: int = 8,
+    alpha: float = 16.0,
+    dropout: float = 0.0,
+    targets: str | list[str] = "query-value",
+    layers: str | list[int] = "all",
+) -> Adapter:
+    """Low-rank updates W + (alpha / rank) B A (arXiv 2106.09685, section 4.1), one for the whole stream."""
+    return PeftAdapter("lora", lambda backbone: lora_config(backbone, rank, alpha, dropout, targets, layers), layers)
+
+
+def lora_config(
+    backbone: Backbone, rank: int, alpha: float, dropout: float, targets: str | list[str], layers: str | list[int]
+) -> "PeftConfig":
+    """The `peft` configuration of a LoRA in the named places."""
+    from peft import LoraConfig
+
+    if rank < 1:
+        raise ConfigError(f"rank is {rank}; give at least 1")
+    modules = target_modules(backbone, targets, layers)
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules)
+
+
+def ia3(*, layers: str | list[int] = "all") -> Adapter:
+    """Learnt factors on keys and values (IA3, arXiv 2205.05638, section 3.3; its factor inside the MLP is left out)."""
+
+    def config(backbone: Backbone) -> "PeftConfig":
+        from peft import IA3Config
+
+        return IA3Config(target_modules=key_value_modules(backbone, layers), feedforward_modules=[])
+
+    return PeftAdapter("ia3", config, layers)
+
+
+def peft(
+    *,
+    type: str = "DORA",  # noqa: A002  the word of peft's own configuration files
+    targets: str | list[str] = "query-value",
+    layers: str | list[int] = "all",
+    options: dict[str, Any] | None = None,
+) -> Adapter:
+    """Any other injectable kind of `peft` by its type name, with that kind's own options: LOHA, LOKR, VERA, OFT, ..."""
+
+    def config(backbone: Backbone) -> "PeftConfig":
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+        kinds = {str(kind.value): kind for kind in PEFT_TYPE_TO_TUNER_MAPPING}
+        given, extra = ("LORA", {"use_dora": True}) if type.upper() == "DORA" else (type.upper(), {})
+        if given not in kinds:
+            raise ConfigError(f"peft type {type!r} is unknown; {did_you_mean(given, kinds)}")
+        modules = target_modules(backbone, targets, layers)
+        try:
+            made: PeftConfig = PEFT_TYPE_TO_CONFIG_MAPPING[kinds[given]](
+                target_modules=modules, **extra, **(options or {})
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"peft refuses the options of {given}: {error}") from error
+        return made
+
+    return PeftAdapter("peft", config, layers)

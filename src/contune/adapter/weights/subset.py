@@ -1,0 +1,153 @@
+"""Adapters that train some of the base model's own weights: all of them, the biases, or the layer norms."""
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+from torch import Tensor, nn
+
+from contune.adapter.layers import resolve_layers
+from contune.adapter.weights.depths import Stability, depths_below_head, start_anew
+from contune.backbone.backbone import Backbone
+from contune.contract.context import Context
+from contune.contract.data import Batch
+from contune.contract.parts import Adapter, Parameters
+from contune.contract.state import State
+from contune.errors import CombinationError, ConfigError
+
+Choice = Callable[[str, nn.Module], bool]
+
+
+@final
+class SelectedParameters(Adapter):
+    """Trains the base parameters that `choice(parameter name, its module)` picks, at `lr_scale` times the rate.
+
+    With `layers` only what lies in those layers is trained, and the layers below them can be cached. `stability` lowers
+    rates, freezes or starts anew by depth. Layers that rest from the first task on are cached too; those that learned
+    before they rest are not, since what is cached is the model as it was loaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        choice: Choice,
+        layers: str | Sequence[int],
+        lr_scale: float,
+        stability: Stability = Stability(),  # noqa: B008  frozen, and never changed
+    ) -> None:
+        self.name = name  # type: ignore[misc]  # one class serves three names of the configuration
+        self.lr_scale = lr_scale
+        self.layers = layers
+        self._choice = choice
+        self._stability = stability
+        self._chosen: dict[str, nn.Parameter] = {}
+        self._depths: dict[str, int] = {}
+        self._resting: frozenset[str] = frozenset()
+        self._seed = 0
+
+    def attach(self, backbone: Backbone, seed: int) -> None:
+        self._seed = seed
+        how, depth = self._stability, backbone.depth
+        if how.needs_depths:
+            self._depths = depths_below_head(backbone)
+            how.require_reset(depth)
+        owners = {id(p): m for m in backbone.model.modules() for p in m.parameters(recurse=False)}
+        inside = {
+            id(p) for index in resolve_layers(self.layers, backbone.depth) for p in backbone.layers[index].parameters()
+        }
+        for name, parameter in sorted(backbone.base_parameters().items()):
+            frozen = how.frozen_from == 0 and self._depths and how.rests(self._depths[name], depth)
+            if frozen or not self._choice(name, owners[id(parameter)]):
+                continue
+            if self.layers == "all" or id(parameter) in inside:
+                parameter.requires_grad_(True)
+                self._chosen[name] = parameter
+        if not self._chosen:
+            raise CombinationError(
+                f"adapter {self.name!r} finds nothing to train in {backbone.config.path}: "
+                "this model has no such parameters; take lora or another adapter"
+            )
+
+    def begin_task(self, context: Context) -> None:
+        if self._stability.reset and context.task.index == 0:
+            self._start_anew(context.model.backbone)
+        self._rest(context)
+
+    def _start_anew(self, backbone: Backbone) -> None:
+        known = {id(parameter) for parameter in self._chosen.values()}
+        for place in range(backbone.depth - self._stability.reset, backbone.depth):
+            layer = backbone.layers[place]
+            if any(id(parameter) not in known for parameter in layer.parameters()):
+                raise ConfigError(
+                    f"reset would start layer {place} anew, which is not wholly trained here; leave layers out, or lower "
+                    "reset"
+                )
+            norms = {id(p): m for m in layer.modules() if is_norm(m) for p in m.parameters(recurse=False)}
+            start_anew(layer, norms, self._seed, place)
+
+    def _rest(self, context: Context) -> None:
+        """From its task on, what is frozen takes no gradient any more."""
+        how = self._stability
+        if not how.frozen_from or context.task.index < how.frozen_from or how.frozen is None:
+            return
+        depth = context.model.backbone.depth
+        self._resting = frozenset(name for name in self._chosen if how.rests(self._depths[name], depth))
+        for name in self._resting:
+            self._chosen[name].requires_grad_(False)
+
+    def trained(self) -> Parameters:
+        return {name: parameter for name, parameter in self._chosen.items() if name not in self._resting}
+
+    def rate(self, name: str) -> float:
+        return self.lr_scale * self._stability.decay ** self._depths.get(name, 0)
+
+    def lowest_layer(self, backbone: Backbone) -> int:
+        how = self._stability
+        cached = 0 if how.frozen_from or how.frozen is None else how.resting_layers(backbone.depth)
+        return max(cached, 0 if self.layers == "all" else min(resolve_layers(self.layers, backbone.depth)))
+
+    def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        return backbone.features(batch.inputs, resume=batch.resume), None
+
+    def merge(self) -> bool:
+        return True  # the weights are the model's own already
+
+    def state(self) -> State:
+        return State({name: parameter.detach() for name, parameter in self._chosen.items()})
+
+    def load_state(self, state: State, context: Context) -> None:
+        for name, parameter in self._chosen.items():
+            parameter.data.copy_(state.tensors[name])
+        self._rest(context)
+
+
+def full(
+    *,
+    layers: str | list[int] = "all",
+    lr_scale: float = 0.01,
+    decay: float = 1.0,
+    frozen: int | None = None,
+    frozen_from: int = 0,
+    reset: int = 0,
+) -> Adapter:
+    """Every weight, at a hundredth of the head's learning rate (SLCA, arXiv 2303.05118, section 3.2).
+
+    `decay`, `frozen` with `frozen_from`, and `reset` train it more gently by depth, as stable-finetune and freeze do: see
+    `contune.adapter.weights.depths.Stability`.
+    """
+    stability = Stability(decay, frozen, frozen_from, reset)
+    return SelectedParameters("full", lambda _name, _module: True, layers, lr_scale, stability)
+
+
+def bias(*, layers: str | list[int] = "all", lr_scale: float = 1.0) -> Adapter:
+    """The biases alone (BitFit, arXiv 2106.10199)."""
+    return SelectedParameters("bias", lambda name, _module: name.endswith("bias"), layers, lr_scale)
+
+
+def layer_norm(*, layers: str | list[int] = "all", lr_scale: float = 1.0) -> Adapter:
+    """Gains and biases of the normalisation layers alone (arXiv 2302.08155)."""
+    return SelectedParameters("layer-norm", lambda _name, module: is_norm(module), layers, lr_scale)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a layer norm or an RMS norm, by whatever name its model gives it."""
+    return isinstance(module, nn.LayerNorm) or type(module).__name__.lower().endswith(("rmsnorm", "layernorm"))

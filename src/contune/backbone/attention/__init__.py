@@ -1,0 +1,1 @@
+"""Attention with prefixes, and its kernels."""

@@ -1,0 +1,111 @@
+"""Texts as token ids: tokenised once, padded on the right batch by batch."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contune.backbone.reader.inputs import ModelInputs, Prepared, PreparedText, Reader, Rows, from_token_lists, gather
+from contune.errors import ConfigError, DataError
+from contune.stream.task import Image
+
+# Where a model or its files name no limit of their own: long enough for most sentences, cheap enough for a CPU.
+DEFAULT_MAX_LENGTH = 256
+# Texts per call of the tokenizer; bounds the memory of its intermediate objects.
+_CHUNK = 4096
+
+
+def choose_max_length(given: int | None, trained: int | None, limits: Sequence[int | None]) -> int:
+    """Tokens a text may have: what the user gave, else what the encoder was trained with, else the default.
+
+    Never more than the smallest of the model's own `limits`; asking for more raises `ConfigError`.
+
+    >>> choose_max_length(None, None, [512, None]), choose_max_length(None, 128, [512])
+    (256, 128)
+    """
+    known = [limit for limit in limits if limit is not None]
+    most = min(known) if known else None
+    if given is not None and most is not None and given > most:
+        raise ConfigError(f"model.max_length is {given} but the model has {most} positions; give at most {most}")
+    wanted = given or trained or DEFAULT_MAX_LENGTH
+    return wanted if most is None else min(wanted, most)
+
+
+def pad(lists: Sequence[NDArray[np.int32]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids (B, L) int64, padded on the right to the longest, and the mask (B, L) that is true on tokens.
+
+    >>> ids, mask = pad([np.array([5, 6], np.int32), np.array([7], np.int32)], pad_id=0)
+    >>> ids.tolist(), mask.tolist()
+    ([[5, 6], [7, 0]], [[True, True], [True, False]])
+    """
+    lengths = np.array([len(tokens) for tokens in lists])
+    mask = np.arange(lengths.max())[None, :] < lengths[:, None]
+    ids = np.full(mask.shape, pad_id, dtype=np.int64)
+    ids[mask] = np.concatenate(lists)
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class TextReader(Reader):
+    """Reads texts with a model's own fast tokenizer."""
+
+    tokenizer: Any
+    max_length: int
+    pad_id: int
+    device: torch.device
+
+    def description(self) -> str:
+        return f"{tokenizer_hash(self.tokenizer)} {self.max_length} {self.pad_id}"
+
+    def prepare(self, inputs: Sequence[str] | Sequence[Image]) -> PreparedText:
+        lists: list[NDArray[np.int32]] = []
+        cut: list[bool] = []
+        for start in range(0, len(inputs), _CHUNK):
+            texts = [_text(item, start + row) for row, item in enumerate(inputs[start : start + _CHUNK])]
+            encoded = self.tokenizer(
+                texts,
+                truncation=True,
+                max_length=self.max_length,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )
+            lists.extend(np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"])
+            cut.extend(len(one.overflowing) > 0 for one in encoded.encodings)
+        for row, tokens in enumerate(lists):
+            if len(tokens) == 0:
+                raise DataError(f"text {row} ({inputs[row]!r}) has no tokens; remove it or give a text")
+        return from_token_lists(lists, np.array(cut, dtype=np.bool_))
+
+    def collate(
+        self,
+        parts: Sequence[tuple[Prepared, Rows]],
+        *,
+        augment: torch.Generator | None,
+        pixels: bool,
+    ) -> ModelInputs:
+        if augment is not None:
+            raise ConfigError("augmentation was asked for texts; it exists for images only, leave it off")
+        pairs = gather(parts, PreparedText)
+        ids, mask = pad([prepared.tokens(row) for prepared, row in pairs], self.pad_id)
+        return ModelInputs(len(pairs), ids=ids.to(self.device), mask=mask.to(self.device))
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hex sha256 of all that a fast tokenizer does to texts."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    own = {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}  # set by each call
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
+def _text(item: object, row: int) -> str:
+    if not isinstance(item, str):
+        raise DataError(f"input {row} is a {type(item).__name__} but this model reads text; give strings")
+    return item

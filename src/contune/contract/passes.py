@@ -1,0 +1,115 @@
+"""Passes over data, as parts ask for them; what of a pass is kept, and where, is the engine's own affair."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from contune.contract.data import Batch, Dataset, Rows
+from contune.contract.processes import Processes
+from contune.metric.ledger import Ledger
+
+if TYPE_CHECKING:
+    from contune.contract.context import Context
+    from contune.contract.parts import Rule
+
+BLOCK_ROWS = 2048  # rows that a head looks at together: at 10,000 random features in float64 they take 164 MB
+
+
+class Passes(ABC):
+    """Batches, features and scores of data sets through the model as it stands.
+
+    Whatever is asked of a whole data set must be asked on every process, since all of them share the work. `inference`
+    is true at prediction, when nobody says which task an example belongs to.
+    """
+
+    inference: bool
+    base_fingerprint: str
+    processes: Processes
+    ledger: Ledger
+    batch_size: int
+
+    @abstractmethod
+    def batch(
+        self,
+        parts: list[tuple[Dataset, Rows]],
+        *,
+        segments: Mapping[str, slice] | None = None,
+        counts: Mapping[str, int] | None = None,
+        augment: torch.Generator | None = None,
+        view: int | None = None,
+        packed: bool = False,
+    ) -> Batch:
+        """The named rows as one batch, with queries, cached states or features as the parts need them.
+
+        `augment` draws a fresh view of every image, of which nothing is kept; `view` takes one of their fixed ones.
+        `packed`: texts share rows inside the model, where hooks see those rows; nothing else changes.
+        """
+
+    @abstractmethod
+    def encoding_batch(self, dataset: Dataset, rows: Rows, routes: Tensor | None, *, max_new_tokens: int = 0) -> Batch:
+        """These rows as one batch for features; with `max_new_tokens`, to be answered in writing.
+
+        `routes` (n,) are those of all rows of the data set.
+        """
+
+    @abstractmethod
+    def prepare(self, datasets: Sequence[Dataset], view: int | None) -> None:
+        """Have at hand what is kept of these data sets; every process that shares the work must call this."""
+
+    @abstractmethod
+    def batches(self, dataset: Dataset, size: int | None = None) -> Iterator[Batch]:
+        """The whole data set once in a fixed order, in the model's deterministic view."""
+
+    @abstractmethod
+    def base_features(self, dataset: Dataset) -> Tensor:
+        """Features (n, d) of the untouched frozen model: what prompt methods call queries."""
+
+    @abstractmethod
+    def features(self, dataset: Dataset) -> Tensor:
+        """Features (n, d) a head answers from: through the module of each example's route, or of all side by side."""
+
+    @abstractmethod
+    def feature_blocks(self, dataset: Dataset, count: int = BLOCK_ROWS) -> Iterator[tuple[Rows, Tensor]]:
+        """The rows of `features`, to the bit, in blocks of about `count`, each with their places in ascending order.
+
+        What is not kept is computed block by block. Of modules side by side, those that still change are held whole where
+        others do not change any more, because the two are computed in other batches.
+        """
+
+    @abstractmethod
+    def module_features(self, dataset: Dataset, module: int) -> Tensor:
+        """Features (n, d) through one module of a modular adapter; kept where that module will not change any more."""
+
+    @abstractmethod
+    def module_blocks(self, dataset: Dataset, module: int, count: int = BLOCK_ROWS) -> Iterator[tuple[Rows, Tensor]]:
+        """The rows of `module_features` in blocks, as `feature_blocks` gives them."""
+
+    @abstractmethod
+    def kept(self, dataset: Dataset, name: str, width: int, compute: Callable[[Rows], Tensor]) -> Tensor:
+        """What `compute` gives (rows, width) for all rows, kept under `name`, which says all that it depends on."""
+
+    @abstractmethod
+    def routes(self, dataset: Dataset) -> Tensor:
+        """The module (n,) for every example: the router's choice where nobody knows the task, else its task's own."""
+
+    @abstractmethod
+    def logits(self, dataset: Dataset) -> Tensor:
+        """Prediction scores (n, seen) of the whole data set, as the model stands."""
+
+    @abstractmethod
+    def logit_blocks(self, dataset: Dataset) -> Iterator[tuple[Rows, Tensor]]:
+        """Prediction scores in blocks, each with the places of its rows."""
+
+    @abstractmethod
+    def extra_steps(self, context: "Context", rules: "Sequence[Rule]") -> None:
+        """Take all gradient steps of the context's task with these rules alone, beside the run's own.
+
+        What a rule learns by it is lost unless the rule keeps it; the steps are neither shown nor saved.
+        """
+
+    @abstractmethod
+    def of(self, context: "Context") -> "Passes":
+        """The same passes for another task or model, which `context` has."""

@@ -1,0 +1,1 @@
+"""SMILE: experts of small singular values."""

@@ -1,0 +1,1 @@
+"""Methods that hold on to weights or outputs."""

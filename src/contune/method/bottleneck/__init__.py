@@ -1,0 +1,1 @@
+"""Methods of bottleneck adapters."""

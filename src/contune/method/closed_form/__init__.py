@@ -1,0 +1,1 @@
+"""Methods whose head is solved, not trained."""

@@ -1,0 +1,1 @@
+"""Methods that train a share of the weights."""

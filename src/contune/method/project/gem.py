@@ -1,0 +1,35 @@
+"""GEM: steps that raise no old task's loss, with a memory of each task's examples (arXiv 1706.08840)."""
+
+from contune.adapter.lora.peft_adapter import lora as lora_adapter
+from contune.head.linear import Linear
+from contune.method.method import Method
+from contune.rule.project.gradient_memory import GradientMemory
+
+
+def gem(
+    *,
+    size: int = 256,
+    batch_size: int | None = 32,
+    margin: float = 0.5,
+    rank: int = 8,
+    alpha_lora: float = 16.0,
+    targets: str | list[str] = "query-value",
+    layers: str | list[int] = "all",
+) -> Method:
+    """Keep `size` examples of every task, and bend each step until it harms none of these memories.
+
+    The adapter is the LoRA of method `lora`, whose gradients are small enough to keep one per old task at hand. 256
+    examples a task and margin 0.5 are the paper's (section 4). Memory: the examples, growing with the tasks. Compute: one
+    more forward and backward pass per old task and step, over `batch_size` of its examples.
+
+    Differs: the paper takes all examples of a task at each step, as `batch_size: null` does; the kept ones are drawn by the
+    seed, not the task's last; steps are bent and not gradients, which for the paper's plain SGD is the same; one head
+    answers over all classes, each learned against its own task's alone, where the paper names the task. A LoRA's
+    gradients are those of its factors: the geometry is that of (A, B), not of their product.
+
+    >>> gem().rules[0].name
+    'gradient-memory'
+    """
+    adapter = lora_adapter(rank=rank, alpha=alpha_lora, targets=targets, layers=layers)
+    rule = GradientMemory(size=size, batch_size=batch_size, margin=margin)
+    return Method(adapter, Linear(loss_over="own-task"), (rule,), train={"lr": 2e-3, "epochs": 5})

@@ -1,0 +1,1 @@
+"""Methods of prompts and prefixes."""

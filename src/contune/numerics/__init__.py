@@ -1,0 +1,1 @@
+"""Pure mathematics that parts share and a notebook can call."""

@@ -1,0 +1,1 @@
+"""Heads set right from statistics of classes."""

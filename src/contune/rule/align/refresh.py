@@ -1,0 +1,113 @@
+"""Refresh learning: unlearn the batch a little before every step that learns it (arXiv 2403.13249)."""
+
+from collections.abc import Mapping
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from contune.contract.context import Context
+from contune.contract.data import TASK, Batch, Selection
+from contune.contract.parts import Rule
+from contune.contract.randomness import torch_generator
+from contune.contract.state import State, on_device
+from contune.rule.anchor.anchor import mean_over_examples
+
+Tensors = Mapping[str, Tensor]
+FISHER_SHARE = 1e-3  # released code: the inverse of 1 + 0.001 F
+
+
+def unlearned(value: Tensor, gradient: Tensor, fisher: Tensor, noise: Tensor, delta: float) -> Tensor:
+    """theta + delta (||theta|| g / ||g|| + noise) / (1 + 0.001 F): up the loss by `delta` of the tensor's own norm.
+
+    >>> unlearned(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0]), torch.zeros(2), torch.zeros(2), 0.1).tolist()
+    [3.0, 4.5]
+    """
+    up = gradient * (value.norm() / (gradient.norm() + 1e-20))
+    moved: Tensor = value + delta * (up + noise) / (1 + FISHER_SHARE * fisher)
+    return moved
+
+
+def grown_to(earlier: Tensor | None, like: Tensor) -> Tensor:
+    """`earlier` in the corner of a tensor of zeros shaped like another.
+
+    >>> grown_to(torch.tensor([5.0]), torch.zeros(2)).tolist()
+    [5.0, 0.0]
+    """
+    whole = torch.zeros_like(like)
+    if earlier is not None:
+        whole[tuple(slice(size) for size in earlier.shape)] = earlier.to(whole.device)
+    return whole
+
+
+@final
+class Refresh(Rule):
+    """Before every step moves each trained tensor up the loss of the task's own rows, then lets the step happen.
+
+    Move: `delta` of the tensor's norm along the gradient of cross-entropy, with `noise` times a standard normal added
+    before, divided by 1 + 0.001 F. F is the mean of p(y|x) (d log p / d theta)^2 over `examples` at the end of a task,
+    plus `decay` times the old F. With delta 1e-5 and F of usual size this is a tiny, almost unscaled move; these are the
+    released code's values. The head is moved as well. Several processes make the same move: gradients are summed, and
+    noise is drawn by the step. Memory: F, one value per trained entry. Compute: one more forward and backward pass a
+    step, and one pass per example of F. Differs: the released code moves after the step that learned the batch, the
+    paper and this rule before.
+    """
+
+    name: ClassVar[str] = "refresh"
+    idle: ClassVar[Mapping[str, object]] = {"delta": 0.0}
+
+    def __init__(self, *, delta: float = 1e-5, noise: float = 1e-3, decay: float = 1e-5, examples: int = 200) -> None:
+        self.delta, self.noise, self.decay, self.examples = delta, noise, decay, examples
+        self._fisher: dict[str, Tensor] = {}
+        self._step = 0
+
+    def select(self, context: Context, epoch: int, step: int) -> Mapping[str, Selection]:
+        self._step = step
+        return {}
+
+    def before_step(self, context: Context, batch: Batch | None) -> None:
+        if not self.delta:
+            return
+        trained = context.model.trained()
+        gradients = self._gradients(context, batch)
+        generator = torch_generator(context.task.settings.seed, "refresh", context.task.index, self._step)
+        moved = {}
+        for name, value in trained.items():
+            noise = self.noise * torch.randn(value.shape, generator=generator).to(value.device)
+            fisher = grown_to(self._fisher.get(name), value.detach())
+            moved[name] = unlearned(value.detach(), gradients[name], fisher, noise, self.delta)
+        context.model.write(moved)
+
+    def _gradients(self, context: Context, batch: Batch | None) -> Tensors:
+        """Gradient of the mean cross-entropy of the task's own rows, summed over processes."""
+        trained = context.model.trained()
+        gradients = {name: torch.zeros_like(value) for name, value in trained.items()}
+        if batch is not None and batch.segments[TASK].start < batch.segments[TASK].stop:
+            place = batch.segments[TASK]
+            logits = context.model.forward(batch).logits.masked_fill(
+                ~context.model.class_mask(batch.tasks), float("-inf")
+            )
+            loss = batch.mean(functional.cross_entropy(logits[place], batch.labels[place], reduction="none"))
+            found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+            gradients |= {n: g for n, g in zip(trained, found, strict=True) if g is not None}
+        context.passes.processes.sum_(list(gradients.values()))
+        return gradients
+
+    def end_task(self, context: Context) -> None:
+        if not self.delta:
+            return
+        labels = context.task.data.labels
+
+        def weighted(logits: Tensor, row: int) -> Tensor:
+            log_p = functional.log_softmax(logits, dim=0)[int(labels[row])]
+            return (log_p / 2).exp().detach() * log_p  # its gradient squared is p (d log p)^2
+
+        new = mean_over_examples(context, self.examples, weighted, 2)
+        self._fisher = {n: t + self.decay * grown_to(self._fisher.get(n), t) for n, t in new.items()}
+
+    def state(self) -> State:
+        return State(self._fisher)
+
+    def load_state(self, state: State, context: Context) -> None:
+        self._fisher = on_device(state.tensors, context.model.backbone.device)

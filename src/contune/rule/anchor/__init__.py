@@ -1,0 +1,1 @@
+"""Penalties that hold weights, features or outputs."""

@@ -1,0 +1,219 @@
+"""Anchors: pull weights back towards where earlier tasks left them, each by its importance (L2, EWC, MAS).
+
+Anchored is everything trained by gradient that existed at the anchor: the adapter, and the head rows of old classes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from contune.contract.context import Context
+from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.randomness import numpy_generator, torch_generator
+from contune.contract.state import State, on_device
+from contune.rule.refusals import refuse_without_lasting
+
+Tensors = Mapping[str, Tensor]
+
+
+def anchored_distance(current: Tensors, anchor: Tensors, importance: Tensors | None = None) -> Tensor:
+    """Sum over names and entries of importance * (current - anchor)^2, in name order; importance 1 where there is none.
+
+    Where a tensor has grown since, its leading part is compared.
+
+    >>> anchored_distance({"a": torch.tensor([1.0, 3.0, 9.0])}, {"a": torch.tensor([0.0, 1.0])}).item()
+    5.0
+    """
+    terms = []
+    for name in sorted(anchor):
+        if name in current:
+            difference = (leading(current[name], anchor[name]) - anchor[name]).square()
+            terms.append((difference if importance is None else importance[name] * difference).sum())
+    return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+def leading(grown: Tensor, earlier: Tensor) -> Tensor:
+    """The part of a tensor that existed earlier."""
+    return grown[: len(earlier)] if earlier.dim() else grown
+
+
+def snapshot(context: Context) -> dict[str, Tensor]:
+    """The trained tensors as they are."""
+    return {name: parameter.detach().clone() for name, parameter in context.model.trained().items()}
+
+
+def added(old: Tensors, new: Tensors) -> dict[str, Tensor]:
+    """Sum by name; an old tensor that has grown since counts as zero in its new part."""
+    total = {name: tensor.clone() for name, tensor in new.items()}
+    for name, tensor in old.items():
+        if name in total:
+            leading(total[name], tensor).add_(tensor)
+    return total
+
+
+def mean_over_examples(
+    context: Context, count: int, gradient_of: Callable[[Tensor, int], Tensor], power: int
+) -> Tensors:
+    """Mean over examples, one at a time, of |gradient of a scalar of its logits| ** power, for every trained tensor."""
+    trained = context.model.trained()
+    sums = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
+    order = numpy_generator(context.task.settings.seed, "importance", context.task.index).permutation(
+        len(context.task.data)
+    )
+    chosen = order[:count]
+    for number, row in enumerate(chosen.tolist()):
+        batch = context.passes.batch([(context.task.data, order[number : number + 1])])
+        scalar = gradient_of(context.model.forward(batch).logits[0], row)
+        gradients = torch.autograd.grad(scalar, list(trained.values()), allow_unused=True)
+        for name, gradient in zip(trained, gradients, strict=True):
+            if gradient is not None:
+                sums[name] += gradient.abs() ** power
+    return {name: total / max(len(chosen), 1) for name, total in sums.items()}
+
+
+def fisher(context: Context, count: int, kind: str) -> Tensors:
+    """Diagonal Fisher information: E[(d log p(y|x) / d theta)^2], y drawn from the model (`true`) or the label."""
+    generator = torch_generator(context.task.settings.seed, "fisher", context.task.index)
+
+    def log_likelihood(logits: Tensor, row: int) -> Tensor:
+        log_p = functional.log_softmax(logits, dim=0)
+        if kind == "empirical":
+            return log_p[int(context.task.data.labels[row])]
+        drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
+        return log_p[int(drawn)]
+
+    return mean_over_examples(context, count, log_likelihood, 2)
+
+
+def refuse_anchoring(rule: str, adapter: Adapter) -> str | None:
+    """An anchor needs tensors that live through several tasks."""
+    instead = ", or take rule orthogonality"
+    return refuse_without_lasting(rule, adapter, "anchors tensors that earlier tasks trained", instead)
+
+
+def anchor_state(anchor: Tensors, importance: Tensors) -> State:
+    """Anchor and importance as one state."""
+    return State.nested({"anchor": State(anchor), "importance": State(importance)})
+
+
+def anchor_from_state(state: State, context: Context) -> Iterator[dict[str, Tensor]]:
+    """Anchor, then importance, where the model is."""
+    yield on_device(state.inner("anchor").tensors, context.model.backbone.device)
+    yield on_device(state.inner("importance").tensors, context.model.backbone.device)
+
+
+@final
+class L2(Rule):
+    """Adds strength * ||theta - theta at the end of the last task||^2 (arXiv 2203.17269, section 4).
+
+    `from_start` anchors the adapter before the first task as well, to the pretrained model.
+    """
+
+    name = "l2"
+    idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
+
+    def __init__(self, *, strength: float = 0.01, from_start: bool = False) -> None:
+        self.strength, self.from_start = strength, from_start
+        self._anchor: dict[str, Tensor] = {}
+
+    def refuses(self, adapter: Adapter, head: Head) -> str | None:
+        return refuse_anchoring(self.name, adapter)
+
+    def begin_task(self, context: Context) -> None:
+        if self.from_start and not self._anchor:
+            self._anchor = {name: t for name, t in snapshot(context).items() if name.startswith("adapter.")}
+
+    def penalty(self, context: Context) -> Tensor | None:
+        if not self.strength or not self._anchor:
+            return None
+        return self.strength * anchored_distance(context.model.trained(), self._anchor)
+
+    def end_task(self, context: Context) -> None:
+        self._anchor = snapshot(context)
+
+    def state(self) -> State:
+        return anchor_state(self._anchor, {})
+
+    def load_state(self, state: State, context: Context) -> None:
+        self._anchor, _ = anchor_from_state(state, context)
+
+
+@final
+class EWC(Rule):
+    """Adds strength / 2 * sum F (theta - theta*)^2 (arXiv 1612.00796, equation 3), one running anchor.
+
+    F is the Fisher information from gradients of single examples at the end of each task, summed over tasks with the
+    older ones times `decay` (online EWC, arXiv 1805.06370; 1 keeps all). `fisher` `true` draws labels from the model.
+    """
+
+    name = "ewc"
+    idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
+
+    def __init__(
+        self,
+        *,
+        strength: float = 100.0,
+        examples: int = 200,
+        fisher: Literal["true", "empirical"] = "true",
+        decay: float = 1.0,
+    ) -> None:
+        self.strength, self.examples, self.fisher, self.decay = strength, examples, fisher, decay
+        self._anchor: dict[str, Tensor] = {}
+        self._importance: dict[str, Tensor] = {}
+
+    def refuses(self, adapter: Adapter, head: Head) -> str | None:
+        return refuse_anchoring(self.name, adapter)
+
+    def penalty(self, context: Context) -> Tensor | None:
+        if not self.strength or not self._anchor:
+            return None
+        return self.strength / 2 * anchored_distance(context.model.trained(), self._anchor, self._importance)
+
+    def end_task(self, context: Context) -> None:
+        decayed = {name: self.decay * tensor for name, tensor in self._importance.items()}
+        self._importance = added(decayed, fisher(context, self.examples, self.fisher))
+        self._anchor = snapshot(context)
+
+    def state(self) -> State:
+        return anchor_state(self._anchor, self._importance)
+
+    def load_state(self, state: State, context: Context) -> None:
+        self._anchor, self._importance = anchor_from_state(state, context)
+
+
+@final
+class MAS(Rule):
+    """Adds strength * sum Omega (theta - theta*)^2, Omega = mean |d ||logits||^2 / d theta| (arXiv 1711.09601, eq. 3).
+
+    Needs no labels. Omega is summed over tasks and taken from single examples at the end of each.
+    """
+
+    name = "mas"
+    idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
+
+    def __init__(self, *, strength: float = 1.0, examples: int = 200) -> None:
+        self.strength, self.examples = strength, examples
+        self._anchor: dict[str, Tensor] = {}
+        self._importance: dict[str, Tensor] = {}
+
+    def refuses(self, adapter: Adapter, head: Head) -> str | None:
+        return refuse_anchoring(self.name, adapter)
+
+    def penalty(self, context: Context) -> Tensor | None:
+        if not self.strength or not self._anchor:
+            return None
+        return self.strength * anchored_distance(context.model.trained(), self._anchor, self._importance)
+
+    def end_task(self, context: Context) -> None:
+        omega = mean_over_examples(context, self.examples, lambda logits, _row: logits.square().sum(), 1)
+        self._importance = added(self._importance, omega)
+        self._anchor = snapshot(context)
+
+    def state(self) -> State:
+        return anchor_state(self._anchor, self._importance)
+
+    def load_state(self, state: State, context: Context) -> None:
+        self._anchor, self._importance = anchor_from_state(state, context)

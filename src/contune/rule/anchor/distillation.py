@@ -1,0 +1,72 @@
+"""Distillation from the model as it was before the task (LwF, arXiv 1606.09282)."""
+
+from collections.abc import Mapping
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from contune.contract.context import Context
+from contune.contract.data import TASK, Batch, Outputs
+from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.state import State
+
+
+def distillation_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) for every row.
+
+    >>> distillation_rows(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.0]]), 2.0).item()
+    0.0
+    """
+    old = functional.log_softmax(teacher / temperature, dim=1)
+    new = functional.log_softmax(student / temperature, dim=1)
+    return temperature**2 * (old.exp() * (old - new)).sum(dim=1)
+
+
+@final
+class Distillation(Rule):
+    """Adds `weight` times the distance of the old classes' scores to the teacher's, on the new task's own examples.
+
+    The teacher is the trained tensors as they were at the start of the task, put in place of the current ones for one
+    more forward pass: no second copy of the base. Temperature 2 as in the paper (section 3).
+    """
+
+    name = "distillation"
+    idle: ClassVar[Mapping[str, object]] = {"weight": 0.0}
+
+    def __init__(self, *, weight: float = 1.0, temperature: float = 2.0) -> None:
+        self.weight, self.temperature = weight, temperature
+        self._teacher: dict[str, Tensor] = {}
+        self._known = 0
+
+    def refuses(self, adapter: Adapter, head: Head) -> str | None:
+        del head
+        if adapter.modular and adapter.grows:
+            return (
+                f"rule 'distillation' keeps a trained model near its last state, but adapter {adapter.name!r} starts a new "
+                "module for every task and leaves the old as they are; take an adapter that lives on, such as lora"
+            )
+        return None
+
+    def begin_task(self, context: Context) -> None:
+        self._known = context.task.known
+        self._teacher = {name: p.detach().clone() for name, p in context.model.trained().items()} if self._known else {}
+
+    def loss(self, context: Context, batch: Batch, outputs: Outputs) -> Tensor | None:
+        place = batch.segments[TASK]
+        if not self.weight or not self._teacher or place.start == place.stop:
+            return None
+        with torch.no_grad(), context.model.swapped(self._teacher):
+            teacher = context.model.forward(batch).logits[place, : self._known]
+        rows = distillation_rows(outputs.logits[place, : self._known], teacher, self.temperature)
+        return self.weight * batch.mean(rows)
+
+    def end_task(self, context: Context) -> None:
+        self._teacher = {}
+
+    def state(self) -> State:
+        return State(dict(self._teacher), {"known": self._known})
+
+    def load_state(self, state: State, context: Context) -> None:
+        self._teacher, self._known = dict(state.tensors), int(state.values["known"])

@@ -1,0 +1,47 @@
+"""Orthogonality between the LoRA of the task and those of finished tasks (O-LoRA, arXiv 2310.14152, equation 8)."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from contune.adapter.lora.per_task import LoraPerTask
+from contune.contract.parts import Adapter, Head, Rule
+
+if TYPE_CHECKING:
+    from contune.contract.context import Context
+from contune.rule.refusals import refuse_without_lora_per_task
+
+
+def overlap(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Sum over wrapped matrices of all |A_past A_t^T| entries (released code; the paper writes squares as well).
+
+    >>> overlap([(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0], [-3.0, 0.0]]))]).item()
+    3.0
+    """
+    return torch.stack([(past @ new.T).abs().sum() for past, new in pairs]).sum()
+
+
+@final
+class Orthogonality(Rule):
+    """Adds `strength` times the overlap of the new LoRA's input directions with all earlier ones'.
+
+    Only A is made orthogonal: the responses to old inputs change less, not nothing.
+    """
+
+    name: ClassVar[str] = "orthogonality"
+    idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
+
+    def __init__(self, *, strength: float = 0.5) -> None:
+        self.strength = strength
+
+    def refuses(self, adapter: Adapter, head: Head) -> str | None:
+        del head
+        return refuse_without_lora_per_task(self.name, adapter)
+
+    def penalty(self, context: "Context") -> Tensor | None:
+        adapter = context.model.adapter
+        assert isinstance(adapter, LoraPerTask)
+        pairs = adapter.pairs()
+        return self.strength * overlap(pairs) if pairs and self.strength else None

@@ -1,0 +1,1 @@
+"""Running averages of what is trained."""

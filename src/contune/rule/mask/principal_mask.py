@@ -1,0 +1,89 @@
+"""Only principal weights move: the largest entries of each matrix's low-rank part (LIFT, arXiv 2506.00772)."""
+
+from collections.abc import Mapping
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from contune.contract.context import Context
+from contune.contract.data import Selection
+from contune.contract.parts import Adapter, Head, Rule, Tensors
+from contune.contract.randomness import torch_generator
+from contune.contract.state import State
+from contune.errors import ConfigError
+from contune.numerics.masks import Choice, all_unpacked, held_moves, masked_gradients, packed, principal
+from contune.rule.project.gradient_projection import linear_modules
+
+
+@final
+class PrincipalMask(Rule):
+    """Of every linear weight only the largest entries of its rank-k part move, as many as a LoRA of rank `rank` has.
+
+    k is `filter_rank`. The mask is taken of the weights as a task finds them, and again after every `interval` steps of the
+    task; nothing is kept between tasks. Principal weights are not the largest weights: `choice` `magnitude` and `random`
+    are the paper's controls. A matrix with no more weights than the LoRA would have is trained whole. Biases, norms and
+    embeddings that the adapter trains are not masked, as in the released code, nor is the head.
+
+    Masked gradients are zero and masked moves are none, so momentum and weight decay change nothing that rests. Moments
+    are dense tensors with zeros where nothing ever moved: this saves no memory, where the released optimizer keeps
+    moments of the mask alone. An entry that joins starts with moments of zero and the bias correction of the step count,
+    as released; one that leaves and comes back finds its moments decayed, there it starts anew. The SVD is exact, in
+    float32; ties go by place. Memory: the mask. Compute: one SVD of every matrix at each refresh.
+    """
+
+    name: ClassVar[str] = "principal-mask"
+
+    def __init__(
+        self, *, rank: int = 32, filter_rank: int = 16, interval: int = 400, choice: Choice = "low-rank"
+    ) -> None:
+        if min(rank, filter_rank, interval) < 1:
+            raise ConfigError(
+                f"rank is {rank}, filter_rank {filter_rank} and interval {interval}; give at least 1 of each"
+            )
+        self.rank, self.filter_rank, self.interval = rank, filter_rank, interval
+        self.choice: Choice = choice
+        self._masks: dict[str, Tensor] = {}
+        self._step = 0
+
+    def refuses(self, adapter: Adapter, head: Head) -> str | None:
+        del head
+        if adapter.name == "full":
+            return None
+        return (
+            f"rule {self.name!r} chooses among the entries of the model's own matrices, and adapter {adapter.name!r} does "
+            "not train these; set adapter: full"
+        )
+
+    def begin_task(self, context: Context) -> None:
+        self._masks = self._found(context, 0)
+
+    def _found(self, context: Context, step: int) -> dict[str, Tensor]:
+        masks = {}
+        for name in linear_modules(context):
+            generator = torch_generator(context.task.settings.seed, "principal mask", context.task.index, step, name)
+            weight = context.model.trained()[name].detach()
+            masks[name] = principal(weight, self.rank, self.filter_rank, self.choice, generator)
+        return masks
+
+    def select(self, context: Context, epoch: int, step: int) -> Mapping[str, Selection]:
+        self._step = step
+        return {}
+
+    def gradients(self, context: Context, gradients: Tensors) -> Tensors:
+        return masked_gradients(gradients, self._masks)
+
+    def moves(self, context: Context, moves: Tensors) -> Tensors:
+        return held_moves(moves, self._masks)
+
+    def after_step(self, context: Context) -> None:
+        if (self._step + 1) % self.interval == 0:
+            self._masks = self._found(context, self._step + 1)
+
+    def end_task(self, context: Context) -> None:
+        self._masks = {}
+
+    def state(self) -> State:
+        return State({name: packed(mask) for name, mask in self._masks.items()})
+
+    def load_state(self, state: State, context: Context) -> None:
+        self._masks = all_unpacked(state.tensors, context.model.trained())

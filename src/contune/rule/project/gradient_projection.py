@@ -1,0 +1,111 @@
+"""Gradient projection: weights move only where the inputs of finished tasks do not reach (GPM, arXiv 2103.09762)."""
+
+from collections.abc import Iterable
+from typing import ClassVar, final
+
+import torch
+from torch import nn
+
+from contune.backbone.linear import is_linear, is_transposed
+from contune.contract.context import Context
+from contune.contract.parts import Adapter, Head, Rule, Tensors
+from contune.contract.state import State
+from contune.errors import ConfigError
+from contune.numerics.subspaces import InputMemory, closing_threshold, input_moments, without
+
+LINEAR_ADAPTERS = ("full", "lora", "lora-norm-bias")
+PREFIX = "adapter."
+
+
+def linear_modules(context: Context) -> dict[str, nn.Module]:
+    """The linear modules whose weights the adapter trains now, by the name that the context gives the weight."""
+    names = {id(value): name for name, value in context.model.trained().items() if name.startswith(PREFIX)}
+    found = {}
+    for module in context.model.backbone.model.modules():
+        if is_linear(module):
+            weight = module.weight
+            if id(weight) in names:
+                found[names[id(weight)]] = module
+    return found
+
+
+def refuse_without_linear_weights(rule: str, adapter: Adapter) -> str | None:
+    """Projection needs weights of linear layers that live through all tasks."""
+    if adapter.name in LINEAR_ADAPTERS:
+        return None
+    return (
+        f"rule {rule!r} projects the steps of linear layers that are trained in every task, and adapter {adapter.name!r} "
+        "trains none, or fresh ones for each; set adapter: full or lora"
+    )
+
+
+def check_shares(**shares: float) -> None:
+    """Refuse a threshold or growth outside [0, 1)."""
+    for name, value in shares.items():
+        if not 0 <= value < 1:
+            raise ConfigError(f"{name} is {value}; give at least 0 and less than 1")
+
+
+def still(moves: Tensors, linear: Iterable[str]) -> Tensors:
+    """Moves with those of the adapter's tensors that are no linear weights set to zero."""
+    free = frozenset(linear)
+    rest = {n for n in moves if n.startswith(PREFIX) and n not in free}
+    return {n: torch.zeros_like(move) if n in rest else move for n, move in moves.items()}
+
+
+@final
+class GradientProjection(Rule):
+    """Takes out of every step of a linear weight what lies in the input subspace of finished tasks (GPM, section 5).
+
+    W_new - W_old is orthogonal to the stored inputs, so old inputs are answered as before. What is projected is the move
+    of the weight, not its gradient: Adam's scaling, momentum and weight decay would leave the subspace again. At the end
+    of a task the subspace grows until it holds the share `threshold` of the task's input energy (equation 9); the
+    threshold closes by `growth` of what is left to 1 with every task. Tensors of the adapter that are no linear weights,
+    such as norms, biases and embeddings, are trained in the first task only, as in the released code. The head is left
+    alone: with a loss over the task's own classes and no weight decay its old rows rest.
+
+    Memory: at most d_in^2 / 2 values per linear layer; layers that read one tensor share them. Compute: one more pass
+    over each task, and two products with that basis per step.
+    """
+
+    name: ClassVar[str] = "gradient-projection"
+
+    def __init__(self, *, threshold: float = 0.97, growth: float = 0.1) -> None:
+        check_shares(threshold=threshold, growth=growth)
+        self.threshold, self.growth = threshold, growth
+        self._memory = InputMemory()
+        self._transposed: list[str] = []
+        self._tasks = 0
+
+    def refuses(self, adapter: Adapter, head: Head) -> str | None:
+        del head
+        return refuse_without_linear_weights(self.name, adapter)
+
+    def moves(self, context: Context, moves: Tensors) -> Tensors:
+        if not self._tasks:
+            return moves
+        allowed = dict(still(moves, self._memory.leaders))
+        for name in self._memory.leaders:
+            space = self._memory.space(name)
+            if name in allowed and space is not None:
+                turned = name in self._transposed
+                rows = without(allowed[name].T if turned else allowed[name], space)
+                allowed[name] = rows.T if turned else rows
+        return allowed
+
+    def end_task(self, context: Context) -> None:
+        modules = linear_modules(context)
+        if modules:
+            threshold = closing_threshold(self.threshold, self.growth, self._tasks)
+            self._memory.grow(input_moments(context, modules), threshold)
+            self._transposed = [name for name, module in modules.items() if is_transposed(module)]
+            self._tasks += 1
+
+    def state(self) -> State:
+        own = State({}, {"transposed": list(self._transposed), "tasks": self._tasks})
+        return State.nested({"memory": self._memory.state(), "own": own})
+
+    def load_state(self, state: State, context: Context) -> None:
+        self._memory.load(state.inner("memory"), context.model.backbone.device)
+        own = state.inner("own").values
+        self._transposed, self._tasks = list(own["transposed"]), int(own["tasks"])

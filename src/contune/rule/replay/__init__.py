@@ -1,0 +1,1 @@
+"""Old or made-up examples come back."""

@@ -1,0 +1,172 @@
+"""Attentive reflection: inputs like an old task's go on getting that task's attention (SAPT, arXiv 2401.08295)."""
+
+from typing import ClassVar, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contune.adapter.lora.shared_attention import SharedAttention, input_summary
+from contune.contract.context import Context
+from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.randomness import numpy_generator
+from contune.contract.state import State, on_device
+from contune.errors import CombinationError, ConfigError
+from contune.rule.replay.pseudo_samples import (
+    dataset_of,
+    fits,
+    form_of,
+    longest,
+    sifted,
+    sifting,
+    writings,
+    written_samples,
+)
+from contune.stream.exchange import Exchange
+
+Source = Literal["auto", "generated", "kept"]
+
+
+def attention_distance(stored: Tensor, weights: Tensor) -> Tensor:
+    """Mean over rows of KL([stored, 0, ..., 0] || weights): stored (i,) of a time with i blocks, weights (B, n) of now.
+
+    >>> round(attention_distance(torch.tensor([1.0]), torch.tensor([[0.5, 0.5]])).exp().item(), 6)
+    2.0
+    >>> bool(attention_distance(torch.tensor([0.25, 0.75]), torch.tensor([[0.25, 0.75]])).abs() < 1e-6)
+    True
+    """
+    now = weights[:, : len(stored)].clamp(min=torch.finfo(weights.dtype).tiny).log()
+    rows = torch.xlogy(stored, stored) - stored * now
+    return rows.sum(dim=1).mean()
+
+
+@final
+class AttentiveReflection(Rule):
+    """Adds `weight` times the sum over old tasks i of KL([a_i, 0, ..., 0] || a(x)), the mean over inputs x like task i's.
+
+    a_i is the mean attention over task i's training data when it ended. Only inputs are needed, and of those only what
+    the attention reads: their largest embedding values (d), `size` of them per task. `source` says whence.
+
+    `generated`, in streams of kind language alone: when a task ends, the adapter in training goes on from where it is, for
+    as many steps, to write the task's examples after its name; `attempts` texts are drawn from it, the valid ones
+    are summed up (see rule pseudo-replay for what is valid), and the adapter is put back to what it was. `counts` says how
+    many were valid; a task with none is not reflected on. Compute: as much training again, and the texts.
+    `kept`: of that many of the task's own examples, drawn by the seed, the vectors are kept, but no example itself.
+    `auto` is `generated` where the model writes and `kept` elsewhere.
+
+    All vectors of a task count in every step, where the released code draws a batch of its pseudo-samples. Memory: size x
+    d and one row of attention per task.
+    """
+
+    name: ClassVar[str] = "attentive-reflection"
+
+    def __init__(
+        self,
+        *,
+        weight: float = 0.5,
+        source: Source = "auto",
+        size: int = 64,
+        attempts: int = 128,
+        top: int = 20,
+    ) -> None:
+        if weight < 0 or size < 0 or attempts < 0 or top < 1:
+            raise ConfigError(
+                f"weight is {weight}, size {size}, attempts {attempts} and top {top}; give at least 0, and top at least 1"
+            )
+        self.weight, self.source, self.size, self.attempts, self.top = weight, source, size, attempts, top
+        self.counts: dict[str, dict[str, int]] = {}
+        self._attention: list[Tensor] = []
+        self._summaries: list[Tensor] = []
+
+    def refuses(self, adapter: Adapter, head: Head) -> str | None:
+        del head
+        if isinstance(adapter, SharedAttention):
+            return None
+        return (
+            f"rule {self.name!r} holds the attention among the blocks of old tasks, and adapter {adapter.name!r} has none; "
+            "set adapter: shared-attention"
+        )
+
+    def begin_task(self, context: Context) -> None:
+        if self.source == "generated" and context.task.kind != "language":
+            raise CombinationError(
+                f"rule {self.name!r} has source generated, but in a {context.task.kind} stream the model writes nothing; "
+                "set source: kept, or auto"
+            )
+
+    def penalty(self, context: Context) -> Tensor | None:
+        adapter = context.model.adapter
+        assert isinstance(adapter, SharedAttention)
+        if not self.weight or not context.model.adapter_trainable:
+            return None
+        terms = [
+            attention_distance(stored, adapter.weights(summary))
+            for stored, summary in zip(self._attention, self._summaries, strict=True)
+            if len(summary) and adapter.blocks > 1
+        ]
+        return self.weight * torch.stack(terms).sum() if terms else None
+
+    def end_task(self, context: Context) -> None:
+        adapter = context.model.adapter
+        assert isinstance(adapter, SharedAttention)
+        if not context.model.adapter_trainable or not self.weight:
+            return
+        summaries = summed_up(context)
+        with torch.no_grad():
+            self._attention.append(adapter.weights(summaries).mean(dim=0))
+        if self.source == "kept" or context.task.kind != "language":
+            generator = numpy_generator(context.task.settings.seed, "reflection", context.task.index)
+            chosen = generator.permutation(len(summaries))[: self.size]
+            self._summaries.append(summaries[torch.from_numpy(chosen)])
+        else:
+            self._summaries.append(self._written(context))
+
+    def _written(self, context: Context) -> Tensor:
+        """Summaries (n, d) of examples of this task that a generator, trained for it and then forgotten, writes."""
+        own = list(context.task.data.examples.inputs)
+        task, backbone = context.task, context.model.backbone
+        turned = writings(task.name, own, backbone)
+        max_new_tokens = longest(dataset_of(turned, [task.index] * len(turned), backbone)) if turned else 0
+        form = form_of(task.name, task.index, max_new_tokens, own)
+        texts: list[str] = []
+        if turned and self.attempts:
+            before = {name: value.detach().clone() for name, value in context.model.trained().items()}
+            learning = context.with_data(dataset_of(turned, [task.index] * len(turned), backbone))
+            context.passes.extra_steps(learning, ())
+            texts = written_samples(context, form, self.attempts, self.top, 1.0)
+            context.model.write(before)
+        found, fates = sifted(texts, form, self.size, -(-self.size // max(len(form.options), 1)))
+        fit = [one for one in found if fits(one, backbone)][: self.size]
+        self.counts[f"{task.index} {task.name}"] = {**fates, "kept": len(fit), "written": len(texts)}
+        return summaries_of(context, fit, task.index)
+
+    def findings(self) -> dict[str, float]:
+        return sifting(dict(list(self.counts.items())[-1:]))
+
+    def state(self) -> State:
+        numbers = range(len(self._attention))
+        tensors = {f"attention{number}": self._attention[number] for number in numbers}
+        tensors |= {f"summaries{number}": self._summaries[number] for number in numbers}
+        return State(tensors, {"tasks": len(self._attention), "counts": {k: dict(v) for k, v in self.counts.items()}})
+
+    def load_state(self, state: State, context: Context) -> None:
+        held = on_device(state.tensors, context.model.backbone.device)
+        self.counts = {name: dict(counts) for name, counts in state.values["counts"].items()}
+        numbers = range(int(state.values["tasks"]))
+        self._attention = [held[f"attention{number}"] for number in numbers]
+        self._summaries = [held[f"summaries{number}"] for number in numbers]
+
+
+def summed_up(context: Context) -> Tensor:
+    """What the attention reads (n, d) of the task's own examples, in order."""
+    prepared, size = context.task.data.prepared, context.passes.batch_size
+    pieces = [np.arange(at, min(at + size, len(prepared))) for at in range(0, len(prepared), size)]
+    backbone = context.model.backbone
+    return torch.cat([input_summary(backbone, backbone.questions([(prepared, rows)])) for rows in pieces])
+
+
+def summaries_of(context: Context, exchanges: list[Exchange], task: int) -> Tensor:
+    """What the attention reads (n, d) of these exchanges."""
+    if not exchanges:
+        return torch.zeros(0, context.model.backbone.parts.prompt_width, device=context.model.backbone.device)
+    return summed_up(context.with_data(dataset_of(exchanges, [task] * len(exchanges), context.model.backbone)))

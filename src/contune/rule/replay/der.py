@@ -1,0 +1,81 @@
+"""Dark experience replay: match the logits an example had when it was kept (DER++, arXiv 2004.07211)."""
+
+from collections.abc import Mapping
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from contune.contract.context import Context
+from contune.contract.data import Batch, Dataset, Outputs, Selection
+from contune.contract.parts import Rule
+from contune.contract.randomness import numpy_generator
+from contune.contract.state import State
+from contune.rule.replay.buffer import Buffer, offered
+from contune.rule.replay.replay import check_sizes, draw
+
+
+def logit_distance(logits: Tensor, stored: Tensor) -> Tensor:
+    """Mean squared difference (n,) over the columns that existed when the logits were stored (equation 4).
+
+    >>> logit_distance(torch.tensor([[1.0, 5.0, 9.0]]), torch.tensor([[0.0, 5.0, float("nan")]])).item()
+    0.5
+    """
+    known = ~stored.isnan()
+    difference = torch.where(known, logits - stored.nan_to_num(), 0.0)
+    return difference.square().sum(dim=1) / known.sum(dim=1)
+
+
+@final
+class DarkExperience(Rule):
+    """Adds alpha times the distance to stored logits, and beta times the loss on labels, on two independent draws.
+
+    With beta 0 this is DER, with alpha 0 replay of a separate batch. Differs from the paper: the logits are those at the
+    end of the example's task, in the deterministic view, not those of the moment it was first trained on.
+    """
+
+    name = "der++"
+    language: ClassVar[bool] = False
+    idle: ClassVar[Mapping[str, object]] = {"alpha": 0.0, "beta": 0.0}
+
+    def __init__(self, *, size: int = 500, batch_size: int = 32, alpha: float = 0.1, beta: float = 0.5) -> None:
+        check_sizes(size, batch_size)
+        self.size, self.batch_size, self.alpha, self.beta = size, batch_size, alpha, beta
+        self._buffer: Buffer | None = None
+        self._ready: Dataset | None = None
+
+    def begin_task(self, context: Context) -> None:
+        self._ready = self._buffer.dataset(context.model.backbone) if self._buffer else None
+
+    def select(self, context: Context, epoch: int, step: int) -> Mapping[str, Selection]:
+        chosen: dict[str, Selection] = {}
+        if self._ready is None:
+            return chosen
+        if self.alpha:
+            chosen["der-logits"] = draw(self._ready, self.batch_size, context, ("der-logits", epoch, step), 0.0)
+        if self.beta:
+            chosen["der-labels"] = draw(self._ready, self.batch_size, context, ("der-labels", epoch, step), self.beta)
+        return chosen
+
+    def loss(self, context: Context, batch: Batch, outputs: Outputs) -> Tensor | None:
+        place = batch.segments.get("der-logits")
+        if place is None or self._buffer is None or self._buffer.logits is None or place.start == place.stop:
+            return None
+        rows = next(rows for dataset, rows in batch.parts if dataset is self._ready)
+        stored = self._buffer.logits[torch.from_numpy(rows)].to(outputs.logits.device)
+        distance = logit_distance(outputs.logits[place, : stored.shape[1]], stored)
+        return self.alpha * batch.mean(distance, "der-logits")
+
+    def end_task(self, context: Context) -> None:
+        buffer = self._buffer or Buffer.empty(context.model.backbone.modality)
+        generator = numpy_generator(context.task.settings.seed, "buffer", context.task.index)
+        logits = context.passes.logits(context.task.data)
+        self._buffer = offered(buffer, context.task.data, self.size, "reservoir", generator, logits)
+
+    def state(self) -> State:
+        return State() if self._buffer is None else self._buffer.state()
+
+    def load_state(self, state: State, context: Context) -> None:
+        if state.values:
+            self._buffer = Buffer.from_state(state)
+            self.begin_task(context)

@@ -1,0 +1,202 @@
+"""Pseudo-samples: what a model writes when it is asked for an example of a task it has learned (LAMOL, LFPT5).
+
+An example `prompt` -> `answer` is written as one text, `prompt SEPARATOR answer`, after the task's name.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, final, get_args
+
+import numpy as np
+import torch
+
+from contune.backbone.backbone import Backbone
+from contune.backbone.reader.language import PreparedExchanges
+from contune.backbone.sampling import Sampling
+from contune.contract.context import Context
+from contune.contract.data import Dataset
+from contune.contract.randomness import derived_seed
+from contune.errors import DataError
+from contune.stream.exchange import Exchange, Measure, Turn, language_examples
+
+SEPARATOR = "__ans__"
+Fate = Literal["kept", "bad separator", "bad answer", "surplus"]
+
+
+@final
+@dataclass(frozen=True)
+class TaskForm:
+    """What is remembered of a task to have examples of it written, and no example itself.
+
+    `options`: what its answers are chosen from, where all its examples have the same. `max_new_tokens` is that of its
+    longest example, 0 where none can be written. `documents`: examples are texts without a prompt. `ends`: all answers
+    end. `task` is its place in the stream.
+    """
+
+    name: str
+    task: int
+    max_new_tokens: int
+    options: tuple[str, ...] = ()
+    measure: Measure = "exact-match"
+    documents: bool = False
+    ends: bool = True
+
+    def values(self) -> dict[str, Any]:
+        """This form as plain JSON values."""
+        return {**asdict(self), "options": list(self.options)}
+
+    @staticmethod
+    def of_values(values: dict[str, Any]) -> "TaskForm":
+        """The form that `values` gave.
+
+        >>> one = TaskForm("news", 1, 40, ("sport", "art"))
+        >>> TaskForm.of_values(one.values()) == one
+        True
+        """
+        return TaskForm(**{**values, "options": tuple(values["options"])})
+
+
+def form_of(name: str, task: int, max_new_tokens: int, exchanges: Sequence[Exchange]) -> TaskForm:
+    """The form of a task with these training examples.
+
+    >>> chosen = Exchange((Turn("user", "x"),), ("yes",), ("yes", "no"))
+    >>> form_of("news", 0, 9, [chosen]).options, form_of("news", 0, 9, [chosen, replace(chosen, options=())]).options
+    (('yes', 'no'), ())
+    """
+    options = {one.options for one in exchanges}
+    first = exchanges[0]
+    return TaskForm(
+        name=name,
+        task=task,
+        max_new_tokens=max_new_tokens,
+        options=first.options if len(options) == 1 else (),
+        measure=first.measure,
+        documents=any(not one.turns for one in exchanges),
+        ends=all(one.ends for one in exchanges),
+    )
+
+
+def asked_for(name: str) -> tuple[Turn, ...]:
+    """What a model is asked with to write an example of a task: the paper's task token."""
+    return (Turn("user", f"generate {name}"),)
+
+
+def as_writing(name: str, exchange: Exchange) -> Exchange:
+    """An example turned round: asked for the task, to write prompt and answer.
+
+    >>> as_writing("news", Exchange((Turn("user", "A goal."),), ("sport",))).answer
+    'A goal. __ans__ sport'
+    """
+    return Exchange(asked_for(name), (f"{exchange.prompt} {SEPARATOR} {exchange.answer}".strip(),))
+
+
+def read_back(text: str, form: TaskForm) -> tuple[Exchange | None, Fate]:
+    """The example that a written text is, or None and what is wrong with it.
+
+    >>> form = TaskForm("news", 0, 40, ("sport", "art"))
+    >>> read_back("A goal. __ans__ sport", form)[0].answer, read_back("A goal. __ans__ football", form)
+    ('sport', (None, 'bad answer'))
+    >>> read_back("A goal. sport", form)
+    (None, 'bad separator')
+    """
+    pieces = text.split(SEPARATOR)
+    if len(pieces) != 2:
+        return None, "bad separator"
+    prompt, answer = (piece.strip() for piece in pieces)
+    if not prompt and not form.documents:
+        return None, "bad separator"
+    if not answer or (form.options and answer not in form.options):
+        return None, "bad answer"
+    turns = (Turn("user", prompt),) if prompt else ()
+    return Exchange(turns, (answer,), form.options, form.measure, form.ends), "kept"
+
+
+def sifted(
+    texts: Sequence[str], form: TaskForm, per_task: int, per_option: int
+) -> tuple[list[Exchange], dict[str, int]]:
+    """The first valid examples among these texts, and how many texts met which fate.
+
+    At most `per_option` of every option, or `per_task` where the task has none.
+
+    >>> texts = ["a __ans__ yes", "b __ans__ yes", "c __ans__ no", "d __ans__ __ans__ no", "no"]
+    >>> found, fates = sifted(texts, TaskForm("t", 0, 9, ("yes", "no")), 9, 1)
+    >>> [one.prompt for one in found], fates["kept"], fates["surplus"], fates["bad separator"]
+    (['a', 'c'], 2, 1, 2)
+    """
+    found: list[Exchange] = []
+    fates = dict.fromkeys(get_args(Fate), 0)
+    for text in texts:
+        one, fate = read_back(text, form)
+        if one is not None:
+            alike = sum(other.answer == one.answer for other in found) if form.options else len(found)
+            fate = "kept" if alike < (per_option if form.options else per_task) else "surplus"
+            found += [one] if fate == "kept" else []
+        fates[fate] += 1
+    return found, fates
+
+
+def sifting(counts: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
+    """How many texts were written for these tasks together, and how many of them are examples that are kept.
+
+    >>> sifting({"0 news": {"written": 64, "kept": 2, "surplus": 1}, "1 sums": {"written": 64, "kept": 0}})
+    {'texts written': 128, 'examples kept': 2}
+    """
+    if not counts:
+        return {}
+    return {
+        "texts written": sum(each["written"] for each in counts.values()),
+        "examples kept": sum(each["kept"] for each in counts.values()),
+    }
+
+
+def fits(exchange: Exchange, backbone: Backbone) -> bool:
+    """Whether prompt and answer fit in the model whole."""
+    try:
+        return backbone.prepare([exchange]).truncated == 0
+    except DataError:
+        return False
+
+
+def writings(name: str, exchanges: Sequence[Exchange], backbone: Backbone) -> list[Exchange]:
+    """These examples turned round; those that hold the separator themselves or do not fit are left out."""
+    turned = [as_writing(name, one) for one in exchanges if SEPARATOR not in one.prompt + one.answer]
+    try:
+        whole = backbone.prepare(turned).truncated == 0
+    except DataError:
+        whole = False
+    return turned if whole else [one for one in turned if fits(one, backbone)]
+
+
+def dataset_of(exchanges: Sequence[Exchange], tasks: Sequence[int], backbone: Backbone) -> Dataset:
+    """Exchanges as a data set, each with the task it belongs to."""
+    examples = language_examples(exchanges, range(len(exchanges)))
+    return Dataset.of(examples, backbone, examples.labels, np.asarray(tasks, dtype=np.int64))
+
+
+def longest(dataset: Dataset) -> int:
+    """Tokens of the longest answer of a data set."""
+    assert isinstance(dataset.prepared, PreparedExchanges)
+    return dataset.prepared.longest_answer
+
+
+def written_samples(context: Context, form: TaskForm, attempts: int, top: int, penalty: float) -> list[str]:
+    """As many texts as `attempts`, drawn from the model as it stands after the task's name.
+
+    Each depends on the seed, the tasks and its own number alone.
+    """
+    if not form.max_new_tokens or not attempts:
+        return []
+    backbone, seed = context.model.backbone, context.task.settings.seed
+    dataset = dataset_of([Exchange(asked_for(form.name), ("",))] * attempts, [form.task] * attempts, backbone)
+    routes = context.model.adapter.routes(torch.from_numpy(dataset.tasks)) if context.model.adapter.modular else None
+    texts: list[str] = []
+    for start in range(0, attempts, context.passes.batch_size):
+        rows = np.arange(start, min(start + context.passes.batch_size, attempts))
+        seeds = [derived_seed(seed, "pseudo-sample", context.task.index, form.task, row) for row in rows.tolist()]
+        batch = context.passes.encoding_batch(dataset, rows, routes, max_new_tokens=form.max_new_tokens)
+        inputs = replace(batch.inputs, sampling=Sampling(tuple(seeds), top, penalty))
+        context.passes.ledger.examples_forward += len(rows)
+        with torch.no_grad():
+            tokens = context.model.encode(replace(batch, inputs=inputs))[0].cpu().numpy()
+        texts += [backbone.language.reader.text(row) for row in tokens]
+    return texts

@@ -1,0 +1,90 @@
+"""Replay: rows from a buffer of finished tasks join every step (experience replay, arXiv 1902.10486)."""
+
+from collections.abc import Mapping
+from typing import Literal, final
+
+from contune.contract.context import Context
+from contune.contract.data import Dataset, Selection
+from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.randomness import numpy_generator
+from contune.contract.state import State
+from contune.errors import ConfigError
+from contune.rule.replay.buffer import Buffer, offered
+
+
+def check_sizes(size: int, batch_size: int) -> None:
+    """Refuse a buffer or a draw of a negative size."""
+    if size < 0 or batch_size < 1:
+        raise ConfigError(f"size is {size} and batch_size {batch_size}; give size at least 0 and batch_size at least 1")
+
+
+def draw(buffer: Dataset, count: int, context: Context, place: tuple[str, int, int], weight: float | None) -> Selection:
+    """`count` rows of the buffer without repetition, by the seed and the place in the run alone."""
+    purpose, epoch, step = place
+    generator = numpy_generator(context.task.settings.seed, purpose, context.task.index, epoch, step)
+    rows = generator.choice(len(buffer), size=min(count, len(buffer)), replace=False)
+    return Selection(buffer, rows, weight)
+
+
+def replayed(ratio: float, rows: int) -> int:
+    """How many replayed rows beside a task's `rows` make up `ratio` of the step (arXiv 2403.08763, section 5).
+
+    >>> replayed(0.25, 24), replayed(0.05, 32), replayed(0.0, 8)
+    (8, 2, 0)
+    """
+    return round(ratio / (1 - ratio) * rows)
+
+
+@final
+class Replay(Rule):
+    """Keeps `size` examples and adds `batch_size` of them to every step, or as many as make them `ratio` of its rows.
+
+    `choice`: `reservoir` keeps every example seen with equal probability, `class-balanced` equal shares a class.
+    `weight` None takes one mean over the task's and the replayed rows; a number adds it times the replayed rows' mean.
+    Examples enter at the end of their task, so a task is never replayed to itself. Memory: the examples.
+    """
+
+    name = "replay"
+
+    def __init__(
+        self,
+        *,
+        size: int = 500,
+        batch_size: int = 32,
+        choice: Literal["reservoir", "class-balanced"] = "reservoir",
+        weight: float | None = None,
+        ratio: float | None = None,
+    ) -> None:
+        check_sizes(size, batch_size)
+        if ratio is not None and not 0 <= ratio < 1:
+            raise ConfigError(
+                f"ratio is {ratio}; give the share of replayed rows in a step, at least 0 and less than 1"
+            )
+        self.size, self.batch_size, self.choice, self.weight, self.ratio = size, batch_size, choice, weight, ratio
+        self._buffer: Buffer | None = None
+        self._ready: Dataset | None = None
+
+    def refuses(self, adapter: Adapter, head: Head) -> str | None:
+        return None
+
+    def begin_task(self, context: Context) -> None:
+        self._ready = self._buffer.dataset(context.model.backbone) if self._buffer else None
+
+    def select(self, context: Context, epoch: int, step: int) -> Mapping[str, Selection]:
+        if self._ready is None:
+            return {}
+        count = self.batch_size if self.ratio is None else replayed(self.ratio, context.task.settings.batch_size)
+        return {"replay": draw(self._ready, count, context, ("replay", epoch, step), self.weight)} if count else {}
+
+    def end_task(self, context: Context) -> None:
+        buffer = self._buffer or Buffer.empty(context.model.backbone.modality)
+        generator = numpy_generator(context.task.settings.seed, "buffer", context.task.index)
+        self._buffer = offered(buffer, context.task.data, self.size, self.choice, generator, None)
+
+    def state(self) -> State:
+        return State() if self._buffer is None else self._buffer.state()
+
+    def load_state(self, state: State, context: Context) -> None:
+        if state.values:
+            self._buffer = Buffer.from_state(state)
+            self.begin_task(context)

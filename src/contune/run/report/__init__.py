@@ -1,0 +1,1 @@
+"""What a person reads of runs: tables, figures, the page."""

@@ -1,0 +1,1 @@
+"""Streams that need no files."""

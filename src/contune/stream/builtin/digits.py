@@ -1,0 +1,35 @@
+"""The built-in stream `digits`: scikit-learn's 8x8 handwritten digits, which come with the package."""
+
+import numpy as np
+
+from contune.stream.order import split_rows
+from contune.stream.read.rows import Place, Row, Split
+
+TEST_SHARE = 0.25
+# Any fixed number: the split is part of the stream's definition and not of a user's configuration.
+SPLIT_SEED = 20
+
+
+def read_digits() -> dict[str, Split]:
+    """1,797 grey digits as RGB images of shape (8, 8, 3), a fixed quarter of every class as test.
+
+    Grey values 0..16 are scaled to 0..255. Ids are row numbers in scikit-learn's order within the split.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    images = np.repeat(grey[:, :, :, None], 3, axis=3)
+    is_test = np.zeros(len(images), dtype=bool)
+    for label in range(10):
+        own = np.flatnonzero(digits.target == label)
+        is_test[own[split_rows(len(own), share=TEST_SHARE, keep=None, seed=(SPLIT_SEED, label))[1]]] = True
+    names = tuple(str(label) for label in range(10))
+    splits = {}
+    for name, chosen in (("train", np.flatnonzero(~is_test)), ("test", np.flatnonzero(is_test))):
+        rows = [
+            Row(images[row], names[digits.target[row]], None, position, Place("digits", "row", int(row) + 1))
+            for position, row in enumerate(chosen.tolist())
+        ]
+        splits[name] = Split(rows, (), len(rows), names, modality="image")
+    return splits
