@@ -106,8 +106,8 @@ def image_task(number: int, count: int):
 def image_lines(chosen: argparse.Namespace, sizes: Sizes, folder: Path, peak: float) -> list[dict[str, object]]:
     """Images a second: the reader, features, two methods that train, and the seconds of a closed-form solver."""
     from contune import Learner
+    from contune.checks.run import random_vit
     from contune.contract.settings import CacheSettings
-    from contune.trial import random_vit
 
     path = random_vit(folder / "vit", image_size=32 if chosen.small else 224, **sizes.vit)
     train = {"epochs": 1, "batch_size": sizes.batch, "precision": chosen.precision}
@@ -144,7 +144,7 @@ def token_lines(chosen: argparse.Namespace, sizes: Sizes, folder: Path) -> list[
     """Tokens a second of LoRA on a Llama, by contune and by Trainer; the steps alone are timed, after a first few."""
     path = lora_tokens.random_llama(chosen.shared, folder / "llama", sizes.llama)
     options = argparse.Namespace(shared=chosen.shared, answers=False, texts=sizes.texts)
-    texts = lora_tokens.exchanges(options)[0]
+    texts = lora_tokens.conversations(options)[0]
     tokens, ours = tokens_of_contune(chosen, path, texts)
     theirs = tokens / seconds_of_trainer(chosen, path, texts)
     lines = [("lora on a Llama", ours), ("the same by Trainer and peft", theirs)]
@@ -155,7 +155,7 @@ def tokens_of_contune(chosen: argparse.Namespace, path: Path, texts: list) -> tu
     """Tokens of the texts, and tokens a second of learning them."""
     from contune import Learner, Task
     from contune.backbone.config import ModelConfig
-    from contune.stream.exchange import language_examples
+    from contune.stream.conversation import language_examples
 
     train = {**lora_tokens.TRAIN, "epochs": 1, "precision": chosen.precision, "group_by_length": False}
     model = ModelConfig(path=str(path), max_length=lora_tokens.TOKENS)

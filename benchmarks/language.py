@@ -75,7 +75,7 @@ def row(method: str, results: list[dict]) -> str:
     """One line of the table: losses right after learning and at the end, and what is left of the stories."""
     learned = [sum(r["language"]["loss"][i][i] for i in range(3)) / 3 for r in results]
     final = [sum(r["language"]["loss"][2]) / 3 for r in results]
-    stories = [r["retained"]["stories"] for r in results]
+    stories = [r["retention"]["stories"] for r in results]
     before = stories[0]["loss"][0]
     cells = [
         method,

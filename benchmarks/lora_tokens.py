@@ -23,18 +23,18 @@ TOKENS = 256
 STORIES = "weights/stories260k_llama"
 
 
-def exchanges(chosen) -> tuple[list, list]:
+def conversations(chosen) -> tuple[list, list]:
     """Training and test exchanges: pieces of plays, or questions with their answers."""
-    from contune.stream.exchange import Exchange, Turn
+    from contune.stream.conversation import Conversation, Message
     from contune.stream.language import pieces
 
     if chosen.answers:
         file = chosen.shared / "data" / "gsm8k" / "train.jsonl.gz"
         rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()[: chosen.texts]]
-        found = [Exchange((Turn("user", row["question"][:120]),), (row["answer"][-60:],)) for row in rows]
+        found = [Conversation((Message("user", row["question"][:120]),), (row["answer"][-60:],)) for row in rows]
     else:
         text = gzip.decompress((chosen.shared / "data" / "corpora" / "shakespeare.txt.gz").read_bytes()).decode()
-        found = [Exchange((), (piece,), (), "tokens") for piece in pieces(text, 220)[: chosen.texts]]
+        found = [Conversation((), (piece,), (), "tokens") for piece in pieces(text, 220)[: chosen.texts]]
     border = 9 * len(found) // 10
     return found[:border], found[border:]
 
@@ -65,10 +65,10 @@ def with_contune(chosen) -> float:
     """Loss per token of texts that nothing trains."""
     from contune import Learner, Task
     from contune.backbone.config import ModelConfig
-    from contune.engine.examine import read_answers
-    from contune.stream.exchange import language_examples
+    from contune.engine.evaluation import read_answers
+    from contune.stream.conversation import language_examples
 
-    learned, asked = exchanges(chosen)
+    learned, asked = conversations(chosen)
     with tempfile.TemporaryDirectory() as name:
         path = model_folder(chosen, Path(name))
         model = ModelConfig(path=str(path), max_length=TOKENS)
@@ -90,7 +90,7 @@ def plain(chosen) -> float:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer, LlamaForCausalLM
 
-    learned, asked = exchanges(chosen)
+    learned, asked = conversations(chosen)
     with tempfile.TemporaryDirectory() as name:
         path = model_folder(chosen, Path(name))
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -102,7 +102,7 @@ def plain(chosen) -> float:
     def rows_of(found: list) -> list[tuple[torch.Tensor, int]]:
         rows = []
         for one in found:
-            prompt = tokenizer(f"{one.prompt}\n")["input_ids"] if one.turns else [start]
+            prompt = tokenizer(f"{one.prompt}\n")["input_ids"] if one.messages else [start]
             prompt = prompt[:-1] if prompt[-1] == end else prompt
             answer = [*tokenizer(one.answer, add_special_tokens=False)["input_ids"], *([end] if one.ends else [])]
             rows.append((torch.tensor([*prompt[max(0, len(prompt) + len(answer) - TOKENS) :], *answer]), len(answer)))

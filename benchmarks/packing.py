@@ -40,7 +40,7 @@ SIDES = ("padded", "packed")
 def instructions(count: int):
     """A task of texts with most of them short and a few long, as instructions are."""
     from contune import Task
-    from contune.stream.exchange import Exchange, Turn, language_examples
+    from contune.stream.conversation import Conversation, Message, language_examples
 
     draw = np.random.default_rng(0)
     found = []
@@ -48,7 +48,7 @@ def instructions(count: int):
         words = draw.choice(WORDS, int(np.clip(draw.lognormal(2.0, 0.7), 2, 40)))
         take = min(len(words), int(draw.integers(1, 13)))
         asked = f"Say the first {take} words of this: {' '.join(words)}."
-        found.append(Exchange((Turn("user", asked),), (" ".join(words[:take]),)))
+        found.append(Conversation((Message("user", asked),), (" ".join(words[:take]),)))
     examples = language_examples(found, range(count))
     return Task("words", ("answer",), examples, examples.take(np.arange(1)))
 

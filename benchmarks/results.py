@@ -83,8 +83,8 @@ def held_out_accuracy(config: dict[str, Any], lr: float, tasks: Sequence[Task]) 
         train={**config["train"], "lr": lr},
         cache=CacheSettings(**config["cache"]),
     )
-    for lesson in [tasks] if recipe.joint else tasks:
-        learner.learn(lesson)
+    for experience in [tasks] if recipe.joint else tasks:
+        learner.learn(experience)
     held = [Task(t.name, t.class_names, t.train, t.validation) for t in tasks if t.validation is not None]
     right = [learner.answers(data) == data.labels for data in map(learner.test_dataset, held)]
     accuracy = float(np.concatenate(right).mean())

@@ -51,7 +51,7 @@ def image_task(number: int, examples: int):
 def timed_tasks(chosen, count: int) -> tuple[dict[str, list[float]], float, int]:
     """Seconds to learn and to answer each of the first tasks, the mean accuracy right after learning, bytes kept."""
     from contune import Learner
-    from contune.trial import tiny_model
+    from contune.checks.run import tiny_model
 
     learner, right = Learner(tiny_model(), chosen.part), []
     seconds: dict[str, list[float]] = {"learn": [], "answer": []}
@@ -129,14 +129,14 @@ def million_examples(chosen, per_task: int) -> dict[str, object]:
     """All examples through one head, in one task or in many, and then some that it has not seen."""
     from contune.contract.processes import Processes
     from contune.contract.settings import CacheSettings
-    from contune.engine.cache import FrozenStore
+    from contune.engine.cache import FeatureCache
     from contune.head.class_means import ClassMeans
     from contune.head.ridge import Ridge
     from contune.metric.ledger import Ledger
 
     head = ClassMeans() if chosen.part == "nmc" else Ridge(random_features=chosen.random_features)
     cache = CacheSettings(memory_mb=chosen.memory_mb, folder=chosen.folder)
-    store = FrozenStore(cache, Ledger(), Processes())
+    store = FeatureCache(cache, Ledger(), Processes())
     started, tasks = time.process_time(), -(-chosen.examples // per_task)
     for index in range(tasks):
         task = Features(index, store, min(per_task, chosen.examples - index * per_task))

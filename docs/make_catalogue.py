@@ -4,7 +4,7 @@ import inspect
 from pathlib import Path
 
 from contune.errors import ConfigError
-from contune.method.catalog import ROOMS, Recipe, compose, first_sentence, option_defaults, parts, recipes
+from contune.method.catalog import CATEGORIES, Recipe, compose, first_sentence, option_defaults, parts, recipes
 
 
 def catalogue() -> str:
@@ -16,7 +16,7 @@ def catalogue() -> str:
         text = (inspect.getdoc(recipe) or "").split(">>>")[0].strip()
         lines += [f"## {name}", "", f"*{title}*", "", text, "", f"Options: {options}", "", in_language(recipe), ""]
     lines += ["# Parts for free composition", ""]
-    for room in ROOMS:
+    for room in CATEGORIES:
         lines += [f"## {room}", "", "| name | what it is |", "|---|---|"]
         lines += [f"| `{name}` | {first_sentence(part)} |" for name, part in parts(room).items()] + [""]
     return "\n".join([*lines, *grid()])

@@ -17,7 +17,7 @@ from contune.merge.command import merge
 
 if TYPE_CHECKING:
     from contune.contract.processes import Processes
-    from contune.run.folder.group import Group
+    from contune.run.folder.group import RunGroup
 
 app = typer.Typer(
     help="Keep a pretrained model learning: tasks arrive one by one, small parts are trained, the past is protected.",
@@ -74,12 +74,12 @@ def run(
     if not loaded.several:
         folders = [carry_out(loaded.single(loaded.method or {}), base, out, quiet or as_json, track)]
     else:
-        from contune.run.folder.group import Group, members_of
+        from contune.run.folder.group import RunGroup, members_of
 
         for _, single in members_of(loaded):
             make_method(single)
         main = find_processes().main
-        group = Group.create(out, loaded, base) if main else Group(out, base, members_of(loaded))
+        group = RunGroup.create(out, loaded, base) if main else RunGroup(out, base, members_of(loaded))
         folders, failed = carry_out_group(group, quiet or as_json, track)
     show(folders, out / "report.html", quiet=quiet, as_json=as_json)
     if failed:
@@ -90,9 +90,9 @@ def run(
 def resume(directory: Path, plugin: Plugin = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Go on with a run that was stopped or killed; it ends with the same numbers as if it had not been."""
     load_plugins(plugin)
-    from contune.run.folder.group import Group
+    from contune.run.folder.group import RunGroup
 
-    group, failed = Group.read(directory), False
+    group, failed = RunGroup.read(directory), False
     if group is None:
         go_on(directory, quiet or as_json)
         folders = [directory]
@@ -210,15 +210,15 @@ def check(
 ) -> None:
     """Put a method through the common checks: learns, resumes exactly, leaves the base unchanged, peeks at nothing."""
     names = load_plugins([*(plugin or []), method] if method.endswith(".py") else plugin)
-    from contune.checks import check_part, run_checks
-    from contune.method.catalog import ROOMS, parts
+    from contune.checks.common import check_part, run_checks
+    from contune.method.catalog import CATEGORIES, parts
 
     name = names[-1] if method.endswith(".py") else method
     room, _, part = name.partition(":")
-    if room in ROOMS and part not in parts(room):
+    if room in CATEGORIES and part not in parts(room):
         raise ConfigError(f"{room} {part!r} is unknown; {did_you_mean(part, parts(room))} (contune list parts)")
     failed = 0
-    for title, problem in check_part(room, part) if room in ROOMS else run_checks(name):
+    for title, problem in check_part(room, part) if room in CATEGORIES else run_checks(name):
         typer.echo(f"{'ok  ' if problem is None else 'FAIL'} {title}" + (f": {problem}" if problem else ""))
         failed += problem is not None
     if failed:
@@ -248,17 +248,17 @@ def carry_out(
             tracker.close()
 
 
-def carry_out_group(group: "Group", quiet: bool, track: str | None) -> tuple[list[Path], bool]:
+def carry_out_group(group: "RunGroup", quiet: bool, track: str | None) -> tuple[list[Path], bool]:
     """Every run of a group that is not finished yet; the folders of those that are, and whether one has failed.
 
     A run that fails is named, and the others go on; `contune resume` tries it again. All share one store of frozen
     results and read the stream once.
     """
     from contune.run.execute import Interrupted
-    from contune.run.folder.shared import Shared
+    from contune.run.folder.run_cache import RunCache
 
     plan = [(label, single) for label, single in group.members if not group.finished(label)]
-    begun, shared = {label for label, _ in plan if group.begun(label)}, Shared()
+    begun, shared = {label for label, _ in plan if group.begun(label)}, RunCache()
     find_processes().wait()
     failures: list[Exception] = []
     for label, single in plan:

@@ -38,6 +38,29 @@ class NumericError(ContuneError):
     exit_code = 5
 
 
+RENAMED = {
+    "accumulated": "ema-adapter",
+    "dynamic-average": "adaptive-ema",
+    "findings": "diagnostics",
+    "half": "half-fine-tuning",
+    "kept-rows": "frozen-rows",
+    "key-entries": "key-element-penalty",
+    "linear-weights": "linear-layers",
+    "lora-decoupled": "sd-lora",
+    "lora-designed": "inflora-basis",
+    "lora-sets": "lora-experts",
+    "output-directions": "orthogonal-gradients",
+    "probes": "retention_sets",
+    "resting": "freezable",
+    "retained": "retention",
+    "self-regularisation": "overlap-penalty",
+    "slow-copy": "ema-teacher",
+    "spare": "reserved_rows",
+    "subnetwork": "external-mask",
+    "warm-up": "freeze-backbone-after",
+}  # earlier names of parts, options and keys, and what they are called now
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """A half sentence that names the nearest allowed name, or lists them all where none is near.
 
@@ -45,8 +68,12 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     "did you mean 'tasks'?"
     >>> did_you_mean("zzz", ["kind", "tasks"])
     "allowed are 'kind', 'tasks'"
+    >>> did_you_mean("slow-copy", ["ema-teacher", "replay"])
+    "it is now called 'ema-teacher'"
     """
     names = sorted(allowed)
+    if RENAMED.get(given) in names:
+        return f"it is now called {RENAMED[given]!r}"
     near = get_close_matches(given, names, n=1)
     if near:
         return f"did you mean {near[0]!r}?"

@@ -11,9 +11,9 @@ from contune.contract.state import State
 
 @final
 class TaskSets:
-    """One set of named tensors per lesson: the last one trains, those before it never change again.
+    """One set of named tensors per experience: the last one trains, those before it never change again.
 
-    A lesson is one task as a rule; several tasks that are learned as one share a set.
+    A experience is one task as a rule; several tasks that are learned as one share a set.
     """
 
     def __init__(self) -> None:

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from contune.backbone import source
-from contune.backbone.attention.seam import Kernel, watch
+from contune.backbone.attention.interface import Kernel, watch
 from contune.backbone.base import base_tensors
 from contune.backbone.config import Feature, ModelConfig
 from contune.backbone.layers import Anatomy, find_layers
 from contune.backbone.load import (
     language_class,
-    load_config,
     load_image_settings,
     load_model,
+    load_model_config,
     load_tokenizer,
     model_class,
     position_limit,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Models whose output is not yet normed: they norm the class token alone, so contune applies that norm to all positions.
 _NORM_AFTER: dict[str, str] = {"clip_vision_model": "post_layernorm"}
 # Tokens of a prompt and its answer, where neither the user nor the model sets a lower limit.
-LONGEST_EXCHANGE = 2048
+LONGEST_CONVERSATION = 2048
 # What the first position's learned vector is called in stock image models.
 _CLASS_TOKENS = frozenset({"cls_token", "class_embedding", "class_token"})
 
@@ -83,7 +83,7 @@ def assemble(
     """
     where, local = source.locate(config.path)
     with quiet():
-        stock_config = load_config(where, local)
+        stock_config = load_model_config(where, local)
         stock = language_class(stock_config) if language else model_class(stock_config)
         modality = _modality(stock_config, stock)
         _refuse_unused(config, modality, language=language)
@@ -136,7 +136,7 @@ def _assemble_language(config: ModelConfig, whole: Any, tokenizer: Any) -> Assem
     model, decoder = (whole, whole.get_decoder()) if both else (whole.base_model, whole.base_model)
     own = tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None
     limit = None if both else position_limit(model, whole.config)
-    length = choose_max_length(config.max_length, LONGEST_EXCHANGE, [own, limit])
+    length = choose_max_length(config.max_length, LONGEST_CONVERSATION, [own, limit])
     reader = language_reader(config, whole, tokenizer, length, _padding(tokenizer, whole.config))
     forward = two_towers(whole) if both else _forward_function(model, {})
     ids = torch.arange(2, device=whole.device).unsqueeze(0)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from contune.backbone import pooling
 from contune.backbone.assemble import Assembly, assemble
-from contune.backbone.attention import seam
+from contune.backbone.attention import interface as seam
 from contune.backbone.base import tensors_hash
 from contune.backbone.config import Feature, ModelConfig, Precision
 from contune.backbone.layers import changed_input, input_of, started_at
-from contune.backbone.precision import computing, halve
+from contune.backbone.precision import cast_frozen, computing
 from contune.backbone.reader.inputs import Encoded, ModelInputs, Prepared, Rows
 from contune.backbone.reader.language import LanguageModel
 from contune.backbone.reader.packing import packing_of, require_packing, shared_rows
@@ -56,7 +56,7 @@ class Backbone:
         """The model of `config`: float32, evaluation mode, nothing trainable, nothing missing.
 
         `language`: to be answered by its own language head, from prompts. With `precision` bf16 the model computes in
-        bf16, and `halve` stores its frozen matrices so too, once it is known what will be trained.
+        bf16, and `cast_frozen` stores its frozen matrices so too, once it is known what will be trained.
 
         Reads safetensors only and never runs code from a model's folder. Raises `ConfigError` where the model cannot be
         used, and says why.
@@ -65,7 +65,7 @@ class Backbone:
         plain = precision == "bf16" and torch.device(device).type == "cpu"
         return cls(config, assemble(config, device, language=language, plain_attention=plain), precision)
 
-    def halve(self, trained: Collection[nn.Parameter]) -> None:
+    def cast_frozen(self, trained: Collection[nn.Parameter]) -> None:
         """Where the precision is bf16, store in bf16 what is frozen and multiplied, all but these parameters.
 
         The language head is no part of it: its scores are float32, and often its matrix is that of the embeddings.
@@ -74,7 +74,7 @@ class Backbone:
             kept = {id(parameter) for parameter in trained}
             if self.parts.language is not None:
                 kept.add(id(self.parts.language.whole.get_output_embeddings().weight))
-            halve(self.model, [value for value in self.base_parameters().values() if id(value) not in kept])
+            cast_frozen(self.model, [value for value in self.base_parameters().values() if id(value) not in kept])
 
     @property
     def model(self) -> "PreTrainedModel":
@@ -228,9 +228,9 @@ class Backbone:
             return encoded.states[inputs.targets]
         return pooling.before_targets(encoded, inputs.targets)
 
-    def questions(self, parts: Sequence[tuple[Prepared, Rows]], *, max_new_tokens: int = 0) -> ModelInputs:
+    def prompts_only(self, parts: Sequence[tuple[Prepared, Rows]], *, max_new_tokens: int = 0) -> ModelInputs:
         """The rows as one knows them before they are answered; `max_new_tokens` to be written, in language alone."""
-        return self.parts.reader.questions(parts, max_new_tokens)
+        return self.parts.reader.prompts_only(parts, max_new_tokens)
 
     def _written(self, inputs: ModelInputs, prompts: Tensor | None) -> Tensor:
         language, mask = self.language, inputs.mask

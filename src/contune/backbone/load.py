@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from contune.backbone.attention.seam import SEAM_NAMES, Kernel, register
+from contune.backbone.attention.interface import SEAM_NAMES, Kernel, register
 from contune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_config(source: str, local: bool) -> Any:
+def load_model_config(source: str, local: bool) -> Any:
     """The configuration of the encoder to load; of a two-tower model, that of its image tower."""
     from transformers import AutoConfig
 

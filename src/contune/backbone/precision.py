@@ -23,7 +23,7 @@ def matrices(model: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in found if isinstance(weight, nn.Parameter)]
 
 
-def halve(model: nn.Module, frozen: Collection[nn.Parameter]) -> None:
+def cast_frozen(model: nn.Module, frozen: Collection[nn.Parameter]) -> None:
     """Store those matrices of the model that are among `frozen` in bf16.
 
     >>> both = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))

@@ -48,32 +48,32 @@ class Dataset:
     def key(self) -> str:
         """Hex sha256 of the examples and their view: what results of a frozen model are filed under."""
         digest = hashlib.sha256()
-        for piece, rows in self.pieces.items():
-            digest.update(f"|{piece}|{len(rows)}|".encode())
+        for group, rows in self.groups.items():
+            digest.update(f"|{group}|{len(rows)}|".encode())
             digest.update(rows.tobytes())
         return digest.hexdigest()
 
     @cached_property
-    def pieces(self) -> dict[str, Rows]:
+    def groups(self) -> dict[str, Rows]:
         """The rows of each label, under the hash of their inputs alone: the same in every order of the classes."""
         if self.plain is not None:
-            return {f"{piece}-view{self.view}": rows for piece, rows in self.plain.pieces.items()}
+            return {f"{group}-view{self.view}": rows for group, rows in self.plain.groups.items()}
         found: dict[str, Rows] = {}
         for label in np.unique(self.labels):
             rows = np.flatnonzero(self.labels == label)
-            piece = inputs_hash(self.examples, rows)
-            while piece in found:  # two labels with the very same inputs
-                piece += "-again"
-            found[piece] = rows
+            group = inputs_hash(self.examples, rows)
+            while group in found:  # two labels with the very same inputs
+                group += "-again"
+            found[group] = rows
         return found
 
     @cached_property
-    def places(self) -> tuple[list[str], Rows, Rows]:
+    def locations(self) -> tuple[list[str], Rows, Rows]:
         """The names of all pieces, and for every row the number of its piece and its place there."""
         owner, place = np.zeros(len(self), np.int64), np.zeros(len(self), np.int64)
-        for number, rows in enumerate(self.pieces.values()):
+        for number, rows in enumerate(self.groups.values()):
             owner[rows], place[rows] = number, np.arange(len(rows))
-        return list(self.pieces), owner, place
+        return list(self.groups), owner, place
 
     def viewed(self, view: int) -> "Dataset":
         """These examples, each in its fixed augmented view of that number."""
@@ -135,23 +135,23 @@ class Batch:
         """The places of the rows that go through `module`, and those rows as a batch."""
         assert self.routes is not None
         inputs = (self.routes == module).nonzero()[:, 0]
-        places = torch.isin(self.inputs.unit_rows().to(inputs.device), inputs).nonzero()[:, 0]
-        if len(places) == len(self):
-            return places, self
-        kept: dict[str, Tensor] = {"labels": self.labels[places], "tasks": self.tasks[places]}
+        locations = torch.isin(self.inputs.target_rows().to(inputs.device), inputs).nonzero()[:, 0]
+        if len(locations) == len(self):
+            return locations, self
+        kept: dict[str, Tensor] = {"labels": self.labels[locations], "tasks": self.tasks[locations]}
         for name in ("queries", "features", "routes"):
             value: Tensor | None = getattr(self, name)
             if value is not None:
                 kept[name] = value[inputs]
         resume = None if self.resume is None else (self.resume[0], self.resume[1][inputs])
-        return places, replace(self, inputs=self.inputs.take(inputs), resume=resume, **kept)  # type: ignore[arg-type]
+        return locations, replace(self, inputs=self.inputs.take(inputs), resume=resume, **kept)  # type: ignore[arg-type]
 
     @property
-    def unit_routes(self) -> Tensor | None:
+    def target_routes(self) -> Tensor | None:
         """The module that each row of the outputs came through."""
         if self.routes is None or self.inputs.targets is None:
             return self.routes
-        return self.routes[self.inputs.unit_rows().to(self.routes.device)]
+        return self.routes[self.inputs.target_rows().to(self.routes.device)]
 
     def mean(self, values: Tensor, segment: str = TASK) -> Tensor:
         """Mean of per-row `values` (rows of the segment) over all processes' rows of that segment."""
@@ -202,8 +202,8 @@ def segments_of(
     return segments or {TASK: slice(0, len(labels))}, counts or {TASK: len(labels)}
 
 
-def unit_columns(inputs: ModelInputs, labels: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
+def target_columns(inputs: ModelInputs, labels: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
     """Labels and tasks of all answers: one a row, or in language the tokens to predict with their row's task."""
     if inputs.targets is None:
         return labels, tasks
-    return inputs.unit_labels(), tasks[inputs.unit_rows()]
+    return inputs.target_ids(), tasks[inputs.target_rows()]

@@ -66,7 +66,7 @@ class Model:
     def forward(self, batch: Batch) -> Outputs:
         """Features and training scores of a batch, with gradients where the caller has them on."""
         features, penalty = self.encode(batch)
-        routes = batch.unit_routes
+        routes = batch.target_routes
         if routes is None:
             return Outputs(features, self.head.training_logits(features), penalty)
         return Outputs(features, self.head.routed_logits(features, routes, training=True), penalty)

@@ -37,7 +37,7 @@ class Part(ABC):  # noqa: B024  every hook of a part is optional; the rooms belo
     def load_state(self, state: State, context: "Context") -> None:
         """Take back what `state` gave, into a part that was attached but has seen no task."""
 
-    def findings(self) -> Mapping[str, float]:
+    def diagnostics(self) -> Mapping[str, float]:
         """What it found out in the task just learned, by name: counts and shares for whoever reads the results."""
         return {}
 
@@ -47,16 +47,16 @@ class Adapter(Part):
 
     A modular adapter has several modules (one per task, or several views of the model) and `encode` goes through the
     one that `batch.route` names. With a router each example is answered through the module chosen for it; without, by
-    the features of all modules side by side. `grows` says whether tasks add modules. `fresh`: every task trains tensors
-    of its own and leaves those of earlier tasks as they are. `packs`: texts may share a row of the model, because it adds
-    no tokens and does the same to every text.
+    the features of all modules side by side. `expands` says whether tasks add modules. `per_task_parameters`:
+    every task trains tensors of its own and leaves those of earlier tasks as they are. `supports_packing`: texts may share a
+    row of the model, because it adds no tokens and does the same to every text.
     """
 
     needs_queries: ClassVar[bool] = False
     modular: ClassVar[bool] = False
-    grows: ClassVar[bool] = True
-    fresh: ClassVar[bool] = False
-    packs: ClassVar[bool] = True
+    expands: ClassVar[bool] = True
+    per_task_parameters: ClassVar[bool] = False
+    supports_packing: ClassVar[bool] = True
     lr_scale: float = 1.0
 
     def attach(self, backbone: Backbone, seed: int) -> None:
@@ -105,7 +105,7 @@ class Adapter(Part):
     def after_step(self, context: "Context") -> None:
         """After every gradient step: running means of what it trains."""
 
-    def absent(self) -> AbstractContextManager[None]:
+    def disabled(self) -> AbstractContextManager[None]:
         """The block sees the frozen model without what the adapter put into it."""
         return nullcontext()
 
@@ -189,7 +189,7 @@ class Router(Part):
     needs_queries: ClassVar[bool] = False
     lr_scale: float = 1.0
 
-    def fitting(self, context: "Context") -> int | None:
+    def matching_module(self, context: "Context") -> int | None:
         """The module that the task which begins may go on with, asked before it begins; None where it is new to all."""
         del context
         return None
@@ -256,10 +256,10 @@ class Rule(Part):
         del context
         return gradients
 
-    def moves(self, context: "Context", moves: Tensors) -> Tensors:
+    def updates(self, context: "Context", updates: Tensors) -> Tensors:
         """What the optimizer would add to each trained tensor, as it may be added: masks and projectors of the step."""
         del context
-        return moves
+        return updates
 
     def after_step(self, context: "Context") -> None:
         """After the step: running means of the trained tensors."""

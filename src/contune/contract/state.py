@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contune.stream.exchange import decoded
+from contune.stream.conversation import decoded
 from contune.stream.task import Examples, Image
 
 
@@ -50,7 +50,9 @@ def examples_state(examples: Examples) -> State:
     if examples.modality == "text":
         return State(tensors, {"modality": "text", "texts": list(examples.inputs)})
     if examples.modality == "language":
-        return State(tensors, {"modality": "language", "texts": [str(exchange) for exchange in examples.inputs]})
+        return State(
+            tensors, {"modality": "language", "texts": [str(conversation) for conversation in examples.inputs]}
+        )
     images = [np.ascontiguousarray(image) for image in examples.inputs]
     flat = np.concatenate([image.ravel() for image in images]) if images else np.empty(0, dtype=np.uint8)
     sizes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)

@@ -89,7 +89,7 @@ def flat_rows(rows: Rows, offsets: Rows | None) -> Tensor:
 
 
 @final
-class Shelf:
+class MemoryCache:
     """Results kept in memory under a limit, the one used longest ago dropped first; several runs may share one.
 
     A result is found again as a whole by its key, and piece by piece: the rows of one label by their own key.
@@ -97,7 +97,7 @@ class Shelf:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
-        self._pieces: dict[str, tuple[str, Tensor]] = {}
+        self._groups: dict[str, tuple[str, Tensor]] = {}
 
     def whole(self, key: str) -> Tensor | None:
         """The result that was kept under `key`."""
@@ -106,21 +106,21 @@ class Shelf:
         self._kept.move_to_end(key)
         return self._kept[key]
 
-    def piece(self, key: str) -> Tensor | None:
+    def group(self, key: str) -> Tensor | None:
         """The rows that were kept as a piece of some result, in the order they were kept in."""
-        where, places = self._pieces.get(key, ("", None))
+        where, locations = self._groups.get(key, ("", None))
         result = self._kept.get(where)
-        return None if result is None or places is None else result[places]
+        return None if result is None or locations is None else result[locations]
 
-    def keep(self, key: str, result: Tensor, pieces: dict[str, Tensor], limit: int) -> None:
-        """Keep a result where it is not larger than `limit` bytes; `pieces` says where the rows of each piece lie."""
+    def keep(self, key: str, result: Tensor, groups: dict[str, Tensor], limit: int) -> None:
+        """Keep a result where it is not larger than `limit` bytes; `groups` says where the rows of each piece lie."""
         if result.nbytes > limit:
             return
         self._kept[key] = result
-        self._pieces |= {piece: (key, places) for piece, places in pieces.items()}
+        self._groups |= {group: (key, locations) for group, locations in groups.items()}
         while self.nbytes() > limit:
             dropped, _ = self._kept.popitem(last=False)
-            self._pieces = {piece: found for piece, found in self._pieces.items() if found[0] != dropped}
+            self._groups = {group: found for group, found in self._groups.items() if found[0] != dropped}
 
     def nbytes(self) -> int:
         """Bytes of all results that are kept."""
@@ -128,10 +128,10 @@ class Shelf:
 
 
 @final
-class FrozenStore:
+class FeatureCache:
     """Keeps frozen results: on a shelf in memory, and where a folder is named also there, for several runs to share.
 
-    A result larger than the limit is never kept in memory. `shelf` may be one that an earlier run has filled.
+    A result larger than the limit is never kept in memory. `memory_cache` may be one that an earlier run has filled.
     """
 
     def __init__(
@@ -140,13 +140,13 @@ class FrozenStore:
         ledger: Ledger,
         processes: Processes,
         watch: Watch = no_watch,
-        shelf: Shelf | None = None,
+        memory_cache: MemoryCache | None = None,
     ) -> None:
         self.settings = settings
         self.ledger = ledger
         self.processes = processes
         self.watch = watch
-        self.shelf = shelf or Shelf()
+        self.memory_cache = memory_cache or MemoryCache()
         self._mapped: dict[str, Tensor] = {}  # files of the folder, of which memory holds what was read last
 
     def features(self, dataset: Dataset, name: str | None, width: int, compute: Compute) -> Tensor:
@@ -168,10 +168,10 @@ class FrozenStore:
         """Features (rows, width) of some examples. What lies in the folder alone is read row by row, whatever its size."""
         if not self._in_folder_alone(name, (len(dataset), width)):
             return self.features(dataset, name, width, compute)[torch.from_numpy(rows)]
-        pieces, owner, place = dataset.places
+        groups, owner, place = dataset.locations
         found = torch.zeros(len(rows), width)
         for number in np.unique(owner[rows]).tolist():
-            key, at = f"{name}-{pieces[number]}", np.flatnonzero(owner[rows] == number)
+            key, at = f"{name}-{groups[number]}", np.flatnonzero(owner[rows] == number)
             if key not in self._mapped:
                 self._map(dataset, str(name), width, compute)
             found[torch.from_numpy(at)] = self._mapped[key][torch.from_numpy(place[rows[at]])]
@@ -185,7 +185,7 @@ class FrozenStore:
         Read from memory where all fits there; in a folder kept label by label; else computed block by block and dropped.
         Which rows make a block depends on the examples alone, not on what is kept. Every process must take all blocks.
         """
-        groups = [np.arange(len(dataset))] if name is None else list(dataset.pieces.values())
+        groups = [np.arange(len(dataset))] if name is None else list(dataset.groups.values())
         batches, shape = self._batches(dataset.prepared.lengths, groups), (len(dataset), width)
         computed = name is None or not self.keeps_features(shape)
         stream: Iterator[Tensor | None]
@@ -251,42 +251,47 @@ class FrozenStore:
         keep: bool,
     ) -> Tensor:
         key = f"{name}-{dataset.key}"
-        found = self.shelf.whole(key) if keep else None
+        found = self.memory_cache.whole(key) if keep else None
         if found is not None:
             return found
-        result, places = torch.zeros(shape), {piece: flat_rows(rows, offsets) for piece, rows in dataset.pieces.items()}
-        known = self._known([f"{name}-{piece}" for piece in places]) if keep else [None] * len(places)
-        missing = [piece for piece, values in zip(places, known, strict=True) if values is None]
-        groups = [dataset.pieces[piece] for piece in missing]
+        result, locations = (
+            torch.zeros(shape),
+            {group: flat_rows(rows, offsets) for group, rows in dataset.groups.items()},
+        )
+        known = self._known([f"{name}-{group}" for group in locations]) if keep else [None] * len(locations)
+        missing = [group for group, values in zip(locations, known, strict=True) if values is None]
+        groups = [dataset.groups[group] for group in missing]
         if groups:
             self._compute(dataset.prepared.lengths, result, groups, compute, offsets, name.split("-")[0])
-        for where, values in zip(places.values(), known, strict=True):
+        for where, values in zip(locations.values(), known, strict=True):
             if values is not None:
                 result[where] = values
         if keep:
-            self.shelf.keep(key, result, {f"{name}-{piece}": place for piece, place in places.items()}, self._limit)
-            for piece in missing if self.settings.folder else ():
-                self._write(f"{name}-{piece}", result[places[piece]])
+            self.memory_cache.keep(
+                key, result, {f"{name}-{group}": place for group, place in locations.items()}, self._limit
+            )
+            for group in missing if self.settings.folder else ():
+                self._write(f"{name}-{group}", result[locations[group]])
         return result
 
     def _from_folder(self, dataset: Dataset, name: str, width: int, compute: Compute) -> Iterator[Tensor]:
         """Features batch by batch; those of one label are in memory at a time."""
         lengths = dataset.prepared.lengths
-        found = self._known([f"{name}-{piece}" for piece in dataset.pieces])
-        for values, (piece, rows) in zip(found, dataset.pieces.items(), strict=True):
+        found = self._known([f"{name}-{group}" for group in dataset.groups])
+        for values, (group, rows) in zip(found, dataset.groups.items(), strict=True):
             if values is None:
                 values = torch.zeros(len(rows), width)
                 self._compute_piece(lengths, values, rows, compute, name.split("-")[0])
-                self._write(f"{name}-{piece}", values)
+                self._write(f"{name}-{group}", values)
             for chosen in fixed_batches(lengths[rows], self.settings.batch_size):
                 yield values[torch.from_numpy(chosen)]
 
     def _map(self, dataset: Dataset, name: str, width: int, compute: Compute) -> None:
         """Have the files of all labels in the folder and at hand."""
-        if any(f"{name}-{piece}" not in self._mapped for piece in dataset.pieces):
+        if any(f"{name}-{group}" not in self._mapped for group in dataset.groups):
             for _ in self._from_folder(dataset, name, width, compute):
                 pass
-            self._mapped |= {key: self._read(key) for key in (f"{name}-{piece}" for piece in dataset.pieces)}
+            self._mapped |= {key: self._read(key) for key in (f"{name}-{group}" for group in dataset.groups)}
 
     def _compute_piece(self, lengths: Rows, values: Tensor, rows: Rows, compute: Compute, title: str) -> None:
         whole = [np.arange(len(rows))]
@@ -303,7 +308,7 @@ class FrozenStore:
         ]
 
     def _find(self, key: str) -> Tensor | None:
-        kept = self.shelf.piece(key)
+        kept = self.memory_cache.group(key)
         if kept is not None or self.settings.folder is None:
             return kept
         return self._read(key) if self._path(key).exists() else None

@@ -19,8 +19,8 @@ from contune.contract.parts import Rule
 from contune.contract.processes import Processes
 from contune.contract.settings import CacheSettings, TrainSettings
 from contune.contract.state import State
-from contune.engine.cache import FrozenStore, Shelf
-from contune.engine.examine import Examination, examined_language, write_answers
+from contune.engine.cache import FeatureCache, MemoryCache
+from contune.engine.evaluation import Evaluation, examined_language, write_answers
 from contune.engine.loop import AfterStep, StepReport, steps_of, train
 from contune.engine.observer import Observer
 from contune.engine.packing import refuse_packing
@@ -38,7 +38,7 @@ class Learner:
     """Two verbs: `learn(task)` and `predict(inputs)`.
 
     `model` is a hub id, a folder or a `ModelConfig`; `method` the name of a recipe, with its hyper-parameters as
-    keywords, or a `Method`. `shelf` holds results of frozen models that another learner of this process has kept.
+    keywords, or a `Method`. `memory_cache` holds results of frozen models that another learner of this process has kept.
     Raises `ConfigError` before any compute where they do not fit.
     """
 
@@ -53,7 +53,7 @@ class Learner:
         device: str = "cpu",
         processes: Processes | None = None,
         observer: Observer | None = None,
-        shelf: Shelf | None = None,
+        memory_cache: MemoryCache | None = None,
         **options: Any,
     ) -> None:
         given = build_method(method, options) if isinstance(method, str) else method
@@ -87,9 +87,11 @@ class Learner:
             raise ConfigError(
                 "train.augment is on but the model reads text; augmentation is for images, set it to false"
             )
-        self.store = FrozenStore(cache or CacheSettings(), self.ledger, self.processes, self.observer.watch, shelf)
+        self.feature_cache = FeatureCache(
+            cache or CacheSettings(), self.ledger, self.processes, self.observer.watch, memory_cache
+        )
         self.method.adapter.attach(self.backbone, self.settings.seed)
-        self.backbone.halve(self.method.adapter.trained().values())
+        self.backbone.cast_frozen(self.method.adapter.trained().values())
         self._frozen_hash = self.base_hash if self.settings.precision == "fp32" else self.backbone.base_hash()
         self.class_names: list[str] = []
         self.class_tasks: list[tuple[int, ...]] = []
@@ -166,7 +168,7 @@ class Learner:
             mask[torch.from_numpy(rows), torch.from_numpy(np.concatenate(columns))] = True
         method, named = self.method, self.kind == "task-incremental"
         model = Model(self.backbone, method.adapter, method.head, method.router, adapter_trainable, mask, named)
-        passes = CachedPasses(task, model, self.store, inference, self._base_fingerprint, self._extra_steps)
+        passes = CachedPasses(task, model, self.feature_cache, inference, self._base_fingerprint, self._extra_steps)
         return Context(task, model, passes)
 
     def _extra_steps(self, context: Context, rules: Sequence[Rule]) -> None:
@@ -253,14 +255,14 @@ class Learner:
             columns[rows] = scores.argmax(dim=1).numpy()
         return columns
 
-    def examine(self, dataset: Dataset, allowed: Sequence[int] | None = None) -> Examination:
+    def evaluate(self, dataset: Dataset, allowed: Sequence[int] | None = None) -> Evaluation:
         """Answers to all examples and how good they are; depends on no other row."""
         if self.kind == "language":
             return examined_language(self.reading(dataset), dataset, self._max_new_tokens)
         columns = self.answers(dataset, allowed)
         given = [self.class_names[column] for column in columns.tolist()]
         right = columns == dataset.labels
-        return Examination(given, right.astype(np.float64), np.ones(len(right), dtype=np.bool_))
+        return Evaluation(given, right.astype(np.float64), np.ones(len(right), dtype=np.bool_))
 
     @property
     def _max_new_tokens(self) -> int:
@@ -347,7 +349,7 @@ class Learner:
         """Names what features of the frozen model depend on, beside the examples."""
         backbone = self.backbone
         reading = [backbone.feature, backbone.parts.reader.description(), backbone.device.type, backbone.precision]
-        described = repr([*reading, self.store.settings.batch_size])
+        described = repr([*reading, self.feature_cache.settings.batch_size])
         return f"{self.base_hash[:16]}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
 
     def _allowed(self, task: int | None) -> Sequence[int] | None:

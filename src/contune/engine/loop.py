@@ -126,7 +126,7 @@ def take_step(
     allow_gradients(context, rules, trained)
     if context.task.settings.clip is not None:
         torch.nn.utils.clip_grad_norm_(trained.values(), context.task.settings.clip)
-    step_within_moves(context, rules, optimizer, trained)
+    constrained_step(context, rules, optimizer, trained)
     context.model.adapter.after_step(context)
     for rule in rules:
         rule.after_step(context)
@@ -145,28 +145,28 @@ def allow_gradients(context: Context, rules: Sequence[Rule], trained: Mapping[st
         parameter.grad = gradients.get(name)
 
 
-def step_within_moves(
+def constrained_step(
     context: Context, rules: Sequence[Rule], optimizer: torch.optim.Optimizer, trained: Mapping[str, Parameter]
 ) -> None:
     """The optimizer's step, changed by every rule that masks or projects it: momentum and decay do not escape them."""
-    changing = [rule for rule in rules if type(rule).moves is not Rule.moves]
+    changing = [rule for rule in rules if type(rule).updates is not Rule.updates]
     if not changing:
         optimizer.step()
         return
     before = {name: parameter.detach().clone() for name, parameter in trained.items()}
     optimizer.step()
     made = {name: parameter.detach() - before[name] for name, parameter in trained.items()}
-    moves: Tensors = made
+    updates: Tensors = made
     for rule in changing:
-        moves = rule.moves(context, moves)
+        updates = rule.updates(context, updates)
     with torch.no_grad():
         for name, parameter in trained.items():
-            if moves[name] is not made[name]:
-                parameter.copy_(moved(before[name], parameter, made[name], moves[name]))
+            if updates[name] is not made[name]:
+                parameter.copy_(applied_update(before[name], parameter, made[name], updates[name]))
 
 
-def moved(before: Tensor, after: Tensor, made: Tensor, move: Tensor) -> Tensor:
-    """Where entries go by `move`: to the bit where the optimizer put them if it is the move `made`, else before + move.
+def applied_update(before: Tensor, after: Tensor, made: Tensor, update: Tensor) -> Tensor:
+    """Where entries go by `update`: to the bit where the optimizer put them if it is the move `made`, else before + move.
 
     Adding before + (after - before) would not give after to the last bit. An entry whose move is -0.0 keeps every bit.
 
@@ -174,7 +174,7 @@ def moved(before: Tensor, after: Tensor, made: Tensor, move: Tensor) -> Tensor:
     >>> moved(before, after, after - before, (after - before) * torch.tensor([1.0, 0.0])).tolist() == [after[0].item(), 1.0]
     True
     """
-    return torch.where((move == made) & (move != 0), after, before + move)
+    return torch.where((update == made) & (update != 0), after, before + update)
 
 
 def share_gradients(parameters: Sequence[Parameter], processes: Processes) -> None:

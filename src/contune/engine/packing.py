@@ -12,7 +12,7 @@ def refuse_packing(kind: Kind, adapter: Adapter) -> None:
             f"train.packing is on, but the stream is {kind}, where an example is one row of features; packing is for "
             "streams of kind language, leave it out"
         )
-    against = next((one.name for one in with_inner(adapter) if not one.packs), None)
+    against = next((one.name for one in with_inner(adapter) if not one.supports_packing), None)
     if against is not None:
         raise CombinationError(
             f"adapter {against!r} adds tokens to a text or does something else to every text, and with train.packing "

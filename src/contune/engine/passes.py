@@ -11,13 +11,13 @@ from torch import Tensor
 
 from contune.backbone.reader.inputs import ModelInputs
 from contune.contract.context import Context, TaskView
-from contune.contract.data import Batch, Dataset, Rows, columns_of, segments_of, unit_columns
+from contune.contract.data import Batch, Dataset, Rows, columns_of, segments_of, target_columns
 from contune.contract.model import Model
 from contune.contract.parts import Adapter, Rule
 from contune.contract.passes import BLOCK_ROWS, Passes
 from contune.contract.processes import Processes
 from contune.contract.state import State
-from contune.engine.cache import Compute, FrozenStore, Ragged, fixed_batches
+from contune.engine.cache import Compute, FeatureCache, Ragged, fixed_batches
 from contune.metric.ledger import Ledger
 
 Asked = tuple[Dataset, str | None, int, Compute]  # what the store's ways to features are called with
@@ -34,7 +34,7 @@ class CachedPasses(Passes):
 
     task: TaskView
     model: Model
-    store: FrozenStore
+    feature_cache: FeatureCache
     inference: bool
     base_fingerprint: str
     steps: Callable[[Context, Sequence[Rule]], None]
@@ -48,20 +48,20 @@ class CachedPasses(Passes):
     @property
     def processes(self) -> Processes:  # type: ignore[override]
         """Those that share the work."""
-        return self.store.processes
+        return self.feature_cache.processes
 
     @property
     def ledger(self) -> Ledger:  # type: ignore[override]
         """What the work has cost so far."""
-        return self.store.ledger
+        return self.feature_cache.ledger
 
     @property
     def batch_size(self) -> int:  # type: ignore[override]
         """Examples in one forward pass without gradients."""
-        return self.store.settings.batch_size
+        return self.feature_cache.settings.batch_size
 
     def kept(self, dataset: Dataset, name: str, width: int, compute: Compute) -> Tensor:
-        return self.store.features(dataset, name, width, compute)
+        return self.feature_cache.features(dataset, name, width, compute)
 
     def batch(
         self,
@@ -79,31 +79,31 @@ class CachedPasses(Passes):
         if augment is None and self._features_kept([dataset for dataset, _ in shown]):
             features = self._rows(self._answered_from, shown)
             inputs = self.model.backbone.collate([(d.prepared, r) for d, r in shown], pixels=False)
-            self.store.ledger.cache_hits += len(labels)
+            self.feature_cache.ledger.cache_hits += len(labels)
             queries = self._queries(shown, inputs, fresh=False) if self._needs_queries() else None
-            places = segments_of(labels, segments, counts)
+            locations = segments_of(labels, segments, counts)
             return Batch(
-                tuple(parts), inputs, labels, tasks, *places, queries=queries, features=features, routes=routes
+                tuple(parts), inputs, labels, tasks, *locations, queries=queries, features=features, routes=routes
             )
         resume = None if augment is not None else self._resume(shown)
-        pieces = [(d.prepared, r) for d, r in shown]
-        inputs = self.model.backbone.collate(pieces, augment=augment, pixels=resume is None, packed=packed)
-        labels, tasks = unit_columns(inputs, labels, tasks)
+        groups = [(d.prepared, r) for d, r in shown]
+        inputs = self.model.backbone.collate(groups, augment=augment, pixels=resume is None, packed=packed)
+        labels, tasks = target_columns(inputs, labels, tasks)
         queries = None
         if self._needs_queries():
             queries = self._queries(shown, inputs, fresh=augment is not None)
-        places = segments_of(labels, segments, counts)
-        return Batch(tuple(parts), inputs, labels, tasks, *places, queries=queries, resume=resume, routes=routes)
+        locations = segments_of(labels, segments, counts)
+        return Batch(tuple(parts), inputs, labels, tasks, *locations, queries=queries, resume=resume, routes=routes)
 
     def encoding_batch(self, dataset: Dataset, rows: Rows, routes: Tensor | None, *, max_new_tokens: int = 0) -> Batch:
         part = [(dataset, rows)]
         labels, tasks = columns_of(part, self.model.backbone.device)
         resume = None if max_new_tokens else self._resume(part)
         if max_new_tokens:
-            inputs = self.model.backbone.questions([(dataset.prepared, rows)], max_new_tokens=max_new_tokens)
+            inputs = self.model.backbone.prompts_only([(dataset.prepared, rows)], max_new_tokens=max_new_tokens)
         else:
             inputs = self.model.backbone.collate([(dataset.prepared, rows)], pixels=resume is None)
-        labels, tasks = unit_columns(inputs, labels, tasks)
+        labels, tasks = target_columns(inputs, labels, tasks)
         queries = None
         if self.model.adapter.needs_queries:
             queries = self._queries(part, inputs, fresh=False)
@@ -115,32 +115,32 @@ class CachedPasses(Passes):
         for dataset in shown:
             if self._features_kept(shown):
                 for asked in self._answered_from(dataset):
-                    self.store.prepare(*asked)
+                    self.feature_cache.prepare(*asked)
             else:
                 self._prepare_hidden(dataset)
             self._prepare_queries(dataset)
 
     def batches(self, dataset: Dataset, size: int | None = None) -> Iterator[Batch]:
-        for rows in fixed_batches(dataset.prepared.lengths, size or self.store.settings.batch_size):
+        for rows in fixed_batches(dataset.prepared.lengths, size or self.feature_cache.settings.batch_size):
             yield self.batch([(dataset, rows)])
 
     def base_features(self, dataset: Dataset) -> Tensor:
-        return self.store.features(*self._queried(dataset))
+        return self.feature_cache.features(*self._queried(dataset))
 
     def features(self, dataset: Dataset) -> Tensor:
-        found = [self.store.features(*asked) for asked in self._answered_from(dataset)]
+        found = [self.feature_cache.features(*asked) for asked in self._answered_from(dataset)]
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
     def feature_blocks(self, dataset: Dataset, count: int = BLOCK_ROWS) -> Iterator[tuple[Rows, Tensor]]:
         if self.model.side_by_side:
             return self._blocks_beside(dataset, count)
-        return self.store.feature_blocks(*self._asked(dataset, *self._way(dataset)), count)
+        return self.feature_cache.feature_blocks(*self._asked(dataset, *self._way(dataset)), count)
 
     def module_features(self, dataset: Dataset, module: int) -> Tensor:
-        return self.store.features(*self._asked(dataset, *self._through(dataset, module)))
+        return self.feature_cache.features(*self._asked(dataset, *self._through(dataset, module)))
 
     def module_blocks(self, dataset: Dataset, module: int, count: int = BLOCK_ROWS) -> Iterator[tuple[Rows, Tensor]]:
-        return self.store.feature_blocks(*self._asked(dataset, *self._through(dataset, module)), count)
+        return self.feature_cache.feature_blocks(*self._asked(dataset, *self._through(dataset, module)), count)
 
     def routes(self, dataset: Dataset) -> Tensor:
         if self.inference and self.model.router is not None and not self.model.tasks_named:
@@ -171,8 +171,8 @@ class CachedPasses(Passes):
         backbone = self.model.backbone
 
         def compute(rows: Rows) -> Tensor:
-            with self.model.adapter.absent():
-                return backbone.features(backbone.questions([(dataset.prepared, rows)]))
+            with self.model.adapter.disabled():
+                return backbone.features(backbone.prompts_only([(dataset.prepared, rows)]))
 
         return dataset, f"base-{self.base_fingerprint}", backbone.feature_size, compute
 
@@ -182,7 +182,7 @@ class CachedPasses(Passes):
         def compute(rows: Rows) -> Tensor:
             return self.model.encode(self.encoding_batch(dataset, rows, routes))[0]
 
-        if self.store.processes.count > 1:
+        if self.feature_cache.processes.count > 1:
             self._prepare_hidden(dataset)
             self._prepare_queries(dataset)
         name = key and f"features-{self.base_fingerprint}-{key}"
@@ -210,7 +210,7 @@ class CachedPasses(Passes):
         blocks = (
             self.feature_blocks(dataset)
             if routes is None
-            else self.store.feature_blocks(*self._asked(dataset, None, routes))
+            else self.feature_cache.feature_blocks(*self._asked(dataset, None, routes))
         )
         for rows, features in blocks:
             with torch.no_grad():
@@ -232,7 +232,7 @@ class CachedPasses(Passes):
         if self.model.lowest_layer() < self.model.backbone.depth:
             return False
         width = self.model.adapter.feature_size(self.model.backbone)
-        return self.store.keeps_features((sum(len(dataset) for dataset in datasets), width))
+        return self.feature_cache.keeps_features((sum(len(dataset) for dataset in datasets), width))
 
     def _needs_queries(self) -> bool:
         router = self.model.router
@@ -242,37 +242,40 @@ class CachedPasses(Passes):
 
     def _prepare_hidden(self, dataset: Dataset) -> None:
         layer = self.model.lowest_layer()
-        if 0 < layer < self.model.backbone.depth and self.store.keeps_hidden([dataset], self._hidden_size()):
+        if 0 < layer < self.model.backbone.depth and self.feature_cache.keeps_hidden([dataset], self._hidden_size()):
             self._hidden(dataset, layer)
 
     def _prepare_queries(self, dataset: Dataset) -> None:
         if self._needs_queries() and self._queries_kept([dataset]):
-            self.store.prepare(*self._queried(dataset))
+            self.feature_cache.prepare(*self._queried(dataset))
 
     def _queries_kept(self, datasets: Sequence[Dataset]) -> bool:
-        return self.store.keeps_features((sum(len(dataset) for dataset in datasets), self.model.backbone.feature_size))
+        return self.feature_cache.keeps_features(
+            (sum(len(dataset) for dataset in datasets), self.model.backbone.feature_size)
+        )
 
     def _queries(self, parts: list[tuple[Dataset, Rows]], inputs: ModelInputs, *, fresh: bool) -> Tensor:
         """Queries of these rows: read from what is kept, or from one more forward pass of the frozen model."""
         if not fresh and self._queries_kept([dataset for dataset, _ in parts]):
             return self._rows(lambda dataset: [self._queried(dataset)], parts)
         if not fresh:  # the batch may resume from kept states, and then it has no pixels
-            inputs = self.model.backbone.questions([(dataset.prepared, rows) for dataset, rows in parts])
-        self.store.ledger.examples_forward += len(inputs)
-        with torch.no_grad(), self.model.adapter.absent():
+            inputs = self.model.backbone.prompts_only([(dataset.prepared, rows) for dataset, rows in parts])
+        self.feature_cache.ledger.examples_forward += len(inputs)
+        with torch.no_grad(), self.model.adapter.disabled():
             return self.model.backbone.features(inputs)
 
     def _rows(self, asked: Callable[[Dataset], list[Asked]], parts: list[tuple[Dataset, Rows]]) -> Tensor:
-        pieces = [
-            torch.cat([self.store.rows(*each, rows) for each in asked(dataset)], dim=1) for dataset, rows in parts
+        groups = [
+            torch.cat([self.feature_cache.rows(*each, rows) for each in asked(dataset)], dim=1)
+            for dataset, rows in parts
         ]
-        return torch.cat(pieces).to(self.model.backbone.device)
+        return torch.cat(groups).to(self.model.backbone.device)
 
     def _resume(self, parts: list[tuple[Dataset, Rows]]) -> tuple[int, Tensor] | None:
         layer = self.model.lowest_layer()
         if layer == 0 or layer == self.model.backbone.depth:
             return None
-        if not self.store.keeps_hidden([dataset for dataset, _ in parts], self._hidden_size()):
+        if not self.feature_cache.keeps_hidden([dataset for dataset, _ in parts], self._hidden_size()):
             return None
         ragged = [self._hidden(dataset, layer) for dataset, _ in parts]
         length = max(int(dataset.prepared.lengths[rows].max()) for dataset, rows in parts if len(rows))
@@ -281,7 +284,7 @@ class CachedPasses(Passes):
             if states_of is None:
                 return None
             states.append(states_of.padded(rows, length))
-            self.store.ledger.cache_hits += len(rows)
+            self.feature_cache.ledger.cache_hits += len(rows)
         return layer, torch.cat(states).to(self.model.backbone.device)
 
     def _hidden(self, dataset: Dataset, layer: int) -> Ragged | None:
@@ -290,7 +293,7 @@ class CachedPasses(Passes):
         def compute(rows: Rows) -> Tensor:
             return backbone.hidden(backbone.collate([(dataset.prepared, rows)]), layer)
 
-        return self.store.hidden(dataset, f"layer{layer}-{self.base_fingerprint}", self._hidden_size(), compute)
+        return self.feature_cache.hidden(dataset, f"layer{layer}-{self.base_fingerprint}", self._hidden_size(), compute)
 
     def _hidden_size(self) -> int:
         return int(self.model.backbone.model.config.hidden_size)

@@ -64,7 +64,7 @@ def require_learned(learned: Tensor, forgotten: Tensor) -> None:
         )
 
 
-def lent_head(kind: Literal["linear", "cosine"]) -> Linear | Cosine:
+def auxiliary_head(kind: Literal["linear", "cosine"]) -> Linear | Cosine:
     """A head trained by gradient, for a closed-form head to lend to an adapter.
 
     >>> lent_head("cosine").name
@@ -77,7 +77,7 @@ def lent_head(kind: Literal["linear", "cosine"]) -> Linear | Cosine:
 class ClassMeans(Head):
     """The class with the nearest mean answers; sums are kept in float64, so order and batch size do not matter.
 
-    While an adapter trains (first-task adaptation), the `lent` head trains it and is dropped: linear, or cosine with a
+    While an adapter trains (first-task adaptation), the `auxiliary` head trains it and is dropped: linear, or cosine with a
     learnt factor that starts at 1 (APER, arXiv 2303.07338).
     """
 
@@ -89,12 +89,12 @@ class ClassMeans(Head):
         self,
         *,
         metric: Literal["cosine", "euclidean"] = "cosine",
-        lent: Literal["linear", "cosine"] = "linear",
+        auxiliary: Literal["linear", "cosine"] = "linear",
     ) -> None:
-        self.metric, self.lent = metric, lent
+        self.metric, self.auxiliary = metric, auxiliary
         self._sums = torch.zeros(0, 0, dtype=torch.float64)
         self._counts = torch.zeros(0, dtype=torch.int64)
-        self._lent = lent_head(lent)
+        self._lent = auxiliary_head(auxiliary)
 
     def begin_task(self, context: Context) -> None:
         width = context.model.feature_size()
@@ -128,7 +128,7 @@ class ClassMeans(Head):
 
     def end_task(self, context: Context) -> None:
         del context
-        self._lent = lent_head(self.lent)
+        self._lent = auxiliary_head(self.auxiliary)
 
     def logits(self, features: Tensor) -> Tensor:
         means = self._sums / self._counts.clamp(min=1).unsqueeze(1)
@@ -136,11 +136,11 @@ class ClassMeans(Head):
         return scores.masked_fill(self._counts == 0, float("-inf")).float()
 
     def state(self) -> State:
-        lent = State.nested({"lent": self._lent.state()}).tensors
-        return State({"sums": self._sums, "counts": self._counts, **lent})
+        auxiliary = State.nested({"lent": self._lent.state()}).tensors
+        return State({"sums": self._sums, "counts": self._counts, **auxiliary})
 
     def load_state(self, state: State, context: Context) -> None:
         self._sums, self._counts = state.tensors["sums"], state.tensors["counts"]
-        lent = state.inner("lent")
-        if lent.tensors:
-            self._lent.load_state(lent, context)
+        auxiliary = state.inner("lent")
+        if auxiliary.tensors:
+            self._lent.load_state(auxiliary, context)

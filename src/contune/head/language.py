@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from contune.backbone.reader.language import PreparedExchanges
+from contune.backbone.reader.language import PreparedConversations
 from contune.contract.context import Context
 from contune.contract.parts import Head
 from contune.contract.state import State
@@ -31,7 +31,7 @@ class Language(Head):
     def begin_task(self, context: Context) -> None:
         self._scores = context.model.backbone.language.scores
         prepared = context.task.data.prepared
-        assert isinstance(prepared, PreparedExchanges)
+        assert isinstance(prepared, PreparedConversations)
         self.max_new_tokens = max(self.max_new_tokens, prepared.longest_answer + SPARE_TOKENS)
 
     def logits(self, features: Tensor) -> Tensor:

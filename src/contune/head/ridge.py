@@ -75,7 +75,7 @@ def ridge_solution(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Moments:
+class RidgeSums:
     """Sums over rows h (n, M) with targets y (n, C): `gram` H^T H, `cross` H^T Y, and `square`, the sum of all y^2.
 
     They are all that the squared error of any W depends on: |H W - Y|^2 = tr(W^T G W) - 2 tr(W^T Q) + |Y|^2.
@@ -86,10 +86,10 @@ class Moments:
     square: Tensor
 
     @staticmethod
-    def empty(features: int, columns: int, device: torch.device | str = "cpu") -> "Moments":
+    def empty(features: int, columns: int, device: torch.device | str = "cpu") -> "RidgeSums":
         """The sums over no rows."""
         gram = torch.zeros(features, features, dtype=torch.float64, device=device)
-        return Moments(gram, gram.new_zeros(features, columns), gram.new_zeros(()))
+        return RidgeSums(gram, gram.new_zeros(features, columns), gram.new_zeros(()))
 
     def add(self, h: Tensor, targets: Tensor) -> None:
         """Take in rows."""
@@ -117,7 +117,7 @@ def best_strength(
     (H^T H + s I)^-1 H^T = H^T (H H^T + s I)^-1.
     """
     if len(h) >= h.shape[1]:
-        fit, held = (Moments.empty(h.shape[1], targets.shape[1], h.device) for _ in range(2))
+        fit, held = (RidgeSums.empty(h.shape[1], targets.shape[1], h.device) for _ in range(2))
         fit.add(h, targets)
         held.add(held_h, held_targets)
         return best_strength_of_sums(fit, held, strengths)
@@ -128,7 +128,7 @@ def best_strength(
     return float(strengths[int(np.argmin(errors))])
 
 
-def best_strength_of_sums(fit: Moments, held: Moments, strengths: Sequence[float]) -> float:
+def best_strength_of_sums(fit: RidgeSums, held: RidgeSums, strengths: Sequence[float]) -> float:
     """What `best_strength` finds, from sums over the rows alone: nothing here grows with their number."""
     values, vectors = torch.linalg.eigh(fit.gram)
     values = values.clamp(min=0)
@@ -254,7 +254,7 @@ class Ridge(Head):
         columns = torch.from_numpy(np.unique(context.task.data.labels))
         is_held = torch.zeros(len(context.task.data), dtype=torch.bool)
         is_held[held_out] = True
-        fit, held = (Moments.empty(len(self._gram), len(columns), self._gram.device) for _ in range(2))
+        fit, held = (RidgeSums.empty(len(self._gram), len(columns), self._gram.device) for _ in range(2))
         for features, one_hot, rows in self._blocks(context):
             for part, chosen in ((fit, ~is_held[rows]), (held, is_held[rows])):
                 part.add(random_features(features[chosen], self._projection), one_hot[chosen][:, columns])
@@ -274,8 +274,8 @@ class Ridge(Head):
 
     def state(self) -> State:
         tensors = {"gram": self._gram, "targets": self._targets, "weight": self._weight, "counts": self._counts}
-        lent = State.nested({"lent": self._lent.state()}).tensors
-        return State({**tensors, **lent}, {"strength": self._used_strength})
+        auxiliary = State.nested({"lent": self._lent.state()}).tensors
+        return State({**tensors, **auxiliary}, {"strength": self._used_strength})
 
     def load_state(self, state: State, context: Context) -> None:
         device = with_float64(context.model.backbone.device)
@@ -283,6 +283,6 @@ class Ridge(Head):
         self._counts = state.tensors["counts"]
         self._used_strength = float(state.values["strength"])
         self._project(context)
-        lent = state.inner("lent")
-        if lent.tensors:
-            self._lent.load_state(lent, context)
+        auxiliary = state.inner("lent")
+        if auxiliary.tensors:
+            self._lent.load_state(auxiliary, context)

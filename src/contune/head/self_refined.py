@@ -75,7 +75,7 @@ class SelfRefined(Head):
         self._owners = torch.zeros(0, dtype=torch.int64)
 
     def refuses(self, adapter: Adapter) -> str | None:
-        if adapter.modular and adapter.grows:
+        if adapter.modular and adapter.expands:
             return None
         return (
             f"head 'self-refined' chooses among one module per task, and adapter {adapter.name!r} has none; take adapter: "

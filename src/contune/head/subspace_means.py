@@ -12,7 +12,7 @@ from torch.nn import functional
 from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Parameters
 from contune.contract.state import State
-from contune.head.class_means import lent_head, summed_blocks
+from contune.head.class_means import auxiliary_head, summed_blocks
 
 
 def similarity_weights(old: Tensor, new: Tensor) -> Tensor:
@@ -84,10 +84,10 @@ class SubspaceMeans(Head):
         self._counts = torch.zeros(0, 0, dtype=torch.int64)
         self._owners = torch.zeros(0, dtype=torch.int64)
         self._means = torch.zeros(0, 0, 0, dtype=torch.float64)
-        self._lent = lent_head("cosine")
+        self._lent = auxiliary_head("cosine")
 
     def refuses(self, adapter: Adapter) -> str | None:
-        if adapter.modular and adapter.grows:
+        if adapter.modular and adapter.expands:
             return None
         return (
             f"head 'subspace-means' keeps means for one frozen module per task, and adapter {adapter.name!r} has none; take "
@@ -101,7 +101,7 @@ class SubspaceMeans(Head):
         self._owners = padded(self._owners, shape[:1], -1)
         self._complete()
         if context.model.adapter_trainable and context.model.adapter.trained():
-            self._lent = lent_head("cosine")
+            self._lent = auxiliary_head("cosine")
             self._lent.begin_task(context)
 
     def trained(self) -> Parameters:
@@ -132,7 +132,7 @@ class SubspaceMeans(Head):
 
     def end_task(self, context: Context) -> None:
         del context
-        self._lent = lent_head("cosine")
+        self._lent = auxiliary_head("cosine")
 
     def logits(self, features: Tensor) -> Tensor:
         blocks = features.double().cpu().reshape(len(features), *self._means.shape[1:])
@@ -152,16 +152,16 @@ class SubspaceMeans(Head):
         return scores.masked_fill(self._owners < 0, float("-inf")).float()
 
     def state(self) -> State:
-        lent = State.nested({"lent": self._lent.state()}).tensors
-        return State({"sums": self._sums, "counts": self._counts, "owners": self._owners, **lent})
+        auxiliary = State.nested({"lent": self._lent.state()}).tensors
+        return State({"sums": self._sums, "counts": self._counts, "owners": self._owners, **auxiliary})
 
     def load_state(self, state: State, context: Context) -> None:
         self._sums, self._counts = state.tensors["sums"], state.tensors["counts"]
         self._owners = state.tensors["owners"]
         self._complete()
-        lent = state.inner("lent")
-        if lent.tensors:
-            self._lent.load_state(lent, context)
+        auxiliary = state.inner("lent")
+        if auxiliary.tensors:
+            self._lent.load_state(auxiliary, context)
 
 
 def padded(values: Tensor, shape: tuple[int, ...], fill: int) -> Tensor:

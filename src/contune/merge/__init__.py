@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from contune.merge.smile.folder import make_smile as make_smile
 
 _HOMES = {
-    "Recipe": "recipe",
-    "graft": "checkpoints",
-    "load_smile": "smile_folder",
-    "make_smile": "smile_folder",
-    "merge_adapters": "adapters",
-    "merge_checkpoints": "checkpoints",
-    "transfer": "checkpoints",
-    "transfer_adapter": "adapters",
+    "Recipe": "models.recipe",
+    "graft": "models.checkpoints",
+    "load_smile": "smile.folder",
+    "make_smile": "smile.folder",
+    "merge_adapters": "adapters.adapters",
+    "merge_checkpoints": "models.checkpoints",
+    "transfer": "models.checkpoints",
+    "transfer_adapter": "adapters.adapters",
 }
 __all__ = [
     "Recipe",

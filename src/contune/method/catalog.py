@@ -16,7 +16,7 @@ from contune.errors import ConfigError, ContuneError, did_you_mean
 from contune.method.method import Method
 
 Recipe = Callable[..., Method]
-ROOMS: Mapping[str, tuple[str, type[Part]]] = {
+CATEGORIES: Mapping[str, tuple[str, type[Part]]] = {
     "adapter": ("contune.adapter", Adapter),
     "head": ("contune.head", Head),
     "rule": ("contune.rule", Rule),
@@ -54,7 +54,7 @@ def parts(room: str) -> dict[str, Callable[..., Any]]:
 
     The language head is not among them: it takes the linear head's place by itself in streams of kind `language`.
     """
-    package, base = ROOMS[room]
+    package, base = CATEGORIES[room]
     found: dict[str, Callable[..., Any]] = {}
     for module in (*_modules(package), *_plugins):
         for _, cls in _public(module, inspect.isclass):

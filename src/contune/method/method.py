@@ -52,9 +52,9 @@ class Method:
         """All parts but the head, whose place a stream's kind decides."""
         return (self.adapter, *self.rules, *([] if self.router is None else [self.router]))
 
-    def findings(self) -> dict[str, dict[str, float]]:
+    def diagnostics(self) -> dict[str, dict[str, float]]:
         """What the parts found out in the task just learned, by their names."""
-        found = {part.name: dict(part.findings()) for part in (*self.parts, self.head)}
+        found = {part.name: dict(part.diagnostics()) for part in (*self.parts, self.head)}
         return {name: values for name, values in found.items() if values}
 
     def for_language(self) -> "Method":
@@ -101,7 +101,7 @@ class Method:
                 f"adapter {adapter.name!r} has several modules, which makes no sense where all tasks are learned at once; "
                 "take adapter: lora for joint training"
             )
-        wanted = ("growing",) if adapter.grows else ("fixed", "growing")
+        wanted = ("growing",) if adapter.expands else ("fixed", "growing")
         if self.router is None and head.takes_modules not in wanted:
             raise CombinationError(
                 f"adapter {adapter.name!r} answers with several modules and head {head.name!r} makes nothing of their "

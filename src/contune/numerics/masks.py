@@ -20,18 +20,18 @@ SLACK = 1e-9  # a share such as 0.7 of 10 is 7.000000000000001 in floating point
 Choice = Literal["low-rank", "magnitude", "random"]
 
 
-def held(move: Tensor, mask: Tensor) -> Tensor:
+def held(update: Tensor, mask: Tensor) -> Tensor:
     """The move, and -0.0 where the mask is false: added to any number, -0.0 too, that leaves its every bit.
 
     >>> held(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[True], [False]])).tolist()
     [[1.0, 2.0], [-0.0, -0.0]]
     """
-    return move.masked_fill(~mask, -0.0)
+    return update.masked_fill(~mask, -0.0)
 
 
-def held_moves(moves: Tensors, masks: Tensors) -> Tensors:
+def held_updates(updates: Tensors, masks: Tensors) -> Tensors:
     """Moves with the masked ones held; a tensor without a mask is handed on as the same object."""
-    return {name: held(move, masks[name]) if name in masks else move for name, move in moves.items()}
+    return {name: held(update, masks[name]) if name in masks else update for name, update in updates.items()}
 
 
 def masked_gradients(gradients: Tensors, masks: Tensors) -> Tensors:
@@ -70,7 +70,7 @@ def most_active(magnitudes: Tensor, masked: float) -> Tensor:
     return magnitudes >= magnitudes.sort().values[place]
 
 
-def drawn(size: int, count: int, generator: torch.Generator) -> Tensor:
+def sampled(size: int, count: int, generator: torch.Generator) -> Tensor:
     """Exactly `count` of `size` (size,), at random.
 
     >>> int(drawn(10, 4, torch.Generator().manual_seed(0)).sum())
@@ -148,11 +148,11 @@ def principal(weight: Tensor, rank: int, filter_rank: int, choice: Choice, gener
     """
     count = lora_budget(weight.shape, rank)
     if choice == "random":
-        return drawn(weight.numel(), count, generator).view(weight.shape).to(weight.device)
+        return sampled(weight.numel(), count, generator).view(weight.shape).to(weight.device)
     return largest((weight if choice == "magnitude" else low_rank(weight, filter_rank)).abs(), count)
 
 
-def resting_counts(sizes: Sequence[int], share: float, generator: np.random.Generator) -> list[int]:
+def frozen_counts(sizes: Sequence[int], share: float, generator: np.random.Generator) -> list[int]:
     """How many of the matrices of each layer rest: `share` of them, where that is no whole number one more by chance.
 
     So many layers have one more that `share` of all matrices rest, rounded up (arXiv 2404.18466).

@@ -193,7 +193,7 @@ def extended(space: Subspace, energy: Tensor, threshold: float) -> Subspace:
     return Subspace(found[:, count:].float(), "retain")
 
 
-def without(rows: Tensor, space: Subspace) -> Tensor:
+def project_out(rows: Tensor, space: Subspace) -> Tensor:
     """Rows (n, d) less their parts inside the subspace: what may be added to a weight (d_out, d) (GPM, equation 6).
 
     >>> without(torch.tensor([[3.0, 4.0]]), Subspace(torch.tensor([[1.0], [0.0]]), "remove")).tolist()

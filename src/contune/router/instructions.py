@@ -15,7 +15,7 @@ from contune.contract.parts import Router
 from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.router.keys import own_module
-from contune.stream.exchange import Exchange
+from contune.stream.conversation import Conversation
 
 Line = Literal["first", "last", "all"]
 Vector = Mapping[str, float]
@@ -28,7 +28,7 @@ def instruction_of(asked: object, line: Line) -> str:
     >>> instruction_of("Name the colour.\\nThe sea is", "first")
     'Name the colour.'
     """
-    text = asked.prompt if isinstance(asked, Exchange) else str(asked)
+    text = asked.prompt if isinstance(asked, Conversation) else str(asked)
     lines = [each.strip() for each in text.splitlines() if each.strip()]
     if line == "all" or not lines:
         return "\n".join(lines)
@@ -49,7 +49,7 @@ def words_of(text: str) -> list[str]:
     return [word for word in every if len(word) > 1 and word not in ENGLISH_STOP_WORDS] or every or [""]
 
 
-def rarities(texts: Sequence[str]) -> dict[str, float]:
+def idf(texts: Sequence[str]) -> dict[str, float]:
     """ln((1 + n) / (1 + texts with the word)) + 1 for every word of n texts, as scikit-learn smooths it.
 
     >>> rarities(["red sea", "red"])["red"]
@@ -80,7 +80,7 @@ def mean_vector(vectors: Sequence[Vector]) -> dict[str, float]:
     return total
 
 
-def mean_cosines(groups: Sequence[Sequence[str]], books: Sequence[Sequence[str]]) -> list[list[float]]:
+def mean_cosines(groups: Sequence[Sequence[str]], documents: Sequence[Sequence[str]]) -> list[list[float]]:
     """For each group of texts the mean cosine, over all pairs, to the texts of each book.
 
     Rarities are those of all texts in the books. The mean of cosines of unit vectors is the product of their means.
@@ -88,13 +88,13 @@ def mean_cosines(groups: Sequence[Sequence[str]], books: Sequence[Sequence[str]]
     >>> mean_cosines([["red sea"]], [["red sea"], ["red sea", "tall hill"], ["old tree"]])[0]
     [1.0, 0.5, 0.0]
     """
-    stored = [text for book in books for text in book]
-    rarity = rarities(stored)
+    stored = [text for book in documents for text in book]
+    rarity = idf(stored)
 
     def mean_of(texts: Iterable[str]) -> dict[str, float]:
         return mean_vector([unit_vector(text, rarity, len(stored)) for text in texts])
 
-    shelves = [mean_of(book) for book in books]
+    shelves = [mean_of(book) for book in documents]
     found = []
     for group in groups:
         own = mean_of(group)
@@ -102,7 +102,7 @@ def mean_cosines(groups: Sequence[Sequence[str]], books: Sequence[Sequence[str]]
     return [[round(value, DIGITS) for value in row] for row in found]
 
 
-def likest(cosines: Sequence[float], threshold: float) -> int | None:
+def best_match(cosines: Sequence[float], threshold: float) -> int | None:
     """The place of the largest value, the last of equal ones, or None where it is below the threshold.
 
     >>> likest([0.4, 0.9, 0.9], 0.5), likest([0.4], 0.5)
@@ -112,7 +112,7 @@ def likest(cosines: Sequence[float], threshold: float) -> int | None:
     return best if best is not None and cosines[best] >= threshold else None
 
 
-def commonest(texts: Sequence[str], keep: int) -> list[str]:
+def most_common(texts: Sequence[str], keep: int) -> list[str]:
     """The `keep` different texts that come most often; equally frequent ones in the order in which they come.
 
     >>> commonest(["a", "b", "c", "b"], 2)
@@ -131,9 +131,9 @@ class Instructions(Router):
     copy of a module's instructions has 1 only where they are a single text. An example whose best mean is below `threshold`
     is answered by the last module, as released; equal ones by the later of them.
 
-    An adapter such as `lora-sets` asks `fitting` whether a task may go on with an earlier module: the same mean over all
-    pairs of the task's instructions and the module's. Differs: rarities are those of all stored texts and not of each pair
-    alone; a text of stop words alone keeps them; each example chooses for itself, where the
+    An adapter such as `lora-experts` asks `matching_module` whether a task may go on with an earlier module: the same mean
+    over all pairs of the task's instructions and the module's. Differs: rarities are those of all stored texts and not of
+    each pair alone; a text of stop words alone keeps them; each example chooses for itself, where the
     released code looks at all test data of a task. Thresholds there are 0.9 for one fixed instruction per task and 0.3 for
     diverse ones.
 
@@ -159,17 +159,17 @@ class Instructions(Router):
             return [""] * len(dataset)
         return [instruction_of(asked, self.line) for asked in dataset.examples.inputs]
 
-    def fitting(self, context: Context) -> int | None:
+    def matching_module(self, context: Context) -> int | None:
         """The module that learned instructions like those of the task that begins, or None where it should be a new one."""
         modules = sorted(self._books)
-        own = commonest(self.instructions(context.task.data), self.keep)
+        own = most_common(self.instructions(context.task.data), self.keep)
         (cosines,) = mean_cosines([own], [self._books[module] for module in modules])
-        best = likest(cosines, self.threshold)
+        best = best_match(cosines, self.threshold)
         return None if best is None else modules[best]
 
     def begin_task(self, context: Context) -> None:
         book = self._books.setdefault(own_module(context), [])
-        found = commonest(self.instructions(context.task.data), self.keep)
+        found = most_common(self.instructions(context.task.data), self.keep)
         book += [text for text in found if text not in book]
 
     def route(self, context: Context, dataset: Dataset) -> Tensor:
@@ -177,7 +177,7 @@ class Instructions(Router):
         modules, asked = sorted(self._books), self.instructions(dataset)
         different = sorted(set(asked))
         cosines = mean_cosines([[text] for text in different], [self._books[module] for module in modules])
-        best = {text: likest(row, self.threshold) for text, row in zip(different, cosines, strict=True)}
+        best = {text: best_match(row, self.threshold) for text, row in zip(different, cosines, strict=True)}
         places = [len(modules) - 1 if (place := best[text]) is None else place for text in asked]
         return torch.tensor(modules, dtype=torch.int64)[torch.tensor(places, dtype=torch.int64)]
 

@@ -28,7 +28,7 @@ def frozen_queries(batch: Batch) -> Tensor:
     for every token of its answer.
     """
     assert batch.queries is not None, "keys in training are handed queries"
-    return batch.queries[batch.inputs.unit_rows()]
+    return batch.queries[batch.inputs.target_rows()]
 
 
 @final

@@ -96,8 +96,8 @@ class Selector(Router):
         """Scores (B, k) of the rows of a batch, of its augmented images where it has them."""
         inputs = batch.inputs
         if inputs.pixels is None:  # a text, or an image whose lower states were kept
-            inputs = context.model.backbone.questions([(dataset.prepared, rows) for dataset, rows in batch.parts])
-        with context.model.adapter.absent(), self.lora.active():
+            inputs = context.model.backbone.prompts_only([(dataset.prepared, rows) for dataset, rows in batch.parts])
+        with context.model.adapter.disabled(), self.lora.active():
             return functional.linear(context.model.backbone.features(inputs), self._weight, self._bias)
 
     def targets_of(self, context: Context, tasks: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class Selector(Router):
         tasks = torch.from_numpy(np.concatenate([dataset.tasks[rows] for dataset, rows in batch.parts]))
         scores = self.scores(context, batch)
         rows = functional.cross_entropy(scores, self.targets_of(context, tasks).to(scores.device), reduction="none")
-        return rows[batch.inputs.unit_rows().to(rows.device)].sum() / sum(batch.counts.values())
+        return rows[batch.inputs.target_rows().to(rows.device)].sum() / sum(batch.counts.values())
 
     def route(self, context: Context, dataset: Dataset) -> Tensor:
         modules = torch.tensor(self._modules)
@@ -119,8 +119,8 @@ class Selector(Router):
             return modules.expand(len(dataset))
 
         def compute(rows: Rows) -> Tensor:
-            inputs = context.model.backbone.questions([(dataset.prepared, rows)])
-            with context.model.adapter.absent(), self.lora.active():
+            inputs = context.model.backbone.prompts_only([(dataset.prepared, rows)])
+            with context.model.adapter.disabled(), self.lora.active():
                 return functional.linear(context.model.backbone.features(inputs), self._weight, self._bias)
 
         name = f"selector-{context.passes.base_fingerprint}-{self._key()}"

@@ -11,7 +11,7 @@ def refuse_without_lasting(rule: str, adapter: Adapter, does: str, instead: str 
     >>> refuse_without_lasting("l2", LoraPerTask(), "anchors tensors")  # doctest: +ELLIPSIS
     "rule 'l2' anchors tensors, but adapter 'lora-per-task' starts fresh ones for every task and leaves the old as they ..."
     """
-    if not adapter.fresh and not (adapter.modular and adapter.grows):
+    if not adapter.per_task_parameters and not (adapter.modular and adapter.expands):
         return None
     return (
         f"rule {rule!r} {does}, but adapter {adapter.name!r} starts fresh ones for every task and leaves the old as they "

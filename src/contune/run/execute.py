@@ -27,11 +27,11 @@ from contune.contract.context import Context
 from contune.contract.data import Dataset
 from contune.contract.processes import Processes
 from contune.contract.state import State
-from contune.engine.cache import Shelf
+from contune.engine.cache import MemoryCache
 from contune.engine.learner import Learner
 from contune.engine.loop import StepReport
 from contune.engine.observer import Observer
-from contune.engine.probe import NAMES, made_probe, retained
+from contune.engine.retention import NAMES, made_retention_set, retention
 from contune.errors import ConfigError, ContuneError, RunDirectoryError
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
@@ -40,7 +40,7 @@ from contune.run.config import RunConfig, explain
 from contune.run.folder.directory import RunDirectory
 from contune.run.folder.events import EventFile
 from contune.run.folder.predictions import COLUMNS, LANGUAGE_COLUMNS, matrices, prediction_table
-from contune.run.folder.shared import Shared
+from contune.run.folder.run_cache import RunCache
 from contune.stream.task import Stream, Task
 
 
@@ -60,7 +60,7 @@ def make_method(config: RunConfig) -> Method:
 
 
 def make_learner(
-    config: RunConfig, stream: Stream, processes: Processes, observer: Observer, shelf: Shelf | None = None
+    config: RunConfig, stream: Stream, processes: Processes, observer: Observer, memory_cache: MemoryCache | None = None
 ) -> Learner:
     """A learner for the stream; whatever does not fit is refused here, before any compute."""
     from pydantic import ValidationError
@@ -78,7 +78,7 @@ def make_learner(
             device=choose_device(config.device),
             processes=processes,
             observer=observer,
-            shelf=shelf,
+            memory_cache=memory_cache,
         )
     except ValidationError as error:
         raise ConfigError(f"train: {explain(error, TrainSettings)}") from error
@@ -108,12 +108,12 @@ def start_run(
     processes: Processes,
     observer: Observer,
     say: Callable[[str], None] = lambda _text: None,
-    shared: Shared | None = None,
+    shared: RunCache | None = None,
 ) -> Path:
     """Make a new run directory and run in it until the end; `shared` is what the runs before it have left."""
-    shared = shared or Shared()
+    shared = shared or RunCache()
     stream = shared.stream(config.stream, base)
-    learner = make_learner(config, stream, processes, observer, shared.shelf)
+    learner = make_learner(config, stream, processes, observer, shared.memory_cache)
     resolved = resolved_config(config, learner, base)
     directory = RunDirectory(out)
     if processes.main:
@@ -129,16 +129,16 @@ def resume_run(
     processes: Processes,
     observer: Observer,
     say: Callable[[str], None],
-    shared: Shared | None = None,
+    shared: RunCache | None = None,
 ) -> Path:
     """Go on with a run from its newest whole checkpoint; a finished run is left as it is."""
     directory = RunDirectory.open(out)
     values = yaml.safe_load((out / "config.yaml").read_text())
     base = Path(values.pop("base", "."))
     config = RunConfig.model_validate(values)
-    shared = shared or Shared()
+    shared = shared or RunCache()
     stream = shared.stream(config.stream, base)
-    learner = make_learner(config, stream, processes, observer, shared.shelf)
+    learner = make_learner(config, stream, processes, observer, shared.memory_cache)
     execution = _Execution(config, stream, learner, directory, observer)
     execution.go(say)
     return out
@@ -167,16 +167,19 @@ class _Execution:
             observer,
         )
         self.main = learner.processes.main
-        self.lessons: list[Sequence[Task]] = (
+        self.experiences: list[Sequence[Task]] = (
             [stream.tasks] if learner.method.joint else [[task] for task in stream.tasks]
         )
         self.columns = LANGUAGE_COLUMNS if stream.kind == "language" else COLUMNS
         self.rows = self.columns.empty_table()
         self.tests: dict[int, Dataset] = {}
         # Before anything is restored: the untouched model is what they are compared with.
-        self.probes = [made_probe(learner, task) for task in stream.probes]
-        self.retained = {probe.name: {name: [probe.values[name]] for name in NAMES} for probe in self.probes}
-        self.findings: list[dict[str, dict[str, float]]] = []
+        self.retention_sets = [made_retention_set(learner, task) for task in stream.retention_sets]
+        self.retention = {
+            retention_set.name: {name: [retention_set.values[name]] for name in NAMES}
+            for retention_set in self.retention_sets
+        }
+        self.diagnostics: list[dict[str, dict[str, float]]] = []
         self.events: EventFile | None = None
         self.stop = threading.Event()
         self.saved_at = time.monotonic()
@@ -186,12 +189,12 @@ class _Execution:
         if self.main and self.learner.backbone.precision == "bf16" and emulated(self.learner.backbone.device):
             say("this processor has no bf16 instructions: bf16 is slower than float32 here (train.precision: fp32)")
         with self._owned(), self._interruptible():
-            lesson, done, memory, context = self._restore(say)
-            while lesson < len(self.lessons):
-                context = self._learn(lesson, context, done, memory)
+            experience, done, memory, context = self._restore(say)
+            while experience < len(self.experiences):
+                context = self._learn(experience, context, done, memory)
                 done, memory, context = 0, {}, None
-                lesson += 1
-                self._commit(lesson)
+                experience += 1
+                self._commit(experience)
             self._results(finished=True)
 
     @contextmanager
@@ -237,101 +240,103 @@ class _Execution:
         state, position, warnings = found
         for warning in warnings:
             say(warning)
-        lesson, step = int(position["task"]), int(position["step"])
+        experience, step = int(position["task"]), int(position["step"])
         if position["stream"] != self.stream.content_hash():
             raise ConfigError(
                 f"the data of {self.directory.folder} has changed since the run began; restore it, or start a new run"
             )
-        context = self.learner.load_state(state, self.lessons[lesson] if step else ())
+        context = self.learner.load_state(state, self.experiences[experience] if step else ())
         self.learner.ledger.load(position["ledger"])
         path = self.directory.folder / "predictions.parquet"
-        if path.exists() and lesson:
+        if path.exists() and experience:
             table = pq.read_table(path, schema=self.columns)
-            self.rows = table.filter(pc.less(table["after_task"], self._matrix_row(lesson)))
-            self._restore_measured(lesson)
+            self.rows = table.filter(pc.less(table["after_task"], self._matrix_row(experience)))
+            self._restore_measured(experience)
         memory = {
             name.removeprefix("optimizer/"): t for name, t in state.tensors.items() if name.startswith("optimizer/")
         }
-        return lesson, step, memory, context if step else None
+        return experience, step, memory, context if step else None
 
-    def _restore_measured(self, lessons: int) -> None:
-        """What parts and probes found after the tasks that are done; the untouched model's values are measured anew."""
+    def _restore_measured(self, experiences: int) -> None:
+        """What was found after the tasks that are done; the untouched model's values are measured anew."""
         path = self.directory.folder / "results.json"
         kept = json.loads(path.read_text()) if path.is_file() else {}
-        if self.retained and "retained" not in kept:
+        if self.retention and "retention" not in kept:
             raise RunDirectoryError(
-                f"{path} is missing, which holds what the probes measured; restore it, or run again"
+                f"{path} is missing, which holds what the retention sets measured; restore it, or run again"
             )
-        self.findings = kept.get("findings", [{}] * lessons)[:lessons]
-        for probe, values in self.retained.items():
+        self.diagnostics = kept.get("diagnostics", [{}] * experiences)[:experiences]
+        for retention_set, values in self.retention.items():
             for name, found in values.items():
-                found += kept["retained"][probe][name][1 : lessons + 1]
+                found += kept["retention"][retention_set][name][1 : experiences + 1]
 
-    def _matrix_row(self, lessons: int) -> int:
-        return len(self.stream.tasks) if self.learner.method.joint else lessons
+    def _matrix_row(self, experiences: int) -> int:
+        return len(self.stream.tasks) if self.learner.method.joint else experiences
 
-    def _learn(self, lesson: int, context: Context | None, done: int, memory: Mapping[str, Any]) -> Context:
-        tasks = self.lessons[lesson]
+    def _learn(self, experience: int, context: Context | None, done: int, memory: Mapping[str, Any]) -> Context:
+        tasks = self.experiences[experience]
         if context is None:
             context = self.learner.begin(tasks)
-        self.observer.task_begins(context.task, len(self.lessons), self.learner.steps(context), len(context.task.data))
+        self.observer.task_begins(
+            context.task, len(self.experiences), self.learner.steps(context), len(context.task.data)
+        )
         if not done:  # a run that goes on inside the task has said so already
-            self._event("task", task=lesson, name=context.task.name, steps=self.learner.steps(context))
+            self._event("task", task=experience, name=context.task.name, steps=self.learner.steps(context))
         self.saved_at = time.monotonic()
-        self.learner.fit(context, lambda report: self._after_step(lesson, report), done=done, memory=memory)
+        self.learner.fit(context, lambda report: self._after_step(experience, report), done=done, memory=memory)
         if self.main:
-            self.learner.method.adapter.export(self.directory.folder / "adapters" / f"{lesson + 1:03d}")
+            self.learner.method.adapter.export(self.directory.folder / "adapters" / f"{experience + 1:03d}")
         self.learner.end(context)
-        self._evaluate(lesson, context)
+        self._evaluate(experience, context)
         return context
 
-    def _after_step(self, lesson: int, report: StepReport) -> None:
+    def _after_step(self, experience: int, report: StepReport) -> None:
         if report.step % 10 == 0 or report.step == report.steps:
-            self._event("loss", task=lesson, epoch=report.epoch, step=report.step, loss=round(report.loss, 6))
+            self._event("loss", task=experience, epoch=report.epoch, step=report.step, loss=round(report.loss, 6))
         settings = self.learner.settings
         due = time.monotonic() - self.saved_at >= settings.checkpoint_seconds
         due = due or (settings.checkpoint_steps is not None and report.step % settings.checkpoint_steps == 0)
         if self.stop.is_set() or due:
-            self._save(lesson, report.step, report.memory())
+            self._save(experience, report.step, report.memory())
         if self.stop.is_set():
             raise self._interrupted()
 
-    def _save(self, lesson: int, step: int, memory: Mapping[str, Any]) -> None:
+    def _save(self, experience: int, step: int, memory: Mapping[str, Any]) -> None:
         if self.main and self.events is not None:
             state = self.learner.state()
             whole = State({**state.tensors, **{f"optimizer/{n}": t for n, t in memory.items()}}, state.values)
             ledger = self.learner.ledger.values()
-            place = {"task": lesson, "step": step, "events": self.events.offset(), "ledger": ledger}
+            place = {"task": experience, "step": step, "events": self.events.offset(), "ledger": ledger}
             self.directory.save(whole, {**place, "stream": self.stream.content_hash()})
-            self.observer.saved(lesson, step)
+            self.observer.saved(experience, step)
         self.saved_at = time.monotonic()
 
-    def _evaluate(self, lesson: int, context: Context) -> None:
-        row = self._matrix_row(lesson + 1) - 1
+    def _evaluate(self, experience: int, context: Context) -> None:
+        row = self._matrix_row(experience + 1) - 1
         seen = self.stream.tasks[: self.learner.learned]
         tables, accuracies = [self.rows], []
         with self.learner.ledger.phase("evaluate"):
             for index, task in enumerate(seen):
                 dataset = self.tests.setdefault(index, self.learner.test_dataset(task))
                 allowed = self.learner.class_tasks[index] if self.stream.kind == "task-incremental" else None
-                found = self.learner.examine(dataset, allowed)
+                found = self.learner.evaluate(dataset, allowed)
                 tables.append(prediction_table(row, index, task, dataset, found, self.learner.class_names))
                 accuracies.append(float(found.scores.mean()))
-            self.findings.append(self.learner.method.findings())
-            for probe in self.probes:
-                for name, value in retained(self.learner, probe).items():
-                    self.retained[probe.name][name].append(value)
+            self.diagnostics.append(self.learner.method.diagnostics())
+            for retention_set in self.retention_sets:
+                for name, value in retention(self.learner, retention_set).items():
+                    self.retention[retention_set.name][name].append(value)
         self.rows = pa.concat_tables(tables)
         self._event("accuracy", task=row, accuracies=accuracies)
         self.observer.evaluated(context.task, accuracies)
 
-    def _commit(self, lesson: int) -> None:
+    def _commit(self, experience: int) -> None:
         if self.main:
             with atomic_path(self.directory.folder / "predictions.parquet") as temporary:
                 pq.write_table(self.rows, temporary)
         self._results(finished=False)
-        self._save(lesson, 0, {})
-        if self.stop.is_set() and lesson < len(self.lessons):
+        self._save(experience, 0, {})
+        if self.stop.is_set() and experience < len(self.experiences):
             raise self._interrupted()
 
     def _results(self, *, finished: bool) -> None:
@@ -365,8 +370,8 @@ class _Execution:
                 "hash": self.stream.content_hash(),
             },
             "accuracy_matrix": done,
-            **({"retained": self.retained} if self.retained else {}),
-            **({"findings": self.findings} if any(self.findings) else {}),
+            **({"retention": self.retention} if self.retention else {}),
+            **({"diagnostics": self.diagnostics} if any(self.diagnostics) else {}),
             **({"language": {name: found[: len(done)] for name, found in more.items()}} if more else {}),
             "metrics": summary(done, sizes[: len(done[0])] if done else []),
             "cost": {

@@ -11,7 +11,7 @@ from contune.contract.processes import Processes
 from contune.engine.learner import Learner
 from contune.engine.observer import Observer
 from contune.errors import ConfigError
-from contune.method.catalog import ROOMS, first_sentence, option_defaults, parts, recipes
+from contune.method.catalog import CATEGORIES, first_sentence, option_defaults, parts, recipes
 from contune.run.config import RunConfig
 from contune.run.execute import make_learner
 from contune.stream.build import load_stream
@@ -27,7 +27,7 @@ def listing(what: str) -> Table:
         for name, recipe in recipes().items():
             table.add_row(name, described(first_sentence(recipe), option_defaults(recipe)))
     elif what == "parts":
-        for room in ROOMS:
+        for room in CATEGORIES:
             table.add_row(f"{room}:", "")
             for name, part in parts(room).items():
                 table.add_row(f"  {name}", described(first_sentence(part), option_defaults(part)))
@@ -65,8 +65,8 @@ def explanation(config: RunConfig, base: Path) -> Table:
     """What would be trained, its size, and the passes over the data, found without running the model on any example."""
     stream = load_stream(config.stream, base=base)
     learner = make_learner(config, stream, Processes(), Observer())
-    lesson = list(stream.tasks) if learner.method.joint else [stream.tasks[0]]
-    context = learner.begin(lesson)
+    experience = list(stream.tasks) if learner.method.joint else [stream.tasks[0]]
+    context = learner.begin(experience)
     trained = context.model.trained()
     count = sum(parameter.numel() for parameter in trained.values())
     total = sum(parameter.numel() for parameter in learner.backbone.base_parameters().values())

@@ -18,7 +18,7 @@ from typing import Literal, final, get_args
 import numpy as np
 
 from contune.metric.text import exact_match
-from contune.stream.exchange import Exchange, Turn
+from contune.stream.conversation import Conversation, Message
 
 Style = Literal["multiple-choice", "yes-no", "phrase", "sentence"]
 STYLES: tuple[Style, ...] = get_args(Style)
@@ -72,22 +72,24 @@ def is_short(text: str) -> bool:
     return 0 < len(words) <= SHORT and "\n" not in text.strip() and not sentence
 
 
-def question_of(exchange: Exchange, others: Sequence[str]) -> Question | None:
+def question_of(conversation: Conversation, others: Sequence[str]) -> Question | None:
     """What can be asked of an exchange in other forms; None where its answer is no short text, or a document's.
 
     Wrong answers are its other options; without any, `others`, the short answers of the same task. Whatever the measure of
     exact matches would accept is not wrong.
     """
-    if not exchange.turns or exchange.turns[-1].role != "user":
+    if not conversation.messages or conversation.messages[-1].role != "user":
         return None
-    prompt, answer, right = exchange.turns[-1].text, exchange.answer.strip(), list(exchange.answers)
-    listed, pool, stem = listed_options(prompt), exchange.options or tuple(others), prompt
+    prompt, answer, right = conversation.messages[-1].text, conversation.answer.strip(), list(conversation.answers)
+    listed, pool, stem = listed_options(prompt), conversation.options or tuple(others), prompt
     style: Style = "yes-no" if answer.lower() in YES_NO else "phrase"
     letter = answer.strip("().:").upper()
     if letter in listed:  # the letter is the answer, and what it stands for is said in the prompt
         pool, stem, answer, right = tuple(listed.values()), without_options(prompt), listed[letter], [listed[letter]]
         style = "multiple-choice"
-    elif len(exchange.options) > 1 and style != "yes-no" and all(option in prompt for option in exchange.options):
+    elif (
+        len(conversation.options) > 1 and style != "yes-no" and all(option in prompt for option in conversation.options)
+    ):
         style = "multiple-choice"
     if not is_short(answer) or not stem.strip():
         return None
@@ -159,8 +161,8 @@ def assigned(styles: Sequence[Sequence[Style]], count: int, order: Sequence[int]
 
 
 def diversified(
-    exchanges: Sequence[Exchange], share: float, seed: Sequence[int]
-) -> tuple[list[Exchange], Mapping[Style, int]]:
+    conversations: Sequence[Conversation], share: float, seed: Sequence[int]
+) -> tuple[list[Conversation], Mapping[Style, int]]:
     """The exchanges of a task, with `share` of them, rounded down, recast; and how many were recast in each style.
 
     Answer style diversification (section 3.1): the share is split evenly over the styles other than a question's own.
@@ -173,20 +175,20 @@ def diversified(
     options are those of its other questions, which a question with several right answers may call wrong unjustly.
     The training data of every method changes: compare methods on the same `share`.
     """
-    changed, count = list(exchanges), math.floor(share * len(exchanges) + SLACK)
+    changed, count = list(conversations), math.floor(share * len(conversations) + SLACK)
     if not count:
         return changed, {}
     generator = np.random.default_rng([*seed, STREAM])
-    others = tuple(dict.fromkeys(one.answer.strip() for one in exchanges if one.turns and is_short(one.answer)))
-    questions = [question_of(exchange, others) for exchange in exchanges]
-    order = generator.permutation(len(exchanges)).tolist()
+    others = tuple(dict.fromkeys(one.answer.strip() for one in conversations if one.messages and is_short(one.answer)))
+    questions = [question_of(conversation, others) for conversation in conversations]
+    order = generator.permutation(len(conversations)).tolist()
     sizes = Counter[Style]()
     for row, style in assigned([open_styles(question) for question in questions], count, order).items():
-        question, one = questions[row], exchanges[row]
+        question, one = questions[row], conversations[row]
         assert question is not None
         asked, answer = recast(question, style, sizes[style], generator)
-        turns = (*one.turns[:-1], Turn("user", asked))
-        changed[row] = replace(one, turns=turns, answers=(answer,), options=(), measure="exact-match")
+        messages = (*one.messages[:-1], Message("user", asked))
+        changed[row] = replace(one, messages=messages, answers=(answer,), options=(), measure="exact-match")
         sizes[style] += 1
     return changed, {style: sizes[style] for style in STYLES if sizes[style]}
 

@@ -89,9 +89,9 @@ def _class_names(config: StreamConfig, train: Split) -> tuple[list[str], list[st
         return list(config.classes), []
     if train.names is None:
         return sorted(present, key=int) if train.numeric else sorted(present), []
-    absent = [name for name in train.names if name not in present]
-    note = f"{len(absent)} of {len(train.names)} declared classes have no training example and are left out: "
-    return [name for name in train.names if name in present], [note + few(absent)] if absent else []
+    disabled = [name for name in train.names if name not in present]
+    note = f"{len(disabled)} of {len(train.names)} declared classes have no training example and are left out: "
+    return [name for name in train.names if name in present], [note + few(disabled)] if disabled else []
 
 
 def _group_names(config: StreamConfig, splits: dict[str, Split]) -> list[str]:
@@ -121,9 +121,9 @@ def _require_declared(rows: Sequence[Row], found: Sequence[str], what: str, key:
             raise DataError(
                 f"{row.place}: the {what} {name!r} is not in stream.{key}; list every one there, or leave {key} out"
             )
-    absent = [name for name in declared if name not in set(found)]
-    if absent:
-        raise ConfigError(f"stream.{key} names {absent[0]!r}, but no training example has that {what}; remove it")
+    disabled = [name for name in declared if name not in set(found)]
+    if disabled:
+        raise ConfigError(f"stream.{key} names {disabled[0]!r}, but no training example has that {what}; remove it")
 
 
 def _unseen_labels(splits: dict[str, Split], *, grouped: bool) -> list[BadRow]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from contune.stream.exchange import Measure
+from contune.stream.conversation import Measure
 from contune.stream.task import Kind
 
 PathText = Annotated[str, Field(min_length=1)]
@@ -114,8 +114,8 @@ class LanguageConfig(BaseModel):
 
     Plain text is cut into pieces of at most `piece` characters; `boundary` separates documents in a file, and `held_out` is
     the share at each file's end that tests, where no test file is given. `test_examples` is the most a domain is tested
-    on, chosen by `stream.seed`. `probes` are files of any of these forms that no task learns: how the model answers them is
-    measured before the first task and after every task (retained ability). `styles` recasts a share of the training
+    on, chosen by `stream.seed`. `retention_sets` are files of any of these forms that no task learns: how the model answers
+    them is measured before the first task and after every task (retained ability). `styles` recasts a share of the training
     exchanges into other answer styles (multiple choice, yes or no, phrase, sentence), never those that test.
     """
 
@@ -131,7 +131,7 @@ class LanguageConfig(BaseModel):
     boundary: PathText | None = None
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     test_examples: Annotated[int, Field(ge=1)] | None = None
-    probes: Annotated[dict[str, Paths], Field(min_length=1)] | None = None
+    retention_sets: Annotated[dict[str, Paths], Field(min_length=1)] | None = None
     styles: StylesConfig | None = None
 
     @model_validator(mode="after")

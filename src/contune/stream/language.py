@@ -16,7 +16,7 @@ from typing import cast, final, get_args
 from contune.errors import ConfigError, DataError, did_you_mean
 from contune.stream.answer_styles import diversified, style_note
 from contune.stream.config import TEXT_SUFFIXES, DataConfig, LanguageConfig, Paths, StreamConfig
-from contune.stream.exchange import Exchange, Measure, Role, Turn, language_examples
+from contune.stream.conversation import Conversation, Measure, Message, Role, language_examples
 from contune.stream.order import arrival_order, split_rows
 from contune.stream.read.files import content, found_paths, paths_by_group, require_file
 from contune.stream.read.rows import BadRow, Place, RawTable, settle_bad_rows
@@ -42,7 +42,7 @@ NO_CLASS = ("answer",)  # of a stream without classes: answers are text
 class Split:
     """Exchanges with their row numbers, and the rows that cannot be used."""
 
-    exchanges: Sequence[Exchange]
+    conversations: Sequence[Conversation]
     ids: Sequence[int]
     bad: Sequence[BadRow] = ()
 
@@ -72,41 +72,45 @@ def load_language_stream(config: StreamConfig, base: Path) -> Stream:
         styled += counted
     notes = (*settle_bad_rows(bad, skip_bad=config.skip_bad), *styled)
     ordered = [tasks[at] for at in arrival_order(len(tasks), config.order_seed)]
-    probes = tuple(_probe(name, files, config, base) for name, files in (how.probes or {}).items())
-    return Stream(", ".join(names), "language", tuple(ordered), config.order_seed, notes, probes)
+    retention_sets = tuple(
+        _retention_set(name, files, config, base) for name, files in (how.retention_sets or {}).items()
+    )
+    return Stream(", ".join(names), "language", tuple(ordered), config.order_seed, notes, retention_sets)
 
 
-def _probe(name: str, files: Paths, config: StreamConfig, base: Path) -> Task:
+def _retention_set(name: str, files: Paths, config: StreamConfig, base: Path) -> Task:
     """A set that is asked and never learned, read as the domains are."""
     how = config.language or LanguageConfig()
     paths = found_paths(files, base)
     if all(path.name.lower().endswith(TEXT_SUFFIXES) for path in paths):
-        exchanges = [exchange for path in paths for exchange in document_exchanges(read_text(path), how)]
-        split = Split(exchanges, range(len(exchanges)))
+        conversations = [conversation for path in paths for conversation in document_exchanges(read_text(path), how)]
+        split = Split(conversations, range(len(conversations)))
     else:
-        split = joined([read_exchanges(path, name, how) for path in paths])
-        answers = tuple(dict.fromkeys(answer for one in split.exchanges for answer in one.answers))
+        split = joined_splits([read_exchanges(path, name, how) for path in paths])
+        answers = tuple(dict.fromkeys(answer for one in split.conversations for answer in one.answers))
         split = with_options(split, answers, how)
     settle_bad_rows(split.bad, skip_bad=config.skip_bad)
-    if not split.exchanges:
-        raise DataError(f"probe {name!r} has no usable example; give at least one")
-    asked, _ = split_rows(len(split.exchanges), share=0.0, keep=how.test_examples, seed=(config.seed,))
-    chosen = language_examples([split.exchanges[at] for at in asked.tolist()], [split.ids[at] for at in asked.tolist()])
+    if not split.conversations:
+        raise DataError(f"retention set {name!r} has no usable example; give at least one")
+    asked, _ = split_rows(len(split.conversations), share=0.0, keep=how.test_examples, seed=(config.seed,))
+    chosen = language_examples(
+        [split.conversations[at] for at in asked.tolist()], [split.ids[at] for at in asked.tolist()]
+    )
     return Task(name, NO_CLASS, chosen, chosen)
 
 
 def _task(name: str, train: Split, test: Split, config: StreamConfig, place: int) -> Task:
     """One domain; `per_class` keeps as many of its examples, `validation` holds some out."""
-    if not train.exchanges or not test.exchanges:
-        what = "training" if not train.exchanges else "test"
+    if not train.conversations or not test.conversations:
+        what = "training" if not train.conversations else "test"
         raise DataError(f"domain {name!r} has no usable {what} example; give at least one")
     share, seed = config.validation, (config.seed, place)
-    kept, held = split_rows(len(train.exchanges), share=share, keep=config.per_class, seed=seed)
+    kept, held = split_rows(len(train.conversations), share=share, keep=config.per_class, seed=seed)
     how = config.language or LanguageConfig()
-    asked, _ = split_rows(len(test.exchanges), share=0.0, keep=how.test_examples, seed=seed)
+    asked, _ = split_rows(len(test.conversations), share=0.0, keep=how.test_examples, seed=seed)
 
     def some(split: Split, rows: Sequence[int]) -> Examples:
-        return language_examples([split.exchanges[at] for at in rows], [split.ids[at] for at in rows])
+        return language_examples([split.conversations[at] for at in rows], [split.ids[at] for at in rows])
 
     validation = some(train, held.tolist()) if len(held) else None
     return Task(name, NO_CLASS, some(train, kept.tolist()), some(test, asked.tolist()), validation)
@@ -117,9 +121,9 @@ def _restyled(task: Task, config: StreamConfig, place: int) -> tuple[Task, list[
     styles = None if config.language is None else config.language.styles
     if styles is None or not styles.share:
         return task, []
-    exchanges, sizes = diversified(task.train.inputs, styles.share, (config.seed, place))
-    train = language_examples(exchanges, task.train.ids.tolist())
-    return replace(task, train=train), [style_note(task.name, len(exchanges), sizes)]
+    conversations, sizes = diversified(task.train.inputs, styles.share, (config.seed, place))
+    train = language_examples(conversations, task.train.ids.tolist())
+    return replace(task, train=train), [style_note(task.name, len(conversations), sizes)]
 
 
 def read_domain(name: str, files: Sequence[Path], tests: Sequence[Path], how: LanguageConfig) -> tuple[Split, Split]:
@@ -132,31 +136,31 @@ def read_domain(name: str, files: Sequence[Path], tests: Sequence[Path], how: La
             "whose end is held out"
         )
     learned = [read_exchanges(file, name, how) for file in files]
-    options = tuple(dict.fromkeys(answer for split in learned for one in split.exchanges for answer in one.answers))
-    both = (joined(learned), joined([read_exchanges(file, name, how) for file in tests]))
+    options = tuple(dict.fromkeys(answer for split in learned for one in split.conversations for answer in one.answers))
+    both = (joined_splits(learned), joined_splits([read_exchanges(file, name, how) for file in tests]))
     return cast(tuple[Split, Split], tuple(with_options(split, options, how) for split in both))
 
 
-def joined(splits: Sequence[Split]) -> Split:
+def joined_splits(splits: Sequence[Split]) -> Split:
     """Several files one after another; ids go on counting."""
-    exchanges: list[Exchange] = []
+    conversations: list[Conversation] = []
     ids: list[int] = []
     bad: list[BadRow] = []
     first = 0
     for split in splits:
-        exchanges += split.exchanges
+        conversations += split.conversations
         ids += [first + number for number in split.ids]
         bad += split.bad
         first += max([*split.ids, -1]) + 1
-    return Split(exchanges, ids, bad)
+    return Split(conversations, ids, bad)
 
 
 def with_options(split: Split, labels: Sequence[str], how: LanguageConfig) -> Split:
     """The options `labels` (every answer that training has), where the configuration asks for them."""
     if how.options != "answers":
         return split
-    changed = [replace(one, options=tuple(labels), measure=_measure(how, True)) for one in split.exchanges]
-    return replace(split, exchanges=changed)
+    changed = [replace(one, options=tuple(labels), measure=_measure(how, True)) for one in split.conversations]
+    return replace(split, conversations=changed)
 
 
 def _measure(how: LanguageConfig, options: bool) -> Measure:
@@ -175,21 +179,21 @@ def read_exchanges(path: Path, domain: str, how: LanguageConfig) -> Split:
         place = Place(table.source, table.unit, table.numbers[at])
         reason = None
         try:
-            turns, answers = turns_of(at), answers_of(at)
-            reason = _reason(turns, answers, options(at))
+            messages, answers = turns_of(at), answers_of(at)
+            reason = _reason(messages, answers, options(at))
         except ValueError as error:
             reason = str(error)
         if reason is not None:
             bad.append(BadRow(place, reason, "fill it in or remove the row"))
             continue
-        found.append(Exchange(turns, answers, options(at), _measure(how, bool(options(at)))))
+        found.append(Conversation(messages, answers, options(at), _measure(how, bool(options(at)))))
         ids.append(number)
     return Split(found, ids, sorted(bad, key=lambda row: row.place.number))
 
 
-def _reason(turns: Sequence[Turn], answers: Sequence[str], options: Sequence[str]) -> str | None:
+def _reason(messages: Sequence[Message], answers: Sequence[str], options: Sequence[str]) -> str | None:
     """What is wrong with a row, or None."""
-    if not any(turn.text.strip() for turn in turns):
+    if not any(turn.text.strip() for turn in messages):
         return "the prompt is empty"
     if not answers or not all(answer.strip() for answer in answers):
         return "the answer is empty"
@@ -200,7 +204,7 @@ def _reason(turns: Sequence[Turn], answers: Sequence[str], options: Sequence[str
 
 def _columns(
     table: RawTable, domain: str, how: LanguageConfig
-) -> tuple[Callable[[int], tuple[Turn, ...]], Callable[[int], tuple[str, ...]]]:
+) -> tuple[Callable[[int], tuple[Message, ...]], Callable[[int], tuple[str, ...]]]:
     """How to get the turns and the answers of a row."""
     if "messages" in table.columns and how.prompt is None:
         messages = table.read("messages")
@@ -216,9 +220,9 @@ def _columns(
     values = {name: table.read(name) for name in {*used, answer}}
     before = [text for text in ((how.instructions or {}).get(domain), domain if how.name_in_prompt else None) if text]
 
-    def turns_of(at: int) -> tuple[Turn, ...]:
+    def turns_of(at: int) -> tuple[Message, ...]:
         filled = template.format(**{name: _said(values[name][at]) for name in used})
-        return (Turn("user", "\n".join([*before, filled]).strip()),)
+        return (Message("user", "\n".join([*before, filled]).strip()),)
 
     return turns_of, lambda at: _answers(values[answer][at])
 
@@ -264,11 +268,11 @@ def _answers(value: object) -> tuple[str, ...]:
     return tuple(str(item).strip() for item in items)
 
 
-def _conversation(value: object) -> tuple[Turn, ...]:
+def _conversation(value: object) -> tuple[Message, ...]:
     """The turns of a chat, up to the last one of the assistant, which is the answer."""
     if not isinstance(value, list):
         raise ValueError("the messages are no list")
-    turns = []
+    messages = []
     for item in value:
         if not isinstance(item, Mapping) or not isinstance(item.get("content"), str):
             raise ValueError("a message has no content")
@@ -276,19 +280,19 @@ def _conversation(value: object) -> tuple[Turn, ...]:
             raise ValueError(
                 f"a message has the role {item.get('role')!r}, which is none of system, user and assistant"
             )
-        turns.append(Turn(item["role"], item["content"].strip()))
-    while turns and turns[-1].role != "assistant":
-        turns.pop()
-    if len(turns) < 2:
+        messages.append(Message(item["role"], item["content"].strip()))
+    while messages and messages[-1].role != "assistant":
+        messages.pop()
+    if len(messages) < 2:
         raise ValueError("the messages hold no answer of the assistant to anything")
-    return tuple(turns)
+    return tuple(messages)
 
 
 def _documents(files: Sequence[Path], tests: Sequence[Path], how: LanguageConfig) -> tuple[Split, Split]:
     """Pieces of documents; without test files, the last part of every file is held out."""
-    learned = [exchange for file in files for exchange in document_exchanges(read_text(file), how)]
+    learned = [conversation for file in files for conversation in document_exchanges(read_text(file), how)]
     if tests:
-        asked = [exchange for file in tests for exchange in document_exchanges(read_text(file), how)]
+        asked = [conversation for file in tests for conversation in document_exchanges(read_text(file), how)]
     else:
         learned, asked = [], []
         for file in files:
@@ -299,14 +303,14 @@ def _documents(files: Sequence[Path], tests: Sequence[Path], how: LanguageConfig
     return Split(learned, range(len(learned))), Split(asked, range(len(asked)))
 
 
-def document_exchanges(text: str, how: LanguageConfig) -> list[Exchange]:
+def document_exchanges(text: str, how: LanguageConfig) -> list[Conversation]:
     """The pieces of every document of a text; documents end where `boundary` stands, or with the file."""
     documents = text.split(how.boundary) if how.boundary else [text]
     found = []
     for document in documents:
         parts = [piece for piece in pieces(document, how.piece) if piece.strip()]
         for number, piece in enumerate(parts):
-            found.append(Exchange((), (piece,), (), "tokens", ends=number == len(parts) - 1))
+            found.append(Conversation((), (piece,), (), "tokens", ends=number == len(parts) - 1))
     return found
 
 

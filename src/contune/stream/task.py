@@ -95,7 +95,7 @@ class Stream:
 
     `kind` says what changes from task to task: new classes (`class-incremental`), the same classes from new domains
     (`domain-incremental`), new classes with the task named at prediction time (`task-incremental`), or what text is about
-    and what is asked of it, learned and answered as text (`language`). `probes` are asked and never learned.
+    and what is asked of it, learned and answered as text (`language`). `retention_sets` are asked and never learned.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Stream:
     tasks: tuple[Task, ...]
     order_seed: int | None = None
     notes: tuple[str, ...] = ()
-    probes: tuple[Task, ...] = ()
+    retention_sets: tuple[Task, ...] = ()
 
     @property
     def modality(self) -> Modality:

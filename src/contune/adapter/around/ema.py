@@ -39,7 +39,7 @@ def exchanged(parameters: Parameters, values: Mapping[str, Tensor]) -> Iterator[
 
 
 @final
-class Accumulated(Adapter):
+class EmaAdapter(Adapter):
     """Module 0 is the `inner` adapter as it learns (online), module 1 a running mean of its tensors (offline).
 
     The offline copy is made of the online adapter when the second task begins; until then there is one module. After
@@ -50,17 +50,17 @@ class Accumulated(Adapter):
     """
 
     modular: ClassVar[bool] = True
-    grows: ClassVar[bool] = False
+    expands: ClassVar[bool] = False
 
     def __init__(self, inner: Adapter, decay: float) -> None:
         if not 0 <= decay <= 1:
             raise ConfigError(f"decay is {decay}; give a number from 0 to 1")
-        if inner.modular or inner.fresh or inner.name == "none":
+        if inner.modular or inner.per_task_parameters or inner.name == "none":
             raise CombinationError(
                 f"accumulated keeps a running mean of tensors that live through all tasks, and adapter {inner.name!r} "
                 "has none or starts new ones for every task; give an adapter such as calibrated-lora, lora or bottleneck"
             )
-        self.name = "accumulated"  # type: ignore[misc]  # the function of that name takes it from a configuration
+        self.name = "ema-adapter"  # type: ignore[misc]  # the function of that name takes it from a configuration
         self.needs_queries = inner.needs_queries  # type: ignore[misc]
         self.inner, self.decay = inner, decay
         self.lr_scale = inner.lr_scale
@@ -114,8 +114,8 @@ class Accumulated(Adapter):
         self.inner.after_step(context)
         self._offline = moved_average(self._offline, self.inner.trained(), self.decay)
 
-    def absent(self) -> AbstractContextManager[None]:
-        return self.inner.absent()
+    def disabled(self) -> AbstractContextManager[None]:
+        return self.inner.disabled()
 
     def train_mode(self, training: bool) -> None:
         self.inner.train_mode(training)
@@ -139,4 +139,4 @@ def accumulated(*, adapter: str | dict[str, Any] = "calibrated-lora", decay: flo
     from contune.method.catalog import build_part  # the catalog finds this function, so it cannot be needed before
 
     inner: Adapter = build_part("adapter", adapter)
-    return Accumulated(inner, decay)
+    return EmaAdapter(inner, decay)

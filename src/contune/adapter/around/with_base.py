@@ -24,7 +24,7 @@ class WithBase(Adapter):
     """
 
     modular: ClassVar[bool] = True
-    grows: ClassVar[bool] = False
+    expands: ClassVar[bool] = False
 
     def __init__(self, inner: Adapter) -> None:
         if inner.modular:
@@ -72,7 +72,7 @@ class WithBase(Adapter):
     def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
         if batch.route:
             return self.inner.encode(backbone, batch)
-        with self.inner.absent():
+        with self.inner.disabled():
             return backbone.features(batch.inputs, resume=batch.resume), None
 
     def modules(self) -> int:
@@ -89,8 +89,8 @@ class WithBase(Adapter):
     def after_step(self, context: Context) -> None:
         self.inner.after_step(context)
 
-    def absent(self) -> AbstractContextManager[None]:
-        return self.inner.absent()
+    def disabled(self) -> AbstractContextManager[None]:
+        return self.inner.disabled()
 
     def train_mode(self, training: bool) -> None:
         self.inner.train_mode(training)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from contune.adapter.weights.subset import is_norm
-from contune.backbone.attention.seam import Call, watch
+from contune.backbone.attention.interface import Call, watch
 from contune.backbone.backbone import Backbone
 from contune.backbone.linear import is_linear
 from contune.backbone.reader.inputs import ModelInputs

@@ -75,8 +75,8 @@ class CalibratedLora(Adapter):
     def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
         return self.inner.encode(backbone, batch)
 
-    def absent(self) -> AbstractContextManager[None]:
-        return self.inner.absent()
+    def disabled(self) -> AbstractContextManager[None]:
+        return self.inner.disabled()
 
     def state(self) -> State:
         return State({name: value.detach() for name, value in self.trained().items()})

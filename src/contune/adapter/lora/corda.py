@@ -25,7 +25,7 @@ from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.numerics.subspaces import input_moments
 from contune.stream.config import TEXT_SUFFIXES, LanguageConfig
-from contune.stream.exchange import Exchange, language_examples
+from contune.stream.conversation import Conversation, language_examples
 from contune.stream.language import document_exchanges, read_exchanges, read_text
 from contune.stream.read.rows import settle_bad_rows
 from contune.stream.task import Examples, Modality
@@ -102,11 +102,11 @@ def kept_texts(path: Path, modality: Modality, tokens: int) -> Examples:
     if path.name.lower().endswith(TEXT_SUFFIXES):
         usual = LanguageConfig()
         how = usual.model_copy(update={"piece": min(usual.piece, max(1, 3 * tokens // 4))})
-        found: list[Exchange] = document_exchanges(read_text(path), how)
+        found: list[Conversation] = document_exchanges(read_text(path), how)
     else:
         split = read_exchanges(path, path.stem, LanguageConfig())
         settle_bad_rows(split.bad, skip_bad=False)
-        found = list(split.exchanges)
+        found = list(split.conversations)
     if modality == "language":
         return language_examples(found, range(len(found)))
     texts = ["\n".join(part for part in (one.prompt, one.answer) if part) for one in found]
@@ -149,7 +149,7 @@ class Corda(Adapter):
     """
 
     name: ClassVar[str] = "corda"
-    fresh: ClassVar[bool] = True
+    per_task_parameters: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -216,8 +216,8 @@ class Corda(Adapter):
     def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
         return self._lora.encode(backbone, batch)
 
-    def absent(self) -> AbstractContextManager[None]:
-        return self._lora.absent()
+    def disabled(self) -> AbstractContextManager[None]:
+        return self._lora.disabled()
 
     def export(self, folder: Path) -> bool:
         """What this task changed, as one LoRA of twice the rank: [A; -A0] and [B, B0] on the unchanged base."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @final
-class LoraSets(Adapter):
+class LoraExperts(Adapter):
     """Module m is the frozen model with the m-th set of LoRAs; several tasks may share a set (arXiv 2410.10868).
 
     A task goes on with the set that the router finds fitting, as `instructions` does, and begins a new one where it finds
@@ -31,7 +31,7 @@ class LoraSets(Adapter):
     later tasks go through the first set. Memory: rank (d_in + d_out) per wrapped matrix and set. Compute: as `lora`.
     """
 
-    name: ClassVar[str] = "lora-sets"
+    name: ClassVar[str] = "lora-experts"
     modular: ClassVar[bool] = True
 
     def __init__(
@@ -77,8 +77,8 @@ class LoraSets(Adapter):
             return 0
         if not context.model.adapter_trainable:
             return self._of_tasks[-1]
-        fitting = None if context.model.router is None else context.model.router.fitting(context)
-        return self._sets if fitting is None else fitting
+        matching_module = None if context.model.router is None else context.model.router.matching_module(context)
+        return self._sets if matching_module is None else matching_module
 
     def _add(self) -> None:
         """One more set, which depends on the seed and its number alone."""
@@ -118,7 +118,7 @@ class LoraSets(Adapter):
         return backbone.features(batch.inputs, resume=batch.resume), None
 
     @contextmanager
-    def absent(self) -> Iterator[None]:
+    def disabled(self) -> Iterator[None]:
         with self.wrapped.disable_adapter():
             yield
         self._activate(self._active)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from contune.adapter.lora.peft_adapter import lora
-from contune.adapter.weights.subset import SelectedParameters, is_norm
+from contune.adapter.weights.subset import ParameterSubset, is_norm
 from contune.backbone.backbone import Backbone
 from contune.backbone.linear import matrix_of
 from contune.contract.context import Context
@@ -50,7 +50,7 @@ class LoraNormBias(Adapter):
     ) -> None:
         self.rank, self.lr_scale = rank, lr_scale
         self._lora = lora(rank=rank, alpha=scale * rank, targets=targets)
-        self._light = SelectedParameters("norm-bias", is_light, "all", lr_scale)
+        self._light = ParameterSubset("norm-bias", is_light, "all", lr_scale)
 
     def attach(self, backbone: Backbone, seed: int) -> None:
         from peft.tuners.lora import LoraLayer
@@ -73,8 +73,8 @@ class LoraNormBias(Adapter):
     def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
         return self._light.encode(backbone, batch)
 
-    def absent(self) -> AbstractContextManager[None]:
-        return self._lora.absent()
+    def disabled(self) -> AbstractContextManager[None]:
+        return self._lora.disabled()
 
     def state(self) -> State:
         return State.nested({"lora": self._lora.state(), "base": self._light.state()})

@@ -50,7 +50,7 @@ class PeftAdapter(Adapter):
         return backbone.features(batch.inputs, resume=batch.resume), None
 
     @contextmanager
-    def absent(self) -> Iterator[None]:
+    def disabled(self) -> Iterator[None]:
         assert self._wrapped is not None
         with self._wrapped.disable_adapter():
             yield

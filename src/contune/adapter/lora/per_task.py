@@ -43,7 +43,7 @@ class LoraPerTask(Adapter):
     """
 
     name: ClassVar[str] = "lora-per-task"
-    fresh: ClassVar[bool] = True
+    per_task_parameters: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class LoraPerTask(Adapter):
         return backbone.features(batch.inputs, resume=batch.resume), None
 
     @contextmanager
-    def absent(self) -> Iterator[None]:
+    def disabled(self) -> Iterator[None]:
         with self.wrapped.disable_adapter():
             yield
         self._freeze_past()

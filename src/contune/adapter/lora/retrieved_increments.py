@@ -44,7 +44,7 @@ def group_cosines(queries: Tensor, keys: Tensor) -> Tensor:
     return torch.bmm(pieces, functional.normalize(keys, dim=2).transpose(1, 2)).transpose(0, 1)
 
 
-def shares(similarity: Tensor, top: int) -> tuple[Tensor, Tensor]:
+def key_shares(similarity: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """For each row of similarities (B, P) the `top` nearest keys (B, k) and their weights (B, k), which sum to 1.
 
     A key with a similarity of 0 or less has no weight; where all are so, nothing is added.
@@ -107,10 +107,10 @@ def trained_keys(
 class RetrievedIncrements(Adapter):
     """Each task adds `keys_per_task` low-rank increments with keys; an example is answered with the `top` nearest to it.
 
-    h = W x + sum over i of w_i a_i^T b_i x with the weights of `shares`: cosines of the frozen model's own feature of the
-    example to the keys, piece by piece in `groups` pieces and then averaged, and scaled to sum 1. b starts normal and a at
-    zero, so that the output is the base's to the bit until a step is taken; earlier increments keep every bit. Training and
-    answering choose among all keys so far, and each example for itself, where the released code averages similarities
+    h = W x + sum over i of w_i a_i^T b_i x with the weights of `key_shares`: cosines of the frozen model's own feature of
+    the example to the keys, piece by piece in `groups` pieces and then averaged, and scaled to sum 1. b starts normal and a
+    at zero, so that the output is the base's to the bit until a step is taken; earlier increments keep every bit. Training
+    and answering choose among all keys so far, and each example for itself, where the released code averages similarities
     over the batch and an answer depends on its neighbours.
 
     A task's keys are trained before its increments on its examples alone, `key_steps` steps that draw every piece to its
@@ -123,8 +123,8 @@ class RetrievedIncrements(Adapter):
     """
 
     name: ClassVar[str] = "retrieved-increments"
-    packs: ClassVar[bool] = False
-    fresh: ClassVar[bool] = True
+    supports_packing: ClassVar[bool] = False
+    per_task_parameters: ClassVar[bool] = True
     needs_queries: ClassVar[bool] = True
 
     def __init__(
@@ -215,7 +215,7 @@ class RetrievedIncrements(Adapter):
         """The increments (B, k) chosen for these queries (B, d), and their weights (B, k)."""
         # float64: in float32 the last bits depend on what else is in the batch, and may decide between close keys
         similarity = group_cosines(queries.double(), self._keys.double()).mean(dim=1)
-        chosen, weights = shares(similarity, self.top)
+        chosen, weights = key_shares(similarity, self.top)
         return chosen, weights.to(queries.dtype)
 
     def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:

@@ -110,8 +110,8 @@ class SharedAttention(Adapter):
     """
 
     name: ClassVar[str] = "shared-attention"
-    packs: ClassVar[bool] = False
-    fresh: ClassVar[bool] = True  # all but the query network
+    supports_packing: ClassVar[bool] = False
+    per_task_parameters: ClassVar[bool] = True  # all but the query network
 
     def __init__(
         self,

@@ -56,7 +56,7 @@ class PromptComponents(Adapter):
     """
 
     name: ClassVar[str] = "prompt-components"
-    packs: ClassVar[bool] = False
+    supports_packing: ClassVar[bool] = False
     fresh: ClassVar[bool] = True
     needs_queries: ClassVar[bool] = True
 

@@ -48,7 +48,7 @@ class DeepPrompt(Adapter):
     """
 
     name: ClassVar[str] = "deep-prompt"
-    packs: ClassVar[bool] = False
+    supports_packing: ClassVar[bool] = False
 
     def __init__(self, *, length: int = 5) -> None:
         if length < 1:

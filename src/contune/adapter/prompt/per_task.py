@@ -27,7 +27,7 @@ class PromptPerTask(Adapter):
     """
 
     name: ClassVar[str] = "prompt-per-task"
-    packs: ClassVar[bool] = False
+    supports_packing: ClassVar[bool] = False
     modular: ClassVar[bool] = True
 
     def __init__(self, *, length: int = 10) -> None:

@@ -30,7 +30,7 @@ class Prefix(Adapter):
     """
 
     name: ClassVar[str] = "prefix"
-    packs: ClassVar[bool] = False
+    supports_packing: ClassVar[bool] = False
 
     def __init__(self, *, length: int = 10, layers: str | list[int] = "all") -> None:
         self.length, self.layers = length, layers
@@ -67,7 +67,7 @@ class Prompt(Adapter):
     """`length` trained tokens in front of the input (prompt tuning, arXiv 2104.08691; VPT-shallow, arXiv 2203.12119)."""
 
     name: ClassVar[str] = "prompt"
-    packs: ClassVar[bool] = False
+    supports_packing: ClassVar[bool] = False
 
     def __init__(self, *, length: int = 10) -> None:
         self.length = length

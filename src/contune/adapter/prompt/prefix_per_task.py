@@ -70,7 +70,7 @@ class PrefixPerTask(Adapter):
     """
 
     name: ClassVar[str] = "prefix-per-task"
-    packs: ClassVar[bool] = False
+    supports_packing: ClassVar[bool] = False
     modular: ClassVar[bool] = True
 
     def __init__(

@@ -80,9 +80,9 @@ class ProgressivePrompts(Adapter):
     """
 
     name: ClassVar[str] = "progressive-prompts"
-    packs: ClassVar[bool] = False
+    supports_packing: ClassVar[bool] = False
     modular: ClassVar[bool] = True
-    fresh: ClassVar[bool] = True
+    per_task_parameters: ClassVar[bool] = True
 
     def __init__(self, *, length: int = 10, bottleneck: int = 0) -> None:
         if length < 0 or bottleneck < 0:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from contune.backbone.backbone import Backbone
 from contune.contract.randomness import torch_generator
 from contune.errors import CombinationError, ConfigError
-from contune.stream.exchange import Exchange, Turn
+from contune.stream.conversation import Conversation, Message
 
 SPREAD = 0.02  # of new weights: the initialisation of BERT and its relatives
 
@@ -105,7 +105,7 @@ def run_before_the_top(backbone: Backbone) -> list[nn.Module]:
     handles.append(backbone.layers[-1].register_forward_hook(lambda *_: done.append(True)))
     try:
         with torch.no_grad():
-            backbone.encode(backbone.questions([(backbone.prepare([sample_of(backbone)]), np.arange(1))]))
+            backbone.encode(backbone.prompts_only([(backbone.prepare([sample_of(backbone)]), np.arange(1))]))
     finally:
         for handle in handles:
             handle.remove()
@@ -116,7 +116,7 @@ def sample_of(backbone: Backbone) -> object:
     """Any example that the backbone reads."""
     if backbone.modality == "image":
         return np.zeros((16, 16, 3), dtype=np.uint8)
-    return Exchange((Turn("user", "a"),), ("a",)) if backbone.modality == "language" else "a"
+    return Conversation((Message("user", "a"),), ("a",)) if backbone.modality == "language" else "a"
 
 
 def start_anew(layer: nn.Module, norms: Mapping[int, nn.Module], seed: int, place: int) -> None:

@@ -1,6 +1,6 @@
 """The matrices of the base model's linear layers, trained as they are: what methods that project steps need."""
 
-from contune.adapter.weights.subset import SelectedParameters
+from contune.adapter.weights.subset import ParameterSubset
 from contune.backbone.linear import is_linear
 from contune.contract.parts import Adapter
 
@@ -11,6 +11,6 @@ def linear_weights(*, layers: str | list[int] = "all", lr_scale: float = 0.01) -
     At a hundredth of the head's learning rate (SLCA, arXiv 2303.05118, section 3.2). Memory: the model in place of the
     base, and the optimizer's two copies of these matrices.
     """
-    return SelectedParameters(
-        "linear-weights", lambda name, module: name.endswith("weight") and is_linear(module), layers, lr_scale
+    return ParameterSubset(
+        "linear-layers", lambda name, module: name.endswith("weight") and is_linear(module), layers, lr_scale
     )

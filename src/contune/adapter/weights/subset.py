@@ -18,7 +18,7 @@ Choice = Callable[[str, nn.Module], bool]
 
 
 @final
-class SelectedParameters(Adapter):
+class ParameterSubset(Adapter):
     """Trains the base parameters that `choice(parameter name, its module)` picks, at `lr_scale` times the rate.
 
     With `layers` only what lies in those layers is trained, and the layers below them can be cached. `stability` lowers
@@ -135,17 +135,17 @@ def full(
     `contune.adapter.weights.depths.Stability`.
     """
     stability = Stability(decay, frozen, frozen_from, reset)
-    return SelectedParameters("full", lambda _name, _module: True, layers, lr_scale, stability)
+    return ParameterSubset("full", lambda _name, _module: True, layers, lr_scale, stability)
 
 
 def bias(*, layers: str | list[int] = "all", lr_scale: float = 1.0) -> Adapter:
     """The biases alone (BitFit, arXiv 2106.10199)."""
-    return SelectedParameters("bias", lambda name, _module: name.endswith("bias"), layers, lr_scale)
+    return ParameterSubset("bias", lambda name, _module: name.endswith("bias"), layers, lr_scale)
 
 
 def layer_norm(*, layers: str | list[int] = "all", lr_scale: float = 1.0) -> Adapter:
     """Gains and biases of the normalisation layers alone (arXiv 2302.08155)."""
-    return SelectedParameters("layer-norm", lambda _name, module: is_norm(module), layers, lr_scale)
+    return ParameterSubset("layer-norm", lambda _name, module: is_norm(module), layers, lr_scale)
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -179,11 +179,11 @@ class ModelInputs:
         sampling = None if self.sampling is None else self.sampling.take(places)
         return ModelInputs(len(places), ids, mask, pixels, targets, self.max_new_tokens, answers, sampling)
 
-    def unit_rows(self) -> Tensor:
+    def target_rows(self) -> Tensor:
         """The row (T,) that each answer belongs to: every row once, or in language once for every token of its answer."""
         return torch.arange(self.size) if self.targets is None else self.targets.nonzero()[:, 0]
 
-    def unit_labels(self) -> Tensor:
+    def target_ids(self) -> Tensor:
         """The tokens (T,) to predict, row by row."""
         tokens = self.ids if self.answers is None else self.answers
         assert tokens is not None
@@ -222,7 +222,7 @@ class Reader(ABC):
     ) -> ModelInputs:
         """The named rows of every part, in order, as one batch on the CPU or the reader's device."""
 
-    def questions(self, parts: Sequence[tuple[Prepared, Rows]], max_new_tokens: int = 0) -> ModelInputs:
+    def prompts_only(self, parts: Sequence[tuple[Prepared, Rows]], max_new_tokens: int = 0) -> ModelInputs:
         """What is known of these rows before they are answered: all of them, or in language their prompts."""
         del max_new_tokens
         return self.collate(parts, augment=None, pixels=True)

@@ -21,7 +21,7 @@ from contune.backbone.reader.inputs import ModelInputs, Prepared, PreparedText, 
 from contune.backbone.reader.text import pad, tokenizer_hash
 from contune.backbone.sampling import Draws
 from contune.errors import ConfigError, DataError
-from contune.stream.exchange import Exchange, Turn
+from contune.stream.conversation import Conversation, Message
 
 Template = Literal["plain", "chat"]
 TOLERANCE = 1e-4  # between the model's own scores and those computed from its states, relative to their size
@@ -29,7 +29,7 @@ TOLERANCE = 1e-4  # between the model's own scores and those computed from its s
 
 @final
 @dataclass(frozen=True, eq=False)
-class PreparedExchanges(Prepared):
+class PreparedConversations(Prepared):
     """Token ids of prompts and answers. `texts` holds both in one row; the prompt is its first `starts` (n,) tokens.
 
     At least one token comes before what is predicted: a start token, or else the first one of a document.
@@ -49,11 +49,11 @@ class PreparedExchanges(Prepared):
     def truncated(self) -> int:
         return self.texts.truncated
 
-    def take(self, rows: Rows | Sequence[int]) -> "PreparedExchanges":
+    def take(self, rows: Rows | Sequence[int]) -> "PreparedConversations":
         chosen = np.asarray(rows, dtype=np.int64)
-        return PreparedExchanges(self.texts.take(chosen), self.starts[chosen])
+        return PreparedConversations(self.texts.take(chosen), self.starts[chosen])
 
-    def viewed(self, view: int) -> "PreparedExchanges":
+    def viewed(self, view: int) -> "PreparedConversations":
         raise ConfigError(f"view {view} was asked for texts; augmented views exist for images only, leave them off")
 
     def units(self, rows: Rows) -> int:
@@ -89,21 +89,21 @@ class LanguageReader(Reader):
         own = [tokenizer_hash(self.tokenizer), self.max_length, self.pad_id, self.end, self.template, self.cut_prompts]
         return f"language {own} {self.tokenizer.chat_template if self.template == 'chat' else ''}"
 
-    def prepare(self, inputs: Sequence[Any]) -> PreparedExchanges:
-        rows = [self._tokens(as_exchange(item, at), at) for at, item in enumerate(inputs)]
+    def prepare(self, inputs: Sequence[Any]) -> PreparedConversations:
+        rows = [self._tokens(as_conversation(item, at), at) for at, item in enumerate(inputs)]
         cut = np.array([lost for _, _, lost in rows], dtype=np.bool_)
         lists = [np.array([*prompt, *answer], dtype=np.int32) for prompt, answer, _ in rows]
         starts = np.array([len(prompt) for prompt, _, _ in rows], dtype=np.int64)
-        return PreparedExchanges(from_token_lists(lists, cut), starts)
+        return PreparedConversations(from_token_lists(lists, cut), starts)
 
-    def _tokens(self, exchange: Exchange, row: int) -> tuple[list[int], list[int], bool]:
+    def _tokens(self, conversation: Conversation, row: int) -> tuple[list[int], list[int], bool]:
         """Tokens before and of the answer, and whether the prompt lost its beginning."""
-        prompt = self._prompt(exchange)
-        answer = list(self.tokenizer(exchange.answer, add_special_tokens=False)["input_ids"])
-        answer += list(self.end[:1]) if exchange.ends else []
+        prompt = self._prompt(conversation)
+        answer = list(self.tokenizer(conversation.answer, add_special_tokens=False)["input_ids"])
+        answer += list(self.end[:1]) if conversation.ends else []
         if not prompt and self.decoder:
             raise DataError(
-                f"row {row} is a document ({exchange.answer[:60]!r}), which a model with an encoder cannot learn as one "
+                f"row {row} is a document ({conversation.answer[:60]!r}), which a model with an encoder cannot learn as one "
                 "text; take a causal model"
             )
         if not prompt:
@@ -112,34 +112,34 @@ class LanguageReader(Reader):
         space = self.max_length - (0 if own else len(answer))
         if space < 1:
             raise DataError(
-                f"the answer of row {row} ({exchange.answer[:60]!r}) has {len(answer)} tokens, and with a prompt it does "
-                f"not fit in {self.max_length}; raise model.max_length, shorten it, or for documents lower "
+                f"the answer of row {row} ({conversation.answer[:60]!r}) has {len(answer)} tokens, and with a prompt it "
+                f"does not fit in {self.max_length}; raise model.max_length, shorten it, or for documents lower "
                 "stream.language.piece"
             )
         if len(prompt) <= space:
             return prompt, answer, False
         if not self.cut_prompts:
             raise DataError(
-                f"the prompt of row {row} ({exchange.prompt[:60]!r}) has {len(prompt)} tokens and its answer {len(answer)}, "
-                f"more than the {self.max_length} that fit; raise model.max_length, or set model.cut_prompts: true to drop "
-                "the beginning of such prompts"
+                f"the prompt of row {row} ({conversation.prompt[:60]!r}) has {len(prompt)} tokens and its answer "
+                f"{len(answer)}, more than the {self.max_length} that fit; raise model.max_length, or set "
+                "model.cut_prompts: true to drop the beginning of such prompts"
             )
         return prompt[len(prompt) - space :], answer, True
 
-    def _prompt(self, exchange: Exchange) -> list[int]:
-        if not exchange.turns:
+    def _prompt(self, conversation: Conversation) -> list[int]:
+        if not conversation.messages:
             start = None if self.decoder else self.tokenizer.bos_token_id
             return [] if start is None else [start]
         if self.template == "chat":
-            return self._chat(exchange.turns)
-        text = f"{exchange.prompt}\n"
+            return self._chat(conversation.messages)
+        text = f"{conversation.prompt}\n"
         ids = list(self.tokenizer(text)["input_ids"])
         closed = bool(ids) and ids[-1] in self.end  # some tokenizers close every text
         return ids[:-1] if closed and not self.decoder else ids
 
-    def _chat(self, turns: Sequence[Turn]) -> list[int]:
-        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-        found = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    def _chat(self, messages: Sequence[Message]) -> list[int]:
+        plain = [{"role": message.role, "content": message.text} for message in messages]
+        found = self.tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
         return list(self.tokenizer(found, add_special_tokens=False)["input_ids"])
 
     def collate(
@@ -147,9 +147,9 @@ class LanguageReader(Reader):
     ) -> ModelInputs:
         if augment is not None:
             raise ConfigError("augmentation was asked for texts; it exists for images only, leave it off")
-        pairs = gather(parts, PreparedExchanges)
+        pairs = gather(parts, PreparedConversations)
         if self.decoder:
-            asked = self.questions(parts)
+            asked = self.prompts_only(parts)
             said = [prepared.texts.tokens(row)[prepared.starts[row] :] for prepared, row in pairs]
             answers, targets = pad(said, self.pad_id)
             assert asked.ids is not None
@@ -163,12 +163,12 @@ class LanguageReader(Reader):
         ids, mask, targets = (t.to(self.device) for t in (ids, mask, targets))
         return ModelInputs(len(pairs), ids, mask, targets=targets)
 
-    def questions(self, parts: Sequence[tuple[Prepared, Rows]], max_new_tokens: int = 0) -> ModelInputs:
+    def prompts_only(self, parts: Sequence[tuple[Prepared, Rows]], max_new_tokens: int = 0) -> ModelInputs:
         """The prompts alone. With `max_new_tokens` they are padded on the left, so that all rows go on at one place.
 
         Without it, and where a decoder writes, they are padded on the right.
         """
-        pairs = gather(parts, PreparedExchanges)
+        pairs = gather(parts, PreparedConversations)
         prompts = [prepared.texts.tokens(row)[: prepared.starts[row]] for prepared, row in pairs]
         if not max_new_tokens or self.decoder:
             ids, mask = pad(prompts, self.pad_id)
@@ -184,11 +184,11 @@ class LanguageReader(Reader):
         return str(self.tokenizer.decode(said.tolist(), skip_special_tokens=True)).strip()
 
 
-def as_exchange(item: object, row: int) -> Exchange:
+def as_conversation(item: object, row: int) -> Conversation:
     """An exchange, or a plain text as a prompt whose answer is not known."""
     if isinstance(item, str):
-        return Exchange((Turn("user", item),), ("",))
-    if not isinstance(item, Exchange):
+        return Conversation((Message("user", item),), ("",))
+    if not isinstance(item, Conversation):
         raise DataError(f"input {row} is a {type(item).__name__}; a language model is asked with texts or exchanges")
     return item
 

@@ -7,13 +7,13 @@ from typing import Any, Literal
 from contune._files import fresh_folder, write_json
 from contune.errors import ConfigError
 from contune.merge.adapters.changes import Changes
+from contune.merge.adapters.compatibility import require_fit, require_same_base, resolve_base
 from contune.merge.adapters.folder import AdapterFolder
 from contune.merge.adapters.result import AdapterResult
-from contune.merge.adapters.together import require_fit, require_same_base, resolve_base
 from contune.merge.files import write_tensors
 from contune.merge.models.checkpoints import RECORD
+from contune.merge.models.compatibility import Checkpoint, require_matches
 from contune.merge.models.recipe import Recipe
-from contune.merge.models.together import Checkpoint, require_matches
 from contune.merge.progress import progress
 
 Rank = int | Literal["full"] | None

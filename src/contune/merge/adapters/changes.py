@@ -11,9 +11,9 @@ from contune.errors import DataError
 from contune.merge.adapters.folder import AdapterFolder, oriented, zero_like
 from contune.merge.adapters.low_rank import Terms, terms_of, terms_of_product
 from contune.merge.models.arithmetic import weighted_mean
-from contune.merge.models.lines import layer_scales
+from contune.merge.models.compatibility import Checkpoint
+from contune.merge.models.lines_scaling import layer_scales
 from contune.merge.models.recipe import Recipe, combined
-from contune.merge.models.together import Checkpoint
 from contune.merge.progress import Watch
 from contune.merge.tensors import LazyTensors, Tensors, wide
 

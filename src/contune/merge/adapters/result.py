@@ -11,7 +11,7 @@ from contune.merge.adapters.changes import Changes
 from contune.merge.adapters.folder import BIAS, DOWN, PREFIX, TABLE_DOWN, TABLE_UP, UP
 from contune.merge.adapters.low_rank import Terms
 from contune.merge.files import Spec, file_order
-from contune.merge.models.together import Checkpoint
+from contune.merge.models.compatibility import Checkpoint
 from contune.merge.tensors import wide
 
 

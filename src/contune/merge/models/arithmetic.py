@@ -36,13 +36,13 @@ def weighted_mean(models: Sequence[Tensors], weights: Sequence[float]) -> LazyTe
     >>> weighted_mean([{"a": torch.tensor([1.0])}, {"a": torch.tensor([4.0])}], [2.0, 1.0])["a"].item()
     2.0
     """
-    return weighted_sum(models, shares(weights))
+    return weighted_sum(models, normalised_weights(weights))
 
 
-def shares(weights: Sequence[float]) -> list[float]:
+def normalised_weights(weights: Sequence[float]) -> list[float]:
     """The weights divided by their sum.
 
-    >>> shares([3, 1])
+    >>> normalised_weights([3, 1])
     [0.75, 0.25]
     """
     total = sum(weights)

@@ -10,10 +10,7 @@ from contune._files import fresh_folder, write_json
 from contune.backbone.source import copy_side_files
 from contune.errors import ConfigError
 from contune.merge.files import Spec, file_order, write_tensors
-from contune.merge.models.grafting import grafted, region_size
-from contune.merge.models.lines import layer_scales
-from contune.merge.models.recipe import Recipe, combined
-from contune.merge.models.together import (
+from contune.merge.models.compatibility import (
     Checkpoint,
     described_dtype,
     only,
@@ -22,7 +19,10 @@ from contune.merge.models.together import (
     require_together,
     unmerged,
 )
-from contune.merge.models.versions import padded_difference, padded_sum, require_transferable, row_spec
+from contune.merge.models.grafting import grafted, region_size
+from contune.merge.models.lines_scaling import layer_scales
+from contune.merge.models.recipe import Recipe, combined
+from contune.merge.models.task_vector_transfer import padded_difference, padded_sum, require_transferable, row_spec
 from contune.merge.progress import Watch, progress
 from contune.merge.tensors import Tensors, difference, magnitude_threshold, plus
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from contune.errors import ConfigError, did_you_mean
-from contune.merge.models.arithmetic import dare, require_weights, shares, ties, weighted_sum
-from contune.merge.models.lines import scaled
+from contune.merge.models.arithmetic import dare, normalised_weights, require_weights, ties, weighted_sum
+from contune.merge.models.lines_scaling import scaled
 from contune.merge.progress import Watch
 from contune.merge.tensors import LazyTensors, Tensors, mapped, require_share, wide
 
@@ -56,7 +56,7 @@ class Recipe:
         """The number that each model's change is multiplied with in a mean or a sum."""
         weights = list(self.weights or [1.0] * models)
         require_weights(range(models), weights)
-        return [share * self.scale for share in (shares(weights) if self.method == "linear" else weights)]
+        return [share * self.scale for share in (normalised_weights(weights) if self.method == "linear" else weights)]
 
     def described(self) -> dict[str, Any]:
         """What a record of the merge says about it."""

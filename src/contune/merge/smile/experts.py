@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from contune.errors import DataError
+from contune.merge.adapters.compatibility import require_fit, require_same_base
 from contune.merge.adapters.folder import AdapterFolder, oriented
 from contune.merge.adapters.low_rank import Terms, terms_of, terms_of_product
 from contune.merge.adapters.result import padded
-from contune.merge.adapters.together import require_fit, require_same_base
 from contune.merge.files import Spec
-from contune.merge.models.together import Checkpoint, require_together
+from contune.merge.models.compatibility import Checkpoint, require_together
 from contune.merge.tensors import wide
 
 

@@ -17,8 +17,8 @@ from contune.merge.files import (
     weight_files,
     write_tensors,
 )
-from contune.merge.models.lines import block_of
-from contune.merge.models.together import Checkpoint
+from contune.merge.models.compatibility import Checkpoint
+from contune.merge.models.lines_scaling import block_of
 from contune.merge.module_names import hollow_model, model_class_of, stored_names
 from contune.merge.progress import progress
 from contune.merge.smile.experts import LinearLayer, Plan, not_mixed, open_experts

@@ -5,7 +5,7 @@ from typing import Literal
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
 from contune.head.linear import Linear
 from contune.method.method import Method
-from contune.rule.average.teacher import SlowCopy
+from contune.rule.average.ema_teacher import EmaTeacher
 
 
 def i_lora(
@@ -35,8 +35,8 @@ def i_lora(
     LoRA on queries and values, the released code's also on keys and outputs (`targets: all-linear` adds those and the MLP).
 
     >>> i_lora().rules[0].name
-    'slow-copy'
+    'ema-teacher'
     """
-    rule = SlowCopy(decay=decay, weight=weight, target=target, size=size, batch_size=batch_size)
+    rule = EmaTeacher(decay=decay, weight=weight, target=target, size=size, batch_size=batch_size)
     adapter = lora_adapter(rank=rank, alpha=alpha_lora, dropout=dropout, targets=targets, layers=layers)
     return Method(adapter, Linear(), (rule,), train={"lr": 2e-3, "epochs": 5})

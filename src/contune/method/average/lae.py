@@ -5,7 +5,7 @@ from typing import Any
 from contune.adapter.around.ema import accumulated
 from contune.head.linear import Linear
 from contune.method.method import Method
-from contune.rule.mask.freeze import FreezeFirst
+from contune.rule.mask.freeze_first import FreezeFirst
 
 
 def lae(
@@ -28,7 +28,7 @@ def lae(
     normal with a spread of 0.001.
 
     >>> lae().adapter.name
-    'accumulated'
+    'ema-adapter'
     """
     train = {"optimizer": "adam", "lr": 0.03 * 24 / 256, "batch_size": 24, "epochs": 5, "clip": None}
     parts = accumulated(adapter=adapter, decay=decay)

@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-from contune.adapter.lora.experts import LoraSets
+from contune.adapter.lora.experts import LoraExperts
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.router.instructions import Instructions, Line
-from contune.rule.average.adaptive import DynamicAverage
+from contune.rule.average.adaptive_ema import AdaptiveEma
 
 
 def lcia(
@@ -39,13 +39,13 @@ def lcia(
     classes is averaged with the LoRA. Rank 128 and rate 2e-4 there, for models of 7B; rank 8 and 1e-3 here.
 
     >>> lcia().rules[0].name, lcia(routing="none").router is None
-    ('dynamic-average', True)
+    ('adaptive-ema', True)
     """
-    rule = DynamicAverage(fallback=fallback, share=share)
+    rule = AdaptiveEma(fallback=fallback, share=share)
     train = {"lr": 1e-3, "epochs": 5, "schedule": "cosine", "warmup": 0.03}
     if routing == "none":
         adapter = lora_adapter(rank=rank, alpha=alpha, dropout=dropout, targets=targets, layers=layers)
         return Method(adapter, Linear(), (rule,), train=train)
     router = Instructions(threshold=threshold, line=line, keep=keep, strict=routing == "instructions")
-    sets = LoraSets(rank=rank, alpha=alpha, dropout=dropout, targets=targets, layers=layers)
+    sets = LoraExperts(rank=rank, alpha=alpha, dropout=dropout, targets=targets, layers=layers)
     return Method(sets, Linear(), (rule,), router, train=train)

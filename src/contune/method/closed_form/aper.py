@@ -51,7 +51,7 @@ def aper(
     (2, 'first-task')
     """
     inner = first_task_adapter(form, size=size, scale=scale, dropout=dropout, length=length, layers=layers)
-    head = ClassMeans(metric="cosine", lent="cosine")
+    head = ClassMeans(metric="cosine", auxiliary="cosine")
     train = DEEP_LOOP if form == "vpt-deep" else LOOP
     return Method(WithBase(inner), head, adapt="first-task", train=train)
 

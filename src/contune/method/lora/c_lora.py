@@ -3,7 +3,7 @@
 from contune.adapter.lora.per_task import LoraPerTask, key_value_targets
 from contune.head.linear import Linear
 from contune.method.method import Method
-from contune.rule.anchor.self_regularisation import SelfRegularisation
+from contune.rule.anchor.overlap_penalty import OverlapPenalty
 
 
 def c_lora(
@@ -24,9 +24,9 @@ def c_lora(
     that makes queries, keys and values in one is wrapped whole. The loss is over the task's own classes.
 
     >>> c_lora().rules[0].name
-    'self-regularisation'
+    'overlap-penalty'
     """
     targets = key_value_targets(targets)
     adapter = LoraPerTask(rank=rank, alpha=rank, dropout=dropout, targets=targets, layers=layers)
-    rules = (SelfRegularisation(strength=strength),)
+    rules = (OverlapPenalty(strength=strength),)
     return Method(adapter, Linear(loss_over="own-task"), rules, train={"lr": 1e-3, "epochs": 5})

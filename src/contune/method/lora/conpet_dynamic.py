@@ -1,6 +1,6 @@
 """Dynamic ConPET: a LoRA and a head for each task, and a trained selector among them (arXiv 2309.14763)."""
 
-from contune.adapter.lora.experts import LoraSets
+from contune.adapter.lora.experts import LoraExperts
 from contune.head.linear_per_task import LinearPerTask
 from contune.method.lora.conpet_static import LOOP
 from contune.method.method import Method
@@ -35,7 +35,7 @@ def conpet_dynamic(
     >>> conpet_dynamic().router.name
     'selector'
     """
-    adapter = LoraSets(rank=rank, alpha=alpha, targets=targets, layers=layers)
+    adapter = LoraExperts(rank=rank, alpha=alpha, targets=targets, layers=layers)
     router = Selector(rank=rank, alpha=alpha, targets=targets, layers=layers)
     rule = TaskReplay(ratio=ratio, size=size, weight=0.0)
     return Method(adapter, LinearPerTask(), (rule,), router=router, train=LOOP)

@@ -1,6 +1,6 @@
 """InfLoRA: interference-free low-rank adaptation, in directions that old inputs do not have (arXiv 2404.00228)."""
 
-from contune.adapter.lora.designed import LoraDesigned
+from contune.adapter.lora.inflora_basis import InfloraBasis
 from contune.head.linear import Linear
 from contune.method.method import Method
 
@@ -27,8 +27,8 @@ def inflora(
     are not calibrated against each other; rule `alignment` does that.
 
     >>> inflora().adapter.name
-    'lora-designed'
+    'inflora-basis'
     """
-    adapter = LoraDesigned(rank=rank, threshold=threshold, growth=growth, targets=targets, layers=layers)
+    adapter = InfloraBasis(rank=rank, threshold=threshold, growth=growth, targets=targets, layers=layers)
     train = {"optimizer": "adam", "lr": 5e-4, "epochs": 5}
     return Method(adapter, Linear(loss_over="own-task"), train=train)

@@ -3,7 +3,7 @@
 from contune.adapter.lora.per_task import LoraPerTask
 from contune.head.linear import Linear
 from contune.method.method import Method
-from contune.rule.anchor.key_entries import KeyEntries
+from contune.rule.anchor.key_element_penalty import KeyElementPenalty
 
 
 def reg_lora(
@@ -28,8 +28,8 @@ def reg_lora(
     224; a head of classes, each learned against its own task's, stands in for a language model's.
 
     >>> reg_lora().rules[0].name
-    'key-entries'
+    'key-element-penalty'
     """
     adapter = LoraPerTask(rank=rank, alpha=alpha, dropout=dropout, targets=targets, layers=layers)
-    rule = KeyEntries(strength=strength, share=share)
+    rule = KeyElementPenalty(strength=strength, share=share)
     return Method(adapter, Linear(loss_over="own-task"), (rule,), train={"lr": 1e-3, "epochs": 5})

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from contune.adapter.lora.decoupled import LoraDecoupled
+from contune.adapter.lora.sd_lora import SdLora
 from contune.head.linear import Linear
 from contune.method.method import Method
 
@@ -25,8 +25,8 @@ def sd_lora(
     unless `magnitudes` is `carry`. The variants with falling ranks and with absorbed directions are left out.
 
     >>> sd_lora().adapter.name
-    'lora-decoupled'
+    'sd-lora'
     """
-    adapter = LoraDecoupled(rank=rank, magnitude=magnitude, magnitudes=magnitudes, targets=targets, layers=layers)
+    adapter = SdLora(rank=rank, magnitude=magnitude, magnitudes=magnitudes, targets=targets, layers=layers)
     train = {"optimizer": "sgd", "momentum": 0.9, "lr": 8e-3, "batch_size": 128, "epochs": 5, "clip": None}
     return Method(adapter, Linear(loss_over="own-task"), train=train)

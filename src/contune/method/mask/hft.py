@@ -1,6 +1,6 @@
 """HFT: half fine-tuning, a random half of the matrices at a time (arXiv 2404.18466)."""
 
-from contune.adapter.weights.half import Half
+from contune.adapter.weights.half_fine_tuning import Half
 from contune.head.linear import Linear
 from contune.method.method import Method
 
@@ -18,6 +18,6 @@ def hft(*, share: float = 0.5, layers: str | list[int] = "all", lr_scale: float 
     trains.
 
     >>> hft().adapter.name
-    'half'
+    'half-fine-tuning'
     """
     return Method(Half(share=share, layers=layers, lr_scale=lr_scale), Linear(), train={"lr": 1e-2, "epochs": 5})

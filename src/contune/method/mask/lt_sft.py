@@ -1,10 +1,10 @@
 """LT-SFT: lottery-ticket sparse fine-tuning, in deltas that compose (arXiv 2110.07560)."""
 
-from contune.adapter.weights.resting import Resting
+from contune.adapter.weights.freezable import FreezableParameters
 from contune.adapter.weights.subset import is_norm
 from contune.head.linear import Linear
 from contune.method.method import Method
-from contune.rule.mask.two_phase import lottery_ticket
+from contune.rule.mask.lottery_ticket import lottery_ticket
 
 
 def lt_sft(
@@ -31,6 +31,6 @@ def lt_sft(
     >>> lt_sft().rules[0].name
     'lottery-ticket'
     """
-    adapter = Resting("full", lambda _name, owner: norms or not is_norm(owner), layers, lr_scale)
+    adapter = FreezableParameters("full", lambda _name, owner: norms or not is_norm(owner), layers, lr_scale)
     rule = lottery_ticket(share=share, iterations=iterations, l1=l1)
     return Method(adapter, Linear(), (rule,), train={"lr": 1e-2, "epochs": 5})

@@ -6,7 +6,7 @@ from torch import nn
 
 from contune.adapter.lora.peft_adapter import lora
 from contune.adapter.lora.per_task import LoraPerTask
-from contune.adapter.weights.subset import SelectedParameters
+from contune.adapter.weights.subset import ParameterSubset
 from contune.contract.parts import Adapter, Rule
 from contune.head.linear import Linear
 from contune.method.method import Method
@@ -52,5 +52,5 @@ def migu(
     elif carrier == "o-lora":
         adapter = LoraPerTask(rank=rank, alpha=alpha, dropout=dropout, targets=targets, layers=layers)
     else:
-        adapter = SelectedParameters("full", lambda _name, owner: not isinstance(owner, nn.Embedding), layers, lr_scale)
+        adapter = ParameterSubset("full", lambda _name, owner: not isinstance(owner, nn.Embedding), layers, lr_scale)
     return Method(adapter, Linear(), rules, train={"lr": 1e-2 if carrier == "full" else 1e-3, "epochs": 5})

@@ -1,6 +1,6 @@
 """Subnetwork training: only those weights that another training had changed (arXiv 2505.11711)."""
 
-from contune.adapter.weights.resting import resting
+from contune.adapter.weights.freezable import freezable
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.mask.subnetwork import subnetwork
@@ -23,10 +23,10 @@ def rl_subnetwork(
     while a task is learned, or a bit per weight with `tuned`. Compute: twice that of full fine-tuning, once with `tuned`.
 
     >>> rl_subnetwork().rules[0].name
-    'subnetwork'
+    'external-mask'
     """
     return Method(
-        resting(layers=layers, lr_scale=lr_scale),
+        freezable(layers=layers, lr_scale=lr_scale),
         Linear(),
         (subnetwork(tolerance=tolerance, tuned=tuned),),
         train={"lr": 1e-2, "epochs": 5},

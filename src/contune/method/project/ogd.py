@@ -3,7 +3,7 @@
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
 from contune.head.linear import Linear
 from contune.method.method import Method
-from contune.rule.project.output_directions import OutputDirections
+from contune.rule.project.orthogonal_gradients import OrthogonalGradients
 
 
 def ogd(
@@ -25,9 +25,9 @@ def ogd(
     its own task's, and one head answers over all, where the paper names the task.
 
     >>> ogd().rules[0].name
-    'output-directions'
+    'orthogonal-gradients'
     """
     adapter = lora_adapter(rank=rank, alpha=alpha_lora, targets=targets, layers=layers)
     return Method(
-        adapter, Linear(loss_over="own-task"), (OutputDirections(size=size),), train={"lr": 2e-3, "epochs": 5}
+        adapter, Linear(loss_over="own-task"), (OrthogonalGradients(size=size),), train={"lr": 2e-3, "epochs": 5}
     )

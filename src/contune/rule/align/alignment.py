@@ -13,7 +13,7 @@ from contune.contract.parts import Adapter, Head, Rule
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.errors import CombinationError
-from contune.rule.align.statistics import Form, Gaussians, Sampler, joined, measured_task
+from contune.rule.align.statistics import Form, Gaussians, Sampler, joined_gaussians, measured_task
 
 MOMENTUM = 0.9  # of both stages in the released code
 SCALE_WIDTH = 0.01  # released code of SLCA++: r is uniform in sample_scale +- this
@@ -50,7 +50,7 @@ def drift_factors(
     return means, 1 / (1 + r * (now - tasks))
 
 
-def shares(labels: Tensor, samples: int) -> list[int]:
+def samples_per_class(labels: Tensor, samples: int) -> list[int]:
     """How many draws each Gaussian gives, so that every class has `samples`, in equal parts of its Gaussians.
 
     >>> shares(torch.tensor([0, 1, 0]), 5)
@@ -149,7 +149,7 @@ class Alignment(Rule):
         if not self.epochs:
             return
         self._backup = {name: value.detach().clone() for name, value in head_tensors(context).items()}
-        self._gaussians = joined(self._gaussians, measured_task(context, self.form, self.rank))
+        self._gaussians = joined_gaussians(self._gaussians, measured_task(context, self.form, self.rank))
         if context.task.index > 0:
             self._align(context, self._gaussians)
 
@@ -174,7 +174,7 @@ class Alignment(Rule):
         """Samples (n, d) of every class with their labels and tasks (n,)."""
         gaussians = sampler.gaussians
         pieces, places = [], []
-        for place, count in enumerate(shares(gaussians.labels, self.samples)):
+        for place, count in enumerate(samples_per_class(gaussians.labels, self.samples)):
             tasks = gaussians.tasks[place].expand(count)
             means, scales = drift_factors(tasks, now, self.shrink, self.sample_scale, generator)
             factor = float(means[0]) if count else 1.0

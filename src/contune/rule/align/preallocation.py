@@ -9,10 +9,10 @@ from contune.adapter.prompt.pool import row_mean
 from contune.contract.context import Context
 from contune.contract.data import Batch, Outputs
 from contune.contract.parts import Adapter, Head, Rule
-from contune.head.kept_rows import KeptRows
+from contune.head.frozen_rows import FrozenRows
 
 
-def crowding(seen: Tensor, spare: Tensor) -> Tensor:
+def crowding(seen: Tensor, reserved_rows: Tensor) -> Tensor:
     """What cross-entropy over the scores (B, C) rises by per row (B,) when the spare scores (B, S) compete as well.
 
     log sum exp(seen and spare) - log sum exp(seen), whatever the label.
@@ -22,13 +22,13 @@ def crowding(seen: Tensor, spare: Tensor) -> Tensor:
     >>> torch.allclose(apart, torch.nn.functional.cross_entropy(torch.cat([seen, spare], dim=1), label))
     True
     """
-    both = torch.logsumexp(torch.cat([seen, spare], dim=1), dim=1)
+    both = torch.logsumexp(torch.cat([seen, reserved_rows], dim=1), dim=1)
     return both - torch.logsumexp(seen, dim=1)
 
 
 @final
 class Preallocation(Rule):
-    """Adds the spare rows of head kept-rows to the classes that compete in the loss.
+    """Adds the spare rows of head frozen-rows to the classes that compete in the loss.
 
     In task-incremental streams nothing is added: there the paper trains every task over its own classes. No state.
     """
@@ -36,14 +36,14 @@ class Preallocation(Rule):
     name: ClassVar[str] = "preallocation"
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        if isinstance(head, KeptRows):
+        if isinstance(head, FrozenRows):
             return None
-        return f"rule 'preallocation' trains spare rows, and head {head.name!r} has none; take head: kept-rows"
+        return f"rule 'preallocation' trains spare rows, and head {head.name!r} has none; take head: frozen-rows"
 
     def loss(self, context: Context, batch: Batch, outputs: Outputs) -> Tensor | None:
         head = context.model.head
-        assert isinstance(head, KeptRows)
-        if not head.spare or context.task.kind == "task-incremental":
+        assert isinstance(head, FrozenRows)
+        if not head.reserved_rows or context.task.kind == "task-incremental":
             return None
         seen = outputs.logits.masked_fill(~context.model.class_mask(batch.tasks), float("-inf"))
-        return row_mean(crowding(seen, head.spare_logits(outputs.features)), batch)
+        return row_mean(crowding(seen, head.reserved_logits(outputs.features)), batch)

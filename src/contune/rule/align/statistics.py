@@ -54,7 +54,7 @@ class Gaussians:
         return Gaussians(form=state.values["form"], **state.tensors)
 
 
-def low_rank(features: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def low_rank_factors(features: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Factors F (rank, d) and a variance r, so that F^T F + r I has the covariance's top eigenpairs and its trace.
 
     r is the mean of the eigenvalues left out, as in probabilistic PCA (Tipping and Bishop 1999, equation 8).
@@ -64,11 +64,11 @@ def low_rank(features: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     (2.0, 0.0)
     """
     _, singular, directions = torch.linalg.svd(features - features.mean(dim=0), full_matrices=False)
-    return leading(singular.square() / max(len(features) - 1, 1), directions, rank)
+    return top(singular.square() / max(len(features) - 1, 1), directions, rank)
 
 
-def leading(values: Tensor, directions: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors and left-over variance of `low_rank` from falling eigenvalues (k,) and their directions (k, d)."""
+def top(values: Tensor, directions: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors and left-over variance of `low_rank_factors` from falling eigenvalues (k,) and their directions (k, d)."""
     width = directions.shape[1]
     factors = directions.new_zeros(rank, width)
     kept = min(rank, len(values))
@@ -93,7 +93,7 @@ class Scatter:
         centred = rows - mean
         return Scatter(len(rows), mean, centred.T @ centred)
 
-    def joined(self, other: "Scatter") -> "Scatter":
+    def joined_gaussians(self, other: "Scatter") -> "Scatter":
         """Of the rows of both, without the cancellation of plain sums of squares (Chan, Golub and LeVeque 1983).
 
         >>> one, two = (Scatter.of(torch.tensor([[x]], dtype=torch.float64)) for x in (0.0, 2.0))
@@ -119,7 +119,7 @@ def covariance(features: Tensor) -> Tensor:
 
 
 @final
-class Group:
+class ClassGaussian:
     """The rows of one Gaussian as they come: kept until they are `MOST_ROWS`, then folded into their scatter."""
 
     def __init__(self, count: int) -> None:
@@ -138,16 +138,16 @@ class Group:
     def scatter(self) -> Scatter:
         """What all rows so far say."""
         found = Scatter.of(torch.cat(self._rows).double())
-        return found if self._before is None else self._before.joined(found)
+        return found if self._before is None else self._before.joined_gaussians(found)
 
-    def low_rank(self, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    def low_rank_factors(self, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, factors and the variance left over."""
         if self._before is None:
             rows = torch.cat(self._rows).double()
-            return rows.mean(dim=0), *low_rank(rows, rank)
+            return rows.mean(dim=0), *low_rank_factors(rows, rank)
         found = self.scatter()
         values, vectors = torch.linalg.eigh(found.covariance())
-        return found.mean, *leading(values.flip(0).clamp(min=0), vectors.flip(1).T, rank)
+        return found.mean, *top(values.flip(0).clamp(min=0), vectors.flip(1).T, rank)
 
 
 def measured(features: Tensor, labels: Tensor, tasks: Tensor, form: Form, rank: int = 8) -> Gaussians:
@@ -168,7 +168,7 @@ def measured_blocks(
     most = int(tasks.max()) + 1 if len(tasks) else 1
     codes, place = torch.unique(labels * most + tasks, return_inverse=True)
     counts = torch.bincount(place, minlength=len(codes))
-    groups = [Group(count) for count in counts.tolist()]
+    groups = [ClassGaussian(count) for count in counts.tolist()]
     found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     pooled: Tensor | None = None
     for rows, features in blocks:
@@ -182,17 +182,17 @@ def measured_blocks(
                 pooled = spread if pooled is None else pooled + spread
                 spread = spread.new_zeros(0)
             found[number] = (mean.float(), spread.float(), rest.float())
-            groups[number] = Group(0)
+            groups[number] = ClassGaussian(0)
     means, spreads, rests = (torch.stack([found[i][column] for i in range(len(codes))]) for column in range(3))
     if pooled is not None:
         spreads = (pooled / max(len(labels) - len(codes), 1)).unsqueeze(0).float()
     return Gaussians(form, codes // most, codes % most, counts, means, spreads, rests)
 
 
-def spread_of(group: Group, form: Form, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+def spread_of(group: ClassGaussian, form: Form, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, spread and rest of a group whose rows are complete; for `shared` the spread is its sum of outer products."""
     if form == "low-rank":
-        return group.low_rank(rank)
+        return group.low_rank_factors(rank)
     whole = group.scatter()
     rest = whole.mean.new_zeros(())
     if form == "shared":
@@ -200,7 +200,7 @@ def spread_of(group: Group, form: Form, rank: int) -> tuple[Tensor, Tensor, Tens
     return whole.mean, whole.covariance().diagonal().clone() if form == "diagonal" else whole.covariance(), rest
 
 
-def joined(old: Gaussians | None, new: Gaussians) -> Gaussians:
+def joined_gaussians(old: Gaussians | None, new: Gaussians) -> Gaussians:
     """The old Gaussians and then the new ones; a shared covariance is pooled by degrees of freedom."""
     if old is None:
         return new

@@ -30,12 +30,12 @@ def anchored_distance(current: Tensors, anchor: Tensors, importance: Tensors | N
     terms = []
     for name in sorted(anchor):
         if name in current:
-            difference = (leading(current[name], anchor[name]) - anchor[name]).square()
+            difference = (grown_part(current[name], anchor[name]) - anchor[name]).square()
             terms.append((difference if importance is None else importance[name] * difference).sum())
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
-def leading(grown: Tensor, earlier: Tensor) -> Tensor:
+def grown_part(grown: Tensor, earlier: Tensor) -> Tensor:
     """The part of a tensor that existed earlier."""
     return grown[: len(earlier)] if earlier.dim() else grown
 
@@ -50,7 +50,7 @@ def added(old: Tensors, new: Tensors) -> dict[str, Tensor]:
     total = {name: tensor.clone() for name, tensor in new.items()}
     for name, tensor in old.items():
         if name in total:
-            leading(total[name], tensor).add_(tensor)
+            grown_part(total[name], tensor).add_(tensor)
     return total
 
 

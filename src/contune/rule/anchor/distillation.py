@@ -42,7 +42,7 @@ class Distillation(Rule):
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
         del head
-        if adapter.modular and adapter.grows:
+        if adapter.modular and adapter.expands:
             return (
                 f"rule 'distillation' keeps a trained model near its last state, but adapter {adapter.name!r} starts a new "
                 "module for every task and leaves the old as they are; take an adapter that lives on, such as lora"

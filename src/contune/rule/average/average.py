@@ -28,7 +28,7 @@ def averaged_values(context: Context, which: Which) -> dict[str, Tensor]:
     }
 
 
-def corner(earlier: Tensor) -> tuple[slice, ...]:
+def grow_from(earlier: Tensor) -> tuple[slice, ...]:
     """Where an earlier, smaller form of a tensor lies in the one that has grown from it: new entries come behind.
 
     >>> torch.arange(6.0).reshape(3, 2)[corner(torch.zeros(2, 2))].tolist()
@@ -52,7 +52,7 @@ def compatible_step(
     moved = moved_average(shadow, current, first)
     for name, old in earlier.items():
         if name in moved:
-            place = corner(old)
+            place = grow_from(old)
             target = (current[name].detach()[place] + old) / 2
             moved[name][place] = decay * shadow[name][place] + (1 - decay) * target
     return moved
@@ -71,7 +71,7 @@ def summed(sums: Tensors, counts: Tensors, values: Tensors) -> tuple[dict[str, T
     for name, value in values.items():
         total, number = value.double().clone(), torch.ones_like(value, dtype=torch.float64)
         if name in sums:
-            place = corner(sums[name])
+            place = grow_from(sums[name])
             total[place] += sums[name]
             number[place] += counts[name]
         totals[name], numbers[name] = total, number
@@ -156,7 +156,7 @@ class SnapshotMean(Rule):
             return
         values = averaged_values(context, self.which)
         for name, last in present(self._last, context).items():
-            values[name][corner(last)] = last
+            values[name][grow_from(last)] = last
         context.model.write(values)
 
     def end_task(self, context: Context) -> None:

@@ -15,7 +15,7 @@ from contune.contract.data import Batch, Outputs, Selection
 from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State, on_device
-from contune.numerics.masks import drawn, held_moves, masked_gradients, most_active, require_share, rows_of
+from contune.numerics.masks import held_updates, masked_gradients, most_active, require_share, rows_of, sampled
 from contune.numerics.subspaces import token_rows
 from contune.rule.project.gradient_projection import LINEAR_ADAPTERS, linear_modules
 
@@ -112,10 +112,10 @@ class ActivationMask(Rule):
             return most_active(sums, self.masked)
         count = int(most_active(torch.arange(len(sums)), self.masked).sum())
         generator = torch_generator(context.task.settings.seed, "activation mask", context.task.index, self._step, name)
-        return drawn(len(sums), count, generator).to(sums.device)
+        return sampled(len(sums), count, generator).to(sums.device)
 
-    def moves(self, context: Context, moves: Tensors) -> Tensors:
-        return held_moves(moves, self._masks)
+    def updates(self, context: Context, updates: Tensors) -> Tensors:
+        return held_updates(updates, self._masks)
 
     def _unhook(self) -> None:
         for hook in self._hooks:

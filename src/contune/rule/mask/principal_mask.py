@@ -11,7 +11,7 @@ from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.numerics.masks import Choice, all_unpacked, held_moves, masked_gradients, packed, principal
+from contune.numerics.masks import Choice, all_unpacked, held_updates, masked_gradients, packed, principal
 from contune.rule.project.gradient_projection import linear_modules
 
 
@@ -72,8 +72,8 @@ class PrincipalMask(Rule):
     def gradients(self, context: Context, gradients: Tensors) -> Tensors:
         return masked_gradients(gradients, self._masks)
 
-    def moves(self, context: Context, moves: Tensors) -> Tensors:
-        return held_moves(moves, self._masks)
+    def updates(self, context: Context, updates: Tensors) -> Tensors:
+        return held_updates(updates, self._masks)
 
     def after_step(self, context: Context) -> None:
         if (self._step + 1) % self.interval == 0:

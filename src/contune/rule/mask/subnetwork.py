@@ -4,8 +4,8 @@ from torch import Tensor
 
 from contune.contract.parts import Rule, Tensors
 from contune.numerics.masks import changed
-from contune.rule.mask.checkpoint_mask import CheckpointMask
-from contune.rule.mask.two_phase import Choose, TwoPhase
+from contune.rule.mask.external_mask import ExternalMask
+from contune.rule.mask.lottery_ticket import Choose, LotteryTicket
 
 
 def all_changed(tolerance: float) -> Choose:
@@ -23,5 +23,5 @@ def subnetwork(*, tolerance: float = 1e-5, tuned: str | None = None) -> Rule:
     With `tuned`, a fine-tuned version of the model, they are those that differ there: one mask for all tasks.
     """
     if tuned is not None:
-        return CheckpointMask("subnetwork", tuned, tolerance)
-    return TwoPhase("subnetwork", all_changed(tolerance), keep=False, tolerance=tolerance)
+        return ExternalMask("external-mask", tuned, tolerance)
+    return LotteryTicket("external-mask", all_changed(tolerance), keep=False, tolerance=tolerance)

@@ -15,7 +15,7 @@ from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State, on_device
 from contune.errors import ConfigError
-from contune.numerics.subspaces import InputMemory, Subspace, closing_threshold, input_moments, without
+from contune.numerics.subspaces import InputMemory, Subspace, closing_threshold, input_moments, project_out
 from contune.rule.project.gradient_projection import (
     check_shares,
     linear_modules,
@@ -39,14 +39,14 @@ def regime(gradient: Tensor, old: Tensor, space: Subspace, *, overlap: float, ag
     ['agrees', 'differs', 'apart']
     """
     whole = gradient.double().norm()
-    inside = (gradient - without(gradient, space)).double().norm()
+    inside = (gradient - project_out(gradient, space)).double().norm()
     if inside <= overlap * whole:
         return "apart"
     product = (gradient.double() * old.double()).sum()
     return "agrees" if product > 0 and product >= agreement * whole * old.double().norm() else "differs"
 
 
-def joined(spaces: Sequence[Subspace]) -> Subspace:
+def joined_spaces(spaces: Sequence[Subspace]) -> Subspace:
     """The span of several subspaces of R^d, kept by its own basis up to d / 2 dimensions, then by that of the rest.
 
     >>> axes = torch.eye(3)
@@ -172,7 +172,7 @@ class Cuber(Rule):
             if spaces:
                 place = (self._inputs[kept[0]].leaders.get(name, name), kept)
                 if place not in joint:
-                    joint[place] = joined(spaces)
+                    joint[place] = joined_spaces(spaces)
                 self._protected[name] = joint[place]
 
     def penalty(self, context: Context) -> Tensor | None:
@@ -184,13 +184,13 @@ class Cuber(Rule):
                     terms.append(change)
         return self.strength * torch.stack(terms).sum() if terms and self.strength else None
 
-    def moves(self, context: Context, moves: Tensors) -> Tensors:
+    def updates(self, context: Context, updates: Tensors) -> Tensors:
         if not self._inputs:
-            return moves
-        allowed = dict(still(moves, {name for gradients in self._gradients for name in gradients}))
+            return updates
+        allowed = dict(still(updates, {name for gradients in self._gradients for name in gradients}))
         for name, space in self._protected.items():
             if name in allowed:
-                allowed[name] = self._rows(name, without(self._rows(name, allowed[name]), space))
+                allowed[name] = self._rows(name, project_out(self._rows(name, allowed[name]), space))
         return allowed
 
     def end_task(self, context: Context) -> None:

@@ -36,29 +36,29 @@ def inner_product(first: Tensors, second: Tensors) -> float:
     return float(sum((second[name].double() * value.double()).sum() for name, value in sorted(first.items())))
 
 
-def with_added(moves: Tensors, others: Sequence[Tensors], factors: Sequence[float]) -> dict[str, Tensor]:
+def with_added(updates: Tensors, others: Sequence[Tensors], factors: Sequence[float]) -> dict[str, Tensor]:
     """moves + sum of factor * other; names that an other lacks stay as they are.
 
     >>> with_added({"a": torch.tensor([1.0])}, [{"a": torch.tensor([2.0])}], [0.5])["a"].item()
     2.0
     """
-    total = dict(moves)
+    total = dict(updates)
     for other, factor in zip(others, factors, strict=True):
         if factor:
             total |= {name: total[name] + factor * value for name, value in other.items()}
     return total
 
 
-def not_uphill(moves: Tensors, reference: Tensors) -> Tensors:
+def not_uphill(updates: Tensors, reference: Tensors) -> Tensors:
     """moves, less their part along the reference gradient where they climb it (A-GEM, equation 11).
 
     >>> not_uphill({"a": torch.tensor([1.0, 1.0])}, {"a": torch.tensor([2.0, 0.0])})["a"].tolist()
     [0.0, 1.0]
     """
-    climb = inner_product(reference, moves)
+    climb = inner_product(reference, updates)
     if climb <= 0:
-        return moves
-    return with_added(moves, [reference], [-climb / inner_product(reference, reference)])
+        return updates
+    return with_added(updates, [reference], [-climb / inner_product(reference, reference)])
 
 
 def multipliers(gram: Vector, slopes: Vector, margin: float) -> Vector:
@@ -97,7 +97,7 @@ def solved(gram: Vector, slopes: Vector, free: NDArray[np.bool_]) -> Vector:
     return best
 
 
-def harmless(moves: Tensors, memories: Sequence[Tensors], margin: float) -> Tensors:
+def harmless(updates: Tensors, memories: Sequence[Tensors], margin: float) -> Tensors:
     """The moves nearest to these that harm none of the memories (GEM, equation 8); as they are where they harm none.
 
     With a `margin` every memory's gradient is taken off at least that many times.
@@ -105,11 +105,11 @@ def harmless(moves: Tensors, memories: Sequence[Tensors], margin: float) -> Tens
     >>> harmless({"a": torch.ones(2)}, [{"a": torch.tensor([2.0, 0.0])}], 0.0)["a"].tolist()
     [0.0, 1.0]
     """
-    climbs = np.array([inner_product(memory, moves) for memory in memories])
+    climbs = np.array([inner_product(memory, updates) for memory in memories])
     if not len(climbs) or climbs.max() <= 0:
-        return moves
+        return updates
     gram = np.array([[inner_product(first, second) for second in memories] for first in memories])
-    return with_added(moves, memories, (-multipliers(gram, -climbs, margin)).tolist())
+    return with_added(updates, memories, (-multipliers(gram, -climbs, margin)).tolist())
 
 
 def loss_gradient(context: Context, dataset: Dataset, rows: Rows) -> dict[str, Tensor]:
@@ -171,13 +171,13 @@ class AverageGradientMemory(Rule):
 
     def gradients(self, context: Context, gradients: Tensors) -> Tensors:
         if self._ready is not None:
-            rows = drawn(context, (self.name, self._step), len(self._ready), self.batch_size)
+            rows = drawn_rows(context, (self.name, self._step), len(self._ready), self.batch_size)
             self._reference = loss_gradient(context, self._ready, rows)
         return gradients
 
-    def moves(self, context: Context, moves: Tensors) -> Tensors:
+    def updates(self, context: Context, updates: Tensors) -> Tensors:
         reference, self._reference = self._reference, {}
-        return not_uphill(moves, reference) if reference else moves
+        return not_uphill(updates, reference) if reference else updates
 
     def end_task(self, context: Context) -> None:
         buffer = self._buffer or Buffer.empty(context.model.backbone.modality)
@@ -241,12 +241,12 @@ class GradientMemory(Rule):
     def _gradient_of(self, context: Context, task: int) -> Tensors:
         dataset = self._ready[task]
         count = len(dataset) if self.batch_size is None else self.batch_size
-        return loss_gradient(context, dataset, drawn(context, (self.name, self._step, task), len(dataset), count))
+        return loss_gradient(context, dataset, drawn_rows(context, (self.name, self._step, task), len(dataset), count))
 
-    def moves(self, context: Context, moves: Tensors) -> Tensors:
+    def updates(self, context: Context, updates: Tensors) -> Tensors:
         memories, self._memories = self._memories, []
-        scale = inner_product(moves, moves) ** 0.5 / self._length if self._length else 0.0
-        return harmless(moves, memories, self.margin * scale)
+        scale = inner_product(updates, updates) ** 0.5 / self._length if self._length else 0.0
+        return harmless(updates, memories, self.margin * scale)
 
     def end_task(self, context: Context) -> None:
         if self.size:
@@ -264,7 +264,7 @@ class GradientMemory(Rule):
         self.begin_task(context)
 
 
-def drawn(context: Context, purpose: tuple[str | int, ...], size: int, count: int) -> Rows:
+def drawn_rows(context: Context, purpose: tuple[str | int, ...], size: int, count: int) -> Rows:
     """`count` of `size` rows without repetition, by the seed, the task and the purpose alone; all in order where too few."""
     if count >= size:
         return np.arange(size)

@@ -11,7 +11,7 @@ from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.numerics.subspaces import InputMemory, closing_threshold, input_moments, without
+from contune.numerics.subspaces import InputMemory, closing_threshold, input_moments, project_out
 
 LINEAR_ADAPTERS = ("full", "lora", "lora-norm-bias")
 PREFIX = "adapter."
@@ -46,11 +46,11 @@ def check_shares(**shares: float) -> None:
             raise ConfigError(f"{name} is {value}; give at least 0 and less than 1")
 
 
-def still(moves: Tensors, linear: Iterable[str]) -> Tensors:
+def still(updates: Tensors, linear: Iterable[str]) -> Tensors:
     """Moves with those of the adapter's tensors that are no linear weights set to zero."""
     free = frozenset(linear)
-    rest = {n for n in moves if n.startswith(PREFIX) and n not in free}
-    return {n: torch.zeros_like(move) if n in rest else move for n, move in moves.items()}
+    rest = {n for n in updates if n.startswith(PREFIX) and n not in free}
+    return {n: torch.zeros_like(update) if n in rest else update for n, update in updates.items()}
 
 
 @final
@@ -81,15 +81,15 @@ class GradientProjection(Rule):
         del head
         return refuse_without_linear_weights(self.name, adapter)
 
-    def moves(self, context: Context, moves: Tensors) -> Tensors:
+    def updates(self, context: Context, updates: Tensors) -> Tensors:
         if not self._tasks:
-            return moves
-        allowed = dict(still(moves, self._memory.leaders))
+            return updates
+        allowed = dict(still(updates, self._memory.leaders))
         for name in self._memory.leaders:
             space = self._memory.space(name)
             if name in allowed and space is not None:
                 turned = name in self._transposed
-                rows = without(allowed[name].T if turned else allowed[name], space)
+                rows = project_out(allowed[name].T if turned else allowed[name], space)
                 allowed[name] = rows.T if turned else rows
         return allowed
 

@@ -16,10 +16,10 @@ from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.numerics.subspaces import Subspace, complement, token_rows, without
+from contune.numerics.subspaces import Subspace, complement, project_out, token_rows
 from contune.rule.project.gradient_projection import linear_modules, still
 
-MATRIX_ADAPTERS = ("full", "linear-weights")
+MATRIX_ADAPTERS = ("full", "linear-layers")
 SLACK = 1e-9  # a ratio such as 0.29 of 100 singular values is 28.999... in floating point
 
 
@@ -80,14 +80,14 @@ class Sides:
         return Sides(smaller_basis(left[:, :rank]), smaller_basis(right[:rank].T))
 
 
-def between(move: Tensor, sides: Sides) -> Tensor:
+def between(update: Tensor, sides: Sides) -> Tensor:
     """(1 - U U^T) move (1 - V V^T): the part of a move (m, n) that touches neither side.
 
     >>> sides = Sides.of(torch.diag(torch.tensor([9.0, 1.0])), 1)
     >>> between(torch.ones(2, 2), sides).tolist()
     [[0.0, 0.0], [0.0, 1.0]]
     """
-    return without(without(move, sides.right).T, sides.left).T
+    return project_out(project_out(update, sides.right).T, sides.left).T
 
 
 @final
@@ -163,13 +163,13 @@ class SingularSubspace(Rule):
         if adapter.name == "full" and self.from_start:
             return (
                 f"rule {self.name!r} protects weights from the first task on, so that what adapter 'full' trains beside "
-                "linear weights would never move; set adapter: linear-weights, or from_start: false"
+                "linear weights would never move; set adapter: linear-layers, or from_start: false"
             )
         if adapter.name in MATRIX_ADAPTERS:
             return None
         return (
             f"rule {self.name!r} splits the model's own weights by their singular values, and adapter {adapter.name!r} "
-            "trains none of them; set adapter: linear-weights"
+            "trains none of them; set adapter: linear-layers"
         )
 
     def begin_task(self, context: Context) -> None:
@@ -183,10 +183,10 @@ class SingularSubspace(Rule):
             if name in modules and name in ratios
         }
 
-    def moves(self, context: Context, moves: Tensors) -> Tensors:
+    def updates(self, context: Context, updates: Tensors) -> Tensors:
         if not self._sides:
-            return moves
-        allowed = dict(still(moves, self._sides))
+            return updates
+        allowed = dict(still(updates, self._sides))
         return allowed | {n: between(allowed[n], sides) for n, sides in self._sides.items() if n in allowed}
 
     def end_task(self, context: Context) -> None:

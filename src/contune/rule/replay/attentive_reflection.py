@@ -14,15 +14,15 @@ from contune.contract.state import State, on_device
 from contune.errors import CombinationError, ConfigError
 from contune.rule.replay.pseudo_samples import (
     dataset_of,
+    filtered,
+    filtering,
     fits,
     form_of,
     longest,
-    sifted,
-    sifting,
     writings,
     written_samples,
 )
-from contune.stream.exchange import Exchange
+from contune.stream.conversation import Conversation
 
 Source = Literal["auto", "generated", "kept"]
 
@@ -135,13 +135,13 @@ class AttentiveReflection(Rule):
             context.passes.extra_steps(learning, ())
             texts = written_samples(context, form, self.attempts, self.top, 1.0)
             context.model.write(before)
-        found, fates = sifted(texts, form, self.size, -(-self.size // max(len(form.options), 1)))
+        found, reasons = filtered(texts, form, self.size, -(-self.size // max(len(form.options), 1)))
         fit = [one for one in found if fits(one, backbone)][: self.size]
-        self.counts[f"{task.index} {task.name}"] = {**fates, "kept": len(fit), "written": len(texts)}
+        self.counts[f"{task.index} {task.name}"] = {**reasons, "kept": len(fit), "written": len(texts)}
         return summaries_of(context, fit, task.index)
 
-    def findings(self) -> dict[str, float]:
-        return sifting(dict(list(self.counts.items())[-1:]))
+    def diagnostics(self) -> dict[str, float]:
+        return filtering(dict(list(self.counts.items())[-1:]))
 
     def state(self) -> State:
         numbers = range(len(self._attention))
@@ -162,11 +162,11 @@ def summed_up(context: Context) -> Tensor:
     prepared, size = context.task.data.prepared, context.passes.batch_size
     pieces = [np.arange(at, min(at + size, len(prepared))) for at in range(0, len(prepared), size)]
     backbone = context.model.backbone
-    return torch.cat([input_summary(backbone, backbone.questions([(prepared, rows)])) for rows in pieces])
+    return torch.cat([input_summary(backbone, backbone.prompts_only([(prepared, rows)])) for rows in pieces])
 
 
-def summaries_of(context: Context, exchanges: list[Exchange], task: int) -> Tensor:
+def summaries_of(context: Context, conversations: list[Conversation], task: int) -> Tensor:
     """What the attention reads (n, d) of these exchanges."""
-    if not exchanges:
+    if not conversations:
         return torch.zeros(0, context.model.backbone.parts.prompt_width, device=context.model.backbone.device)
-    return summed_up(context.with_data(dataset_of(exchanges, [task] * len(exchanges), context.model.backbone)))
+    return summed_up(context.with_data(dataset_of(conversations, [task] * len(conversations), context.model.backbone)))

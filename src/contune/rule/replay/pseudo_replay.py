@@ -15,26 +15,26 @@ from contune.contract.randomness import numpy_generator
 from contune.contract.state import State, on_device
 from contune.errors import ConfigError
 from contune.rule.anchor.distillation import distillation_rows
-from contune.rule.average.teacher import rows_of
+from contune.rule.average.ema_teacher import rows_of
 from contune.rule.replay.pseudo_samples import (
     TaskForm,
     as_writing,
     dataset_of,
+    filtered,
+    filtering,
     fits,
     form_of,
     longest,
-    sifted,
-    sifting,
     writings,
     written_samples,
 )
-from contune.stream.exchange import Exchange, decoded
+from contune.stream.conversation import Conversation, decoded
 
 SAMPLES = "pseudo-samples"
 WRITING = "writing"
 
 
-def dealt(count: int, step: int, steps: int, generator: np.random.Generator) -> Rows:
+def dealt_share(count: int, step: int, steps: int, generator: np.random.Generator) -> Rows:
     """The rows of `count` that fall to this step of a pass, in which every row comes once.
 
     >>> [len(dealt(5, step, 3, np.random.default_rng(0))) for step in range(3)]
@@ -49,7 +49,7 @@ def share_of_step(dataset: Dataset | None, context: Context, purpose: str, step:
         return np.zeros(0, dtype=np.int64)
     steps = -(-len(context.task.data) // context.task.settings.batch_size)
     generator = numpy_generator(context.task.settings.seed, purpose, context.task.index, step // steps)
-    return dealt(len(dataset), step % steps, steps, generator)
+    return dealt_share(len(dataset), step % steps, steps, generator)
 
 
 @final
@@ -105,14 +105,14 @@ class PseudoReplay(Rule):
         self.top, self.repetition_penalty = top, repetition_penalty
         self.counts: dict[str, dict[str, int]] = {}
         self._forms: list[TaskForm] = []
-        self._samples: list[tuple[TaskForm, Exchange]] = []
+        self._samples: list[tuple[TaskForm, Conversation]] = []
         self._teacher: dict[str, Tensor] = {}
         self._solving: Dataset | None = None
         self._turned: Dataset | None = None
         self._drawn = 0
 
     @property
-    def samples(self) -> list[Exchange]:
+    def samples(self) -> list[Conversation]:
         """The written examples that are replayed in this task."""
         return [one for _, one in self._samples]
 
@@ -126,10 +126,10 @@ class PseudoReplay(Rule):
         """Sift what was written for each earlier task and get ready to replay it; `begin_task` does this itself."""
         self._samples = []
         for form, written in zip(self._forms, texts, strict=True):
-            found, fates = sifted(written, form, self.per_task, self.per_option)
+            found, reasons = filtered(written, form, self.per_task, self.per_option)
             fit = [one for one in found if fits(one, context.model.backbone)]
             more = {"kept": len(fit), "too long": len(found) - len(fit), "written": len(written)}
-            self.counts[f"{form.task} {form.name}"] = {**fates, **more}
+            self.counts[f"{form.task} {form.name}"] = {**reasons, **more}
             self._samples += [(form, one) for one in fit]
         wanted = bool(self.distillation) and bool(self._samples)
         self._teacher = {name: p.detach().clone() for name, p in context.model.trained().items()} if wanted else {}
@@ -193,8 +193,8 @@ class PseudoReplay(Rule):
         self._forms = [*(old for old in self._forms if old.name != form.name), form]
         self._samples, self._teacher, self._solving, self._turned = [], {}, None, None
 
-    def findings(self) -> dict[str, float]:
-        return sifting(self.counts)
+    def diagnostics(self) -> dict[str, float]:
+        return filtering(self.counts)
 
     def state(self) -> State:
         samples = [[form.task, str(one)] for form, one in self._samples]

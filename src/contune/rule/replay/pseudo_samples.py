@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from contune.backbone.backbone import Backbone
-from contune.backbone.reader.language import PreparedExchanges
+from contune.backbone.reader.language import PreparedConversations
 from contune.backbone.sampling import Sampling
 from contune.contract.context import Context
 from contune.contract.data import Dataset
 from contune.contract.randomness import derived_seed
 from contune.errors import DataError
-from contune.stream.exchange import Exchange, Measure, Turn, language_examples
+from contune.stream.conversation import Conversation, Measure, Message, language_examples
 
 SEPARATOR = "__ans__"
 Fate = Literal["kept", "bad separator", "bad answer", "surplus"]
@@ -56,41 +56,41 @@ class TaskForm:
         return TaskForm(**{**values, "options": tuple(values["options"])})
 
 
-def form_of(name: str, task: int, max_new_tokens: int, exchanges: Sequence[Exchange]) -> TaskForm:
+def form_of(name: str, task: int, max_new_tokens: int, conversations: Sequence[Conversation]) -> TaskForm:
     """The form of a task with these training examples.
 
     >>> chosen = Exchange((Turn("user", "x"),), ("yes",), ("yes", "no"))
     >>> form_of("news", 0, 9, [chosen]).options, form_of("news", 0, 9, [chosen, replace(chosen, options=())]).options
     (('yes', 'no'), ())
     """
-    options = {one.options for one in exchanges}
-    first = exchanges[0]
+    options = {one.options for one in conversations}
+    first = conversations[0]
     return TaskForm(
         name=name,
         task=task,
         max_new_tokens=max_new_tokens,
         options=first.options if len(options) == 1 else (),
         measure=first.measure,
-        documents=any(not one.turns for one in exchanges),
-        ends=all(one.ends for one in exchanges),
+        documents=any(not one.messages for one in conversations),
+        ends=all(one.ends for one in conversations),
     )
 
 
-def asked_for(name: str) -> tuple[Turn, ...]:
+def asked_for(name: str) -> tuple[Message, ...]:
     """What a model is asked with to write an example of a task: the paper's task token."""
-    return (Turn("user", f"generate {name}"),)
+    return (Message("user", f"generate {name}"),)
 
 
-def as_writing(name: str, exchange: Exchange) -> Exchange:
+def as_writing(name: str, conversation: Conversation) -> Conversation:
     """An example turned round: asked for the task, to write prompt and answer.
 
     >>> as_writing("news", Exchange((Turn("user", "A goal."),), ("sport",))).answer
     'A goal. __ans__ sport'
     """
-    return Exchange(asked_for(name), (f"{exchange.prompt} {SEPARATOR} {exchange.answer}".strip(),))
+    return Conversation(asked_for(name), (f"{conversation.prompt} {SEPARATOR} {conversation.answer}".strip(),))
 
 
-def read_back(text: str, form: TaskForm) -> tuple[Exchange | None, Fate]:
+def read_back(text: str, form: TaskForm) -> tuple[Conversation | None, Fate]:
     """The example that a written text is, or None and what is wrong with it.
 
     >>> form = TaskForm("news", 0, 40, ("sport", "art"))
@@ -107,13 +107,13 @@ def read_back(text: str, form: TaskForm) -> tuple[Exchange | None, Fate]:
         return None, "bad separator"
     if not answer or (form.options and answer not in form.options):
         return None, "bad answer"
-    turns = (Turn("user", prompt),) if prompt else ()
-    return Exchange(turns, (answer,), form.options, form.measure, form.ends), "kept"
+    messages = (Message("user", prompt),) if prompt else ()
+    return Conversation(messages, (answer,), form.options, form.measure, form.ends), "kept"
 
 
-def sifted(
+def filtered(
     texts: Sequence[str], form: TaskForm, per_task: int, per_option: int
-) -> tuple[list[Exchange], dict[str, int]]:
+) -> tuple[list[Conversation], dict[str, int]]:
     """The first valid examples among these texts, and how many texts met which fate.
 
     At most `per_option` of every option, or `per_task` where the task has none.
@@ -123,19 +123,19 @@ def sifted(
     >>> [one.prompt for one in found], fates["kept"], fates["surplus"], fates["bad separator"]
     (['a', 'c'], 2, 1, 2)
     """
-    found: list[Exchange] = []
-    fates = dict.fromkeys(get_args(Fate), 0)
+    found: list[Conversation] = []
+    reasons = dict.fromkeys(get_args(Fate), 0)
     for text in texts:
         one, fate = read_back(text, form)
         if one is not None:
             alike = sum(other.answer == one.answer for other in found) if form.options else len(found)
             fate = "kept" if alike < (per_option if form.options else per_task) else "surplus"
             found += [one] if fate == "kept" else []
-        fates[fate] += 1
-    return found, fates
+        reasons[fate] += 1
+    return found, reasons
 
 
-def sifting(counts: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
+def filtering(counts: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
     """How many texts were written for these tasks together, and how many of them are examples that are kept.
 
     >>> sifting({"0 news": {"written": 64, "kept": 2, "surplus": 1}, "1 sums": {"written": 64, "kept": 0}})
@@ -149,17 +149,17 @@ def sifting(counts: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
     }
 
 
-def fits(exchange: Exchange, backbone: Backbone) -> bool:
+def fits(conversation: Conversation, backbone: Backbone) -> bool:
     """Whether prompt and answer fit in the model whole."""
     try:
-        return backbone.prepare([exchange]).truncated == 0
+        return backbone.prepare([conversation]).truncated == 0
     except DataError:
         return False
 
 
-def writings(name: str, exchanges: Sequence[Exchange], backbone: Backbone) -> list[Exchange]:
+def writings(name: str, conversations: Sequence[Conversation], backbone: Backbone) -> list[Conversation]:
     """These examples turned round; those that hold the separator themselves or do not fit are left out."""
-    turned = [as_writing(name, one) for one in exchanges if SEPARATOR not in one.prompt + one.answer]
+    turned = [as_writing(name, one) for one in conversations if SEPARATOR not in one.prompt + one.answer]
     try:
         whole = backbone.prepare(turned).truncated == 0
     except DataError:
@@ -167,15 +167,15 @@ def writings(name: str, exchanges: Sequence[Exchange], backbone: Backbone) -> li
     return turned if whole else [one for one in turned if fits(one, backbone)]
 
 
-def dataset_of(exchanges: Sequence[Exchange], tasks: Sequence[int], backbone: Backbone) -> Dataset:
+def dataset_of(conversations: Sequence[Conversation], tasks: Sequence[int], backbone: Backbone) -> Dataset:
     """Exchanges as a data set, each with the task it belongs to."""
-    examples = language_examples(exchanges, range(len(exchanges)))
+    examples = language_examples(conversations, range(len(conversations)))
     return Dataset.of(examples, backbone, examples.labels, np.asarray(tasks, dtype=np.int64))
 
 
 def longest(dataset: Dataset) -> int:
     """Tokens of the longest answer of a data set."""
-    assert isinstance(dataset.prepared, PreparedExchanges)
+    assert isinstance(dataset.prepared, PreparedConversations)
     return dataset.prepared.longest_answer
 
 
@@ -187,7 +187,7 @@ def written_samples(context: Context, form: TaskForm, attempts: int, top: int, p
     if not form.max_new_tokens or not attempts:
         return []
     backbone, seed = context.model.backbone, context.task.settings.seed
-    dataset = dataset_of([Exchange(asked_for(form.name), ("",))] * attempts, [form.task] * attempts, backbone)
+    dataset = dataset_of([Conversation(asked_for(form.name), ("",))] * attempts, [form.task] * attempts, backbone)
     routes = context.model.adapter.routes(torch.from_numpy(dataset.tasks)) if context.model.adapter.modular else None
     texts: list[str] = []
     for start in range(0, attempts, context.passes.batch_size):

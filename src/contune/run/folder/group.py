@@ -22,7 +22,7 @@ FILE = "methods.yaml"
 
 @final
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """The runs of a configuration with `methods` or a `sweep`: each one's folder name and own configuration, in order."""
 
     folder: Path
@@ -30,7 +30,7 @@ class Group:
     members: tuple[tuple[str, RunConfig], ...]
 
     @staticmethod
-    def create(folder: Path, config: RunConfig, base: Path) -> "Group":
+    def create(folder: Path, config: RunConfig, base: Path) -> "RunGroup":
         """A new directory that remembers the whole configuration; raises where it is not empty."""
         if folder.exists() and any(folder.iterdir()):
             raise RunDirectoryError(f"{folder} exists already and is never overwritten; choose another --out")
@@ -38,17 +38,17 @@ class Group:
         values = {**config.model_dump(mode="json", exclude_unset=True), "base": str(base)}
         with atomic_path(folder / FILE) as temporary:
             temporary.write_text(yaml.safe_dump(values, sort_keys=False))
-        return Group(folder, base, members_of(config))
+        return RunGroup(folder, base, members_of(config))
 
     @staticmethod
-    def read(folder: Path) -> "Group | None":
+    def read(folder: Path) -> "RunGroup | None":
         """The group of a directory, or None where it holds a single run."""
         file = folder / FILE
         if not file.exists():
             return None
         values = yaml.safe_load(file.read_text())
         base = Path(values.pop("base"))
-        return Group(folder, base, members_of(checked(values, str(file))))
+        return RunGroup(folder, base, members_of(checked(values, str(file))))
 
     def begun(self, label: str) -> bool:
         """Whether this member's run directory exists."""

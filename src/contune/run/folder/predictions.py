@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from contune.contract.data import Dataset
-from contune.engine.examine import Examination
+from contune.engine.evaluation import Evaluation
 from contune.metric.language import language_matrices, mean_matrix
 from contune.metric.predictions import matrix_from_predictions
 from contune.stream.task import Task
@@ -43,7 +43,7 @@ def matrices(rows: pa.Table, tasks: int) -> tuple[list[list[float | None]], dict
 
 
 def prediction_table(
-    row: int, index: int, task: Task, dataset: Dataset, found: Examination, names: Sequence[str]
+    row: int, index: int, task: Task, dataset: Dataset, found: Evaluation, names: Sequence[str]
 ) -> pa.Table:
     """What was answered on one task's test examples, one row each."""
     count = len(dataset)
@@ -52,7 +52,7 @@ def prediction_table(
     if found.reading is None:
         labels = [names[column] for column in dataset.labels.tolist()]
         return pa.table(dict(zip(COLUMNS.names, [*values, labels, list(found.given), correct], strict=True)), COLUMNS)
-    right = [exchange.answer for exchange in task.test.inputs]
+    right = [conversation.answer for conversation in task.test.inputs]
     sizes = [len(text.encode()) for text in right]
     reading = [found.reading.nats.tolist(), found.reading.tokens.tolist(), sizes]
     values += [right, list(found.given), correct, found.scores.tolist(), found.well_formed.tolist(), *reading]

@@ -31,7 +31,7 @@ STREAM_TOTALS = ("classes_per_task", "train_examples", "test_examples")
 
 @final
 @dataclass(frozen=True)
-class Group:
+class MethodRuns:
     """Runs that differ in nothing but their seeds, and the mean and spread of what they measured."""
 
     label: str
@@ -68,12 +68,12 @@ class Difference:
 class Comparison:
     """Groups in the order their first run was given, paired differences, and what stands in the way of comparing."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[MethodRuns, ...]
     differences: tuple[Difference, ...]
     warnings: tuple[str, ...]
 
     @property
-    def joint(self) -> Group | None:
+    def joint(self) -> MethodRuns | None:
         """The best group that learned all tasks at once, the upper bound of the others."""
         known = [group for group in self.groups if group.is_joint and group.metrics["last_accuracy"].mean is not None]
         return max(known, key=lambda group: group.metrics["last_accuracy"].mean or 0.0, default=None)
@@ -120,7 +120,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def config_differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
+def config_differences(groups: Sequence[MethodRuns]) -> dict[str, list[Any]]:
     """The configuration keys in which groups differ, seeds left out, with one value for each group."""
     flats = [_settings(group.runs[0]) for group in groups]
     keys = dict.fromkeys(key for flat in flats for key in flat)
@@ -223,11 +223,11 @@ def _same_data(first: Run, second: Run) -> bool:
     return same and first.stream.get("hash") == second.stream.get("hash")
 
 
-def _group(label: str, runs: Sequence[Run], joint: Sequence[Run]) -> Group:
+def _group(label: str, runs: Sequence[Run], joint: Sequence[Run]) -> MethodRuns:
     tables = [run.metrics(joint=joint_row(run, joint)) for run in runs]
     costs = [flatten(run.cost) for run in runs]
     counted = dict.fromkeys(key for cost in costs for key, value in cost.items() if _is_number(value))
-    return Group(
+    return MethodRuns(
         label=label,
         method=runs[0].method,
         is_joint=runs[0].is_joint,
@@ -241,7 +241,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _differences(groups: Sequence[Group]) -> list[Difference]:
+def _differences(groups: Sequence[MethodRuns]) -> list[Difference]:
     found = []
     for first, second in combinations(groups, 2):
         if model_identity(first.runs[0]) != model_identity(second.runs[0]):
@@ -257,7 +257,7 @@ def _differences(groups: Sequence[Group]) -> list[Difference]:
     return found
 
 
-def _mismatches(groups: Sequence[Group]) -> list[str]:
+def _mismatches(groups: Sequence[MethodRuns]) -> list[str]:
     """Sentences on what stands in the way of comparing the groups."""
     found = [
         *_split("streams", stream_identity, _describe_stream, groups),
@@ -276,9 +276,9 @@ def _mismatches(groups: Sequence[Group]) -> list[str]:
 
 
 def _split(
-    what: str, identity: Callable[[Run], str], describe: Callable[[Run], str], groups: Sequence[Group]
+    what: str, identity: Callable[[Run], str], describe: Callable[[Run], str], groups: Sequence[MethodRuns]
 ) -> list[str]:
-    users: dict[str, list[Group]] = defaultdict(list)
+    users: dict[str, list[MethodRuns]] = defaultdict(list)
     for group in groups:
         users[identity(group.runs[0])].append(group)
     if len(users) == 1:
@@ -291,7 +291,7 @@ def _describe_stream(run: Run) -> str:
     return f"{run.stream['name']} ({run.stream['kind']}, {run.tasks} tasks, {sum(run.test_examples)} test examples)"
 
 
-def _unpaired(first: Group, second: Group) -> list[str]:
+def _unpaired(first: MethodRuns, second: MethodRuns) -> list[str]:
     pairs = [(a, b) for a in first.runs for b in second.runs]
     orders = {a.seeds[1] for a, b in pairs if a.seeds[1] == b.seeds[1] and not _same_data(a, b)}
     found = [

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from contune.metric.estimate import estimate
 from contune.metric.matrix import Matrix, average_accuracy
-from contune.run.report.compare import Group
-from contune.run.report.palette import HEAT, SERIES, heat_colour, ink_on
+from contune.run.report.colours import HEAT, SERIES, heat_colour, ink_on
+from contune.run.report.compare import MethodRuns
 
 INK, MUTED, GRID, PAPER = "#1c2127", "#5c6670", "#d9dee3", "#fffffe"
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
@@ -204,7 +204,7 @@ def _numbers(axes: Any, cells: NDArray[np.float64], width: float) -> None:
                       color=ink_on(heat_colour(float(value))))  # fmt: skip
 
 
-def mean_matrix(group: Group) -> list[list[float | None]]:
+def mean_matrix(group: MethodRuns) -> list[list[float | None]]:
     """The accuracy matrix averaged over a group's runs, task positions kept."""
     rows = min(len(run.matrix) for run in group.runs)
     return [
@@ -212,7 +212,9 @@ def mean_matrix(group: Group) -> list[list[float | None]]:
     ]
 
 
-def accuracy_over_tasks(groups: Sequence[Group], styles: Sequence[int], joint: Group | None, width: float = 5.4) -> Any:
+def accuracy_over_tasks(
+    groups: Sequence[MethodRuns], styles: Sequence[int], joint: MethodRuns | None, width: float = 5.4
+) -> Any:
     """Average accuracy on the tasks seen so far, after each task; a band of ± one deviation over runs."""
     figure, axes = _canvas(width, width * 0.56)
     tasks = max(group.runs[0].tasks for group in groups)
@@ -234,7 +236,7 @@ def accuracy_over_tasks(groups: Sequence[Group], styles: Sequence[int], joint: G
     return figure
 
 
-def _joint_line(axes: Any, joint: Group | None) -> None:
+def _joint_line(axes: Any, joint: MethodRuns | None) -> None:
     bound = joint.metrics["average_accuracy"].mean if joint is not None else None
     if bound is not None:
         axes.axhline(bound, color=MUTED, linewidth=1.5, linestyle=(0, (4, 3)), label="joint training")
@@ -286,7 +288,9 @@ def learned_and_final(learned: Sequence[float | None], final: Sequence[float | N
     return figure
 
 
-def final_by_task(groups: Sequence[Group], styles: Sequence[int], joint: Group | None, width: float = 5.4) -> Any:
+def final_by_task(
+    groups: Sequence[MethodRuns], styles: Sequence[int], joint: MethodRuns | None, width: float = 5.4
+) -> Any:
     """Accuracy on each task at the end: how much is left of the first tasks, and how well the last were learned."""
     figure, axes = _canvas(width, width * 0.56)
     tasks = max(group.runs[0].tasks for group in groups)
@@ -307,7 +311,9 @@ def final_by_task(groups: Sequence[Group], styles: Sequence[int], joint: Group |
     return figure
 
 
-def learned_and_kept(groups: Sequence[Group], styles: Sequence[int], joint: Group | None, width: float = 5.4) -> Any:
+def learned_and_kept(
+    groups: Sequence[MethodRuns], styles: Sequence[int], joint: MethodRuns | None, width: float = 5.4
+) -> Any:
     """One row a method: learning accuracy (hollow), average accuracy at the end (filled), the loss between them."""
     labels = [clean(group.label, 24) for group in groups]
     height = 0.42 * len(groups) + 1.05

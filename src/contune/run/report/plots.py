@@ -14,7 +14,7 @@ from contune.metric.predictions import (
     forgetting_by_class,
 )
 from contune.run.report import figures as draw
-from contune.run.report.compare import Comparison, Group
+from contune.run.report.compare import Comparison, MethodRuns
 from contune.run.report.figures import Plot
 from contune.run.report.record import Predictions, Run, read_losses, read_predictions
 from contune.run.report.words import share
@@ -54,7 +54,7 @@ def overview_plots(comparison: Comparison) -> list[Plot]:
     return plots
 
 
-def _ends(groups: Sequence[Group], joint: Group | None) -> str:
+def _ends(groups: Sequence[MethodRuns], joint: MethodRuns | None) -> str:
     ends = [(group.label, group.metrics["average_accuracy"].mean) for group in groups]
     told = [f"{label} ends at {share(value)}." for label, value in ends if value is not None]
     bound = joint.metrics["average_accuracy"].mean if joint is not None else None

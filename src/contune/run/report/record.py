@@ -66,21 +66,21 @@ class Run:
         return found
 
     @property
-    def retained(self) -> Mapping[str, Mapping[str, list[float | None]]]:
-        """Measures of each probe, of the untouched model first and then after every task; empty without probes."""
-        found: Mapping[str, Mapping[str, list[float | None]]] = self.results.get("retained") or {}
+    def retention(self) -> Mapping[str, Mapping[str, list[float | None]]]:
+        """Measures of each retention set, of the untouched model first and then after every task; empty without any."""
+        found: Mapping[str, Mapping[str, list[float | None]]] = self.results.get("retention") or {}
         return found
 
     @property
-    def findings(self) -> list[Mapping[str, Mapping[str, float]]]:
+    def diagnostics(self) -> list[Mapping[str, Mapping[str, float]]]:
         """What parts of the method found out in every task, by part and name; empty where they say nothing."""
-        found: list[Mapping[str, Mapping[str, float]]] = self.results.get("findings") or []
+        found: list[Mapping[str, Mapping[str, float]]] = self.results.get("diagnostics") or []
         return found
 
     @property
-    def finding_names(self) -> list[tuple[str, str]]:
+    def diagnostic_names(self) -> list[tuple[str, str]]:
         """Part and name of everything that was found out in any task."""
-        named = [(part, name) for task in self.findings for part, values in task.items() for name in values]
+        named = [(part, name) for task in self.diagnostics for part, values in task.items() for name in values]
         return list(dict.fromkeys(named))
 
     @property

@@ -10,7 +10,7 @@ import yaml
 
 from contune._files import write_text
 from contune.metric.definitions import DEFINITIONS
-from contune.run.report.compare import Comparison, Group, compare, config_differences, describe_seeds
+from contune.run.report.compare import Comparison, MethodRuns, compare, config_differences, describe_seeds
 from contune.run.report.figures import inline_svg, write_plot
 from contune.run.report.plots import Detail, detail_plots, matrix_plots, overview_plots, read_details
 from contune.run.report.record import Run
@@ -116,7 +116,7 @@ def _page(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _title(groups: Sequence[Group]) -> str:
+def _title(groups: Sequence[MethodRuns]) -> str:
     stream = groups[0].stream if len({group.stream for group in groups}) == 1 else "several streams"
     if len(groups) > 3:
         return f"{len(groups)} methods on {stream}"
@@ -134,7 +134,7 @@ def _facts(run: Run) -> list[str]:
     return [*facts, str(run.model["path"])] if run.model.get("path") else facts
 
 
-def _changed_bases(groups: Sequence[Group]) -> list[str]:
+def _changed_bases(groups: Sequence[MethodRuns]) -> list[str]:
     return [
         f"The base model's weights changed during {run.folder}; its adapters fit no base that you can load."
         for group in groups
@@ -143,7 +143,7 @@ def _changed_bases(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def _tiles(group: Group) -> list[dict[str, str]]:
+def _tiles(group: MethodRuns) -> list[dict[str, str]]:
     return [
         {"name": DEFINITIONS[name].name, "value": percent(group.metrics[name]), "meaning": DEFINITIONS[name].meaning}
         for name in TILES
@@ -173,7 +173,7 @@ def shown_tables(run: Run) -> list[str]:
     ]
 
 
-def _costs(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
+def _costs(groups: Sequence[MethodRuns]) -> list[tuple[str, list[str]]]:
     keys = [key for key in COST_NAMES if any(key in group.cost for group in groups)]
     keys += [key for group in groups for key in group.cost]
     return [(COST_NAMES.get(key, _spell(key)), [_cost(group, key) for group in groups]) for key in dict.fromkeys(keys)]
@@ -183,7 +183,7 @@ def _spell(key: str) -> str:
     return key.replace(".", ": ").replace("_", " ").capitalize()
 
 
-def _cost(group: Group, key: str) -> str:
+def _cost(group: MethodRuns, key: str) -> str:
     found = group.cost.get(key)
     if found is None or found.mean is None:
         return NONE
@@ -194,7 +194,7 @@ def _cost(group: Group, key: str) -> str:
     return told
 
 
-def _metrics(groups: Sequence[Group]) -> list[dict[str, Any]]:
+def _metrics(groups: Sequence[MethodRuns]) -> list[dict[str, Any]]:
     return [
         {"definition": DEFINITIONS[name], "cells": [percent(group.metrics[name]) for group in groups]}
         for name in groups[0].metrics
@@ -202,7 +202,7 @@ def _metrics(groups: Sequence[Group]) -> list[dict[str, Any]]:
     ]
 
 
-def _nowhere(name: str, groups: Sequence[Group]) -> bool:
+def _nowhere(name: str, groups: Sequence[MethodRuns]) -> bool:
     return all(group.metrics[name].mean is None for group in groups)
 
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from contune.errors import ConfigError, did_you_mean
 from contune.metric.definitions import DEFINITIONS
 from contune.metric.estimate import Estimate
-from contune.run.report.compare import HEADLINE_METRICS, Comparison
-from contune.run.report.compare import Group as RunGroup
-from contune.run.report.palette import heat_colour, ink_on
+from contune.run.report.colours import heat_colour, ink_on
+from contune.run.report.compare import HEADLINE_METRICS, Comparison, MethodRuns
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -105,7 +104,7 @@ def show_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _cost(group: RunGroup, key: str) -> str:
+def _cost(group: MethodRuns, key: str) -> str:
     value = group.cost.get(key)
     return NONE if value is None or value.mean is None else show_cost(key, value.mean)
 
@@ -120,17 +119,17 @@ def columns(comparison: Comparison) -> list[tuple[str, list[str]]]:
     found.append(("Runs", [str(len(group.runs)) for group in groups]))
     for name in HEADLINE_METRICS:
         found.append((DEFINITIONS[name].name, [percent(group.metrics[name]) for group in groups]))
-    for probe in dict.fromkeys(name for group in groups for run in group.runs for name in run.retained):
-        found.append((f"Retained on {probe}", [_retained(group, probe) for group in groups]))
+    for retention_set in dict.fromkeys(name for group in groups for run in group.runs for name in run.retention):
+        found.append((f"Retained on {retention_set}", [_retained(group, retention_set) for group in groups]))
     for key, heading in COSTS.items():
         if any(key in group.cost for group in groups):
             found.append((heading, [_cost(group, key) for group in groups]))
     return found
 
 
-def _retained(group: RunGroup, probe: str) -> str:
-    """How much of the untouched model's score on a probe is left, in points: its score at the end less the first."""
-    scores = [run.retained[probe]["score"] for run in group.runs if probe in run.retained]
+def _retained(group: MethodRuns, retention_set: str) -> str:
+    """How much of the untouched model's score on a retention set is left, in points: its score at the end less the first."""
+    scores = [run.retention[retention_set]["score"] for run in group.runs if retention_set in run.retention]
     changes = [values[-1] - values[0] for values in scores if values[0] is not None and values[-1] is not None]
     return NONE if not changes else f"{100 * sum(changes) / len(changes):+.1f}"
 

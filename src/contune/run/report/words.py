@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from contune.run.report.compare import Comparison, Difference, Group, model_identity, stream_identity
+from contune.run.report.compare import Comparison, Difference, MethodRuns, model_identity, stream_identity
 
 POINT = "\N{NO-BREAK SPACE}points"
 MOST_TOLD = 5
@@ -36,11 +36,11 @@ def points(value: int) -> str:
     return "1\N{NO-BREAK SPACE}point" if value == 1 else f"{value}{POINT}"
 
 
-def _mean(group: Group, name: str) -> float | None:
+def _mean(group: MethodRuns, name: str) -> float | None:
     return group.metrics[name].mean
 
 
-def scope(group: Group) -> str:
+def scope(group: MethodRuns) -> str:
     """What the last accuracy is measured over: all classes, domains or tasks learned."""
     run = group.runs[0]
     learned = len(run.matrix)
@@ -56,7 +56,7 @@ def _all(learned: int, tasks: int) -> str:
     return str(tasks) if learned == tasks else f"first {learned} of {tasks}"
 
 
-def describe_group(group: Group, joint: Group | None = None) -> list[str]:
+def describe_group(group: MethodRuns, joint: MethodRuns | None = None) -> list[str]:
     """The story of one method: where it ends, what it had learned, what it lost, how far joint training is."""
     last = _mean(group, "last_accuracy")
     if last is None:
@@ -95,7 +95,7 @@ def _gap(gap: int) -> str:
     return ", no more than that" if gap == 0 else f", {points(-gap)} less"
 
 
-def _comparable(groups: Sequence[Group]) -> bool:
+def _comparable(groups: Sequence[MethodRuns]) -> bool:
     streams = {stream_identity(group.runs[0]) for group in groups}
     models = {model_identity(group.runs[0]) for group in groups}
     return len(streams) == len(models) == 1
@@ -123,20 +123,20 @@ def describe_comparison(comparison: Comparison) -> list[str]:
     return found + _certainty(comparison, learners)
 
 
-def _reference(groups: Sequence[Group]) -> Group:
+def _reference(groups: Sequence[MethodRuns]) -> MethodRuns:
     """The method that does nothing against forgetting, or the one that forgets most."""
     plain = [group for group in groups if "sequential" in group.method]
     return max(plain or groups, key=lambda group: _mean(group, "forgetting") or 0.0)
 
 
-def _describe_reference(group: Group) -> str:
+def _describe_reference(group: MethodRuns) -> str:
     last, forgotten = _mean(group, "last_accuracy") or 0.0, _round(_mean(group, "forgetting") or 0.0)
     if forgotten <= 0:
         return f"{group.label} forgets nothing and ends at {share(last)}."
     return f"{group.label} forgets {points(forgotten)} and ends at {share(last)}."
 
 
-def _against(group: Group, reference: Group) -> str:
+def _against(group: MethodRuns, reference: MethodRuns) -> str:
     last = _mean(group, "last_accuracy") or 0.0
     lost, base = _round(_mean(group, "forgetting") or 0.0), _round(_mean(reference, "forgetting") or 0.0)
     if base > 0 and base - lost >= 1:
@@ -154,7 +154,7 @@ def _against(group: Group, reference: Group) -> str:
     return told + "."
 
 
-def _describe_joint(joint: Group | None, learners: Sequence[Group]) -> list[str]:
+def _describe_joint(joint: MethodRuns | None, learners: Sequence[MethodRuns]) -> list[str]:
     bound = None if joint is None else _mean(joint, "last_accuracy")
     if bound is None:
         return []
@@ -167,7 +167,7 @@ def _describe_joint(joint: Group | None, learners: Sequence[Group]) -> list[str]
     return [f"Joint training, the usual upper bound, reaches {share(bound)}; {best.label} is {points(-gap)} above it."]
 
 
-def _certainty(comparison: Comparison, learners: Sequence[Group]) -> list[str]:
+def _certainty(comparison: Comparison, learners: Sequence[MethodRuns]) -> list[str]:
     if len(learners) < 2:
         return []
     ranked = sorted(learners, key=lambda group: -(_mean(group, "last_accuracy") or 0.0))

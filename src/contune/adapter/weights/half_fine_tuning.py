@@ -1,0 +1,119 @@
+"""Half fine-tuning: in every task a fresh random half of the model's matrices rests (HFT, arXiv 2404.18466)."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, final
+
+import numpy as np
+from torch import Tensor, nn
+
+from contune.adapter.layers import resolve_layers
+from contune.adapter.weights.freezable import FreezableParameters
+from contune.adapter.weights.subset import is_norm
+from contune.backbone.backbone import Backbone
+from contune.backbone.linear import is_linear
+from contune.contract.context import Context
+from contune.contract.data import Batch
+from contune.contract.parts import Adapter, Parameters
+from contune.contract.randomness import numpy_generator
+from contune.contract.state import State
+from contune.numerics.masks import frozen_counts, require_share
+
+Role = Literal["attention", "feed-forward", "norm"]
+Groups = Mapping[Role, Sequence[Sequence[tuple[str, ...]]]]
+
+
+def role_of(path: str, module: nn.Module) -> Role | None:
+    """What a module inside a layer is, by its path there and its kind; None for what has no weights of these kinds.
+
+    >>> role_of("attention.output.dense", nn.Linear(1, 1)), role_of("output.dense", nn.Linear(1, 1))
+    ('attention', 'feed-forward')
+    """
+    if is_norm(module):
+        return "norm"
+    if is_linear(module):
+        return "attention" if "attn" in path.lower() or "attention" in path.lower() else "feed-forward"
+    return None
+
+
+def drawn_to_freeze(groups: Groups, share: float, generator: np.random.Generator) -> set[str]:
+    """Names of the tensors that rest: in each layer this share of the matrices of each role, whole and with their biases.
+
+    >>> len(drawn_to_rest({"attention": [[("q",), ("k",), ("v",), ("o",)]]}, 0.5, np.random.default_rng(0)))
+    2
+    """
+    names: set[str] = set()
+    for role in sorted(groups):
+        layers = groups[role]
+        counts = frozen_counts([len(modules) for modules in layers], share, generator)
+        for modules, count in zip(layers, counts, strict=True):
+            for place in generator.permutation(len(modules))[:count].tolist():
+                names |= set(modules[place])
+    return names
+
+
+@final
+class Half(Adapter):
+    """Trains all weights but those that rest in this task: of each layer a random `share` of the matrices, whole.
+
+    Two of four attention matrices rest per layer; of an odd number, such as three of a gated MLP, one more in half of
+    the layers, drawn. Norms likewise. A projection that makes queries, keys and values in one counts as one matrix. A
+    bias goes with its matrix. Embeddings, the last norm and layer scales always train, as the paper's default is recalled
+    to be. Half is by the number of matrices: the share of weights is near it, not it.
+
+    Every task draws anew, so no tensor is safe for good: after t tasks the share 1 - 2^-t has been trained. What rests has
+    no gradient and no optimizer state, so that nothing moves it. Memory: the model in place of the base; half of the
+    gradients and moments of full fine-tuning.
+    """
+
+    name: ClassVar[str] = "half-fine-tuning"
+
+    def __init__(self, *, share: float = 0.5, layers: str | list[int] = "all", lr_scale: float = 0.01) -> None:
+        require_share("share", share)
+        self.share, self.layers, self.lr_scale = share, layers, lr_scale
+        self._inner = FreezableParameters("full", lambda _name, _module: True, layers, lr_scale)
+        self._groups: Groups = {}
+
+    def attach(self, backbone: Backbone, seed: int) -> None:
+        self._inner.attach(backbone, seed)
+        names = {id(parameter): name for name, parameter in self._inner.trained().items()}
+        roles: tuple[Role, ...] = ("attention", "feed-forward", "norm")
+        chosen = [backbone.layers[index] for index in resolve_layers(self.layers, backbone.depth)]
+        self._groups = {role: [matrices_of(layer, role, names) for layer in chosen] for role in roles}
+
+    def begin_task(self, context: Context) -> None:
+        if context.model.adapter_trainable:
+            generator = numpy_generator(context.task.settings.seed, "half-fine-tuning", context.task.index)
+            self._inner.freeze(drawn_to_freeze(self._groups, self.share, generator))
+
+    @property
+    def frozen(self) -> list[str]:
+        """Names of the tensors that rest in this task."""
+        return self._inner.frozen
+
+    def trained(self) -> Parameters:
+        return self._inner.trained()
+
+    def lowest_layer(self, backbone: Backbone) -> int:
+        return self._inner.lowest_layer(backbone)
+
+    def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        return self._inner.encode(backbone, batch)
+
+    def merge(self) -> bool:
+        return self._inner.merge()
+
+    def state(self) -> State:
+        return self._inner.state()
+
+    def load_state(self, state: State, context: Context) -> None:
+        self._inner.load_state(state, context)
+
+
+def matrices_of(layer: nn.Module, role: Role, names: Mapping[int, str]) -> list[tuple[str, ...]]:
+    """The modules of a layer that have this role, each as the names of its own tensors."""
+    found = []
+    for path, module in layer.named_modules():
+        own = tuple(names[id(parameter)] for parameter in module.parameters(recurse=False) if id(parameter) in names)
+        if own and role_of(path, module) == role:
+            found.append(own)
+    return found

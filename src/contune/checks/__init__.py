@@ -1,0 +1,1 @@
+"""What must hold for every method and part, and the small run it is tried on."""

