@@ -32,7 +32,7 @@ def task_of(pairs: list[tuple[str, str]]) -> Task:
 def learner_of(model: str, method: str = "lora", **train: object) -> Learner:
     layers = {"layers": "all"} if method in ("corda", "inflora") else {}
     built = build_method(method, layers)
-    return Learner(str(tiny_folder(model)), built, kind="language", train={**TRAIN, **train})
+    return Learner(str(tiny_folder(model)), built, objective="write", train={**TRAIN, **train})
 
 
 @pytest.mark.parametrize("model", BOTH)

@@ -24,7 +24,7 @@ class ModelConfig(BaseModel):
     `max_length` (tokens) cuts longer texts; without it the sentence encoder's own limit holds, or else 256 or the
     model's limit, whichever is smaller. How many texts were cut is counted when they are prepared.
 
-    In `kind: language` streams, `template` says how turns become one prompt: `chat` by the tokenizer's own template,
+    In `objective: write` streams, `template` says how turns become one prompt: `chat` by the tokenizer's own template,
     `plain` one below the other, `auto` by the tokenizer's template where it has one. `cut_prompts` drops the beginning of
     prompts that do not fit before their answer, and counts them; without it they are an error.
 

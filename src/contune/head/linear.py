@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from contune.contract.context import Context
-from contune.contract.parts import Head, Parameters
+from contune.contract.parts import Head, Parameters, Trait
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 
@@ -39,6 +39,7 @@ class Linear(Head):
     """
 
     name: ClassVar[str] = "linear"
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset()
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "growing"
 
     def __init__(self, *, loss_over: Literal["seen", "own-task"] = "seen", lr_scale: float = 1.0) -> None:
@@ -84,6 +85,7 @@ class Cosine(Head):
     """Cosine of feature and class weight, times a learnt scale (APER, arXiv 2303.07338: sigma starts at `scale`)."""
 
     name: ClassVar[str] = "cosine"
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.COMPETING, Trait.CLASSES})
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "growing"
 
     def __init__(

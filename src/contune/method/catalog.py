@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
+from contune.contract.objective import Objective
 from contune.contract.parts import Adapter, Head, Part, Router, Rule
 from contune.errors import ConfigError, ContuneError, did_you_mean
 from contune.method.method import Method
@@ -31,6 +32,7 @@ def add_plugin(module: ModuleType) -> None:
         _plugins.append(module)
     recipes.cache_clear()
     parts.cache_clear()
+    objectives.cache_clear()
 
 
 @cache
@@ -52,13 +54,13 @@ def recipes() -> dict[str, Recipe]:
 def parts(room: str) -> dict[str, Callable[..., Any]]:
     """All parts of a room by name: final classes that have a name, and functions that return the room's class.
 
-    The language head is not among them: it takes the linear head's place by itself in streams of kind `language`.
+    Not among them is what takes another part's place by itself, as the language head does.
     """
     package, base = CATEGORIES[room]
     found: dict[str, Callable[..., Any]] = {}
     for module in (*_modules(package), *_plugins):
         for _, cls in _public(module, inspect.isclass):
-            if issubclass(cls, base) and cls.__dict__.get("name") and not (base is Head and cls.language):
+            if issubclass(cls, base) and cls.__dict__.get("name") and cls.selectable:
                 found[cls.__dict__["name"]] = cls
         for name, function in _public(module, inspect.isfunction):
             if _returns(function) is base:
@@ -66,9 +68,37 @@ def parts(room: str) -> dict[str, Callable[..., Any]]:
     return dict(sorted(found.items()))
 
 
+@cache
+def objectives() -> dict[str, type[Objective]]:
+    """All objectives by name."""
+    found = {}
+    for module in (*_modules("contune.objective"), *_plugins):
+        for _, cls in _public(module, inspect.isclass):
+            if issubclass(cls, Objective) and cls.__dict__.get("name"):
+                found[cls.name] = cls
+    return dict(sorted(found.items()))
+
+
+def build_objective(name: str) -> Objective:
+    """A fresh objective of this name."""
+    known = objectives()
+    if name not in known:
+        raise ConfigError(f"objective {name!r} is unknown; {did_you_mean(name, known)}")
+    return known[name]()
+
+
+def accepts(recipe: str, objective: str) -> bool:
+    """Whether a recipe can be used with an objective, by default."""
+    try:
+        build_method(recipe, {}).for_objective(build_objective(objective))
+    except ContuneError:
+        return False
+    return True
+
+
 def class_recipes() -> list[str]:
-    """Names of the recipes that learn classes; the others write texts and refuse streams without language."""
-    return [name for name in recipes() if all(part.classes for part in build_method(name, {}).parts)]
+    """Names of the recipes that learn classes; the others are for other objectives alone."""
+    return [name for name in recipes() if accepts(name, "classify")]
 
 
 def build_method(name: str, options: Mapping[str, Any]) -> Method:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from contune.contract.context import Context
 from contune.contract.data import Dataset
-from contune.contract.parts import Router
+from contune.contract.parts import Router, Trait
 
 CHUNK = 4096  # rows scored at once
 
@@ -51,7 +51,7 @@ class Entropy(Router):
     """
 
     name: ClassVar[str] = "entropy"
-    language: ClassVar[bool] = False  # a text has one route, and each token of its answer an entropy
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.EXAMPLE_ROWS, Trait.COMPETING})
 
     def __init__(self, *, relative: bool = True) -> None:
         self.relative = relative

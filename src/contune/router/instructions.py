@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contune.contract.context import Context
 from contune.contract.data import Dataset
-from contune.contract.parts import Router
+from contune.contract.parts import Router, Trait
 from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.router.keys import own_module
@@ -149,7 +149,8 @@ class Instructions(Router):
         if keep < 1:
             raise ConfigError(f"keep is {keep}; give at least 1 instruction per task")
         self.threshold, self.keep, self.strict = threshold, keep, strict
-        self.classes = not strict  # type: ignore[misc]  # lcia lets its router be idle where answers are classes
+        needs = {Trait.WRITTEN} if strict else set[Trait]()
+        self.needs_traits = frozenset(needs)  # type: ignore[misc]  # lcia lets its router be idle where answers are classes
         self.line: Line = line
         self._books: dict[int, list[str]] = {}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from contune.contract.parts import Trait
 from contune.contract.processes import Processes
 from contune.engine.learner import Learner
 from contune.engine.observer import Observer
@@ -73,9 +74,12 @@ def explanation(config: RunConfig, base: Path) -> Table:
     examples = sum(len(task.train) for task in stream.tasks)
     tests = sum(len(task.test) for task in stream.tasks)
     layer, depth = context.model.lowest_layer(), learner.backbone.depth
-    answers = "written answers" if stream.kind == "language" else f"{len(stream.class_names)} classes"
+    written = Trait.WRITTEN in learner.objective.traits
+    answers = "written answers" if written else f"{len(stream.class_names)} classes"
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title=config.label(), title_justify="left")
-    table.add_row("stream", f"{stream.name}: {len(stream.tasks)} tasks, {answers}, {stream.kind}")
+    table.add_row(
+        "stream", f"{stream.name}: {len(stream.tasks)} tasks, {answers}, {stream.kind}, objective: {stream.objective}"
+    )
     table.add_row("data", f"{examples:,} training and {tests:,} test examples")
     table.add_row(
         "model", f"{config.model.path}: {total:,} parameters, {depth} layers, feature: {learner.backbone.feature}"

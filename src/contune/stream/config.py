@@ -11,6 +11,8 @@ from contune.stream.task import Kind
 PathText = Annotated[str, Field(min_length=1)]
 Paths = PathText | Annotated[list[PathText], Field(min_length=1)]
 Files = Paths | Annotated[dict[str, Paths], Field(min_length=1)]
+ObjectiveName = Literal["classify", "multi-label", "regress", "tag", "write"]
+KIND_OF_OBJECTIVE: Mapping[str, Kind] = {"write": "domain-incremental", "regress": "domain-incremental"}
 TEXT_SUFFIXES = (".txt", ".txt.gz", ".md")
 
 
@@ -99,7 +101,7 @@ class StylesConfig(BaseModel):
 
 
 class LanguageConfig(BaseModel):
-    """How rows become prompts and answers, and documents pieces (`kind: language`).
+    """How rows become prompts and answers, and documents pieces (`objective: write`).
 
     `prompt` is a template over the columns of a table, such as `"{question}\\n{context}"`, and `answer` the column of the
     right answer (one text, or a list of which each is right); left out, the usual layouts are known. `instructions` come
@@ -157,8 +159,11 @@ class StreamConfig(BaseModel):
     `domains` and `classes` declare their order, which is sorted otherwise. `order_seed` permutes that order; null
     keeps it. `validation` is the share of each class's training examples that is held out, `per_class` the most
     training examples a class keeps within a task, both chosen by `seed` alone. `skip_bad` leaves out bad rows and
-    says so in the stream's notes. `kind: language` takes `data` as mappings from domain to file, one task a domain, and
-    reads them as `language` says.
+    says so in the stream's notes.
+
+    `objective` says what an answer is: one class (`classify`), several labels (`multi-label`), a tag for each word
+    (`tag`), numbers (`regress`) or a text (`write`). `objective: write` takes `data` as mappings from domain to file, one
+    task a domain, and reads them as `language` says.
 
     >>> StreamConfig(data="digits").kind
     'class-incremental'
@@ -167,6 +172,7 @@ class StreamConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: Annotated[Annotated[PathText, Tag("name")] | Annotated[DataConfig, Tag("mapping")], Discriminator(_data_tag)]
+    objective: ObjectiveName = "classify"
     kind: Kind = "class-incremental"
     tasks: Annotated[int, Field(ge=1)] | None = None
     sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
@@ -190,12 +196,27 @@ class StreamConfig(BaseModel):
         """Whether tasks are groups that the data names, and not parts of the class order."""
         return self.kind == "domain-incremental" or self.by is not None or self.grouped_files
 
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_of_objective(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        if values.get("kind") == "language":
+            raise ValueError(
+                "kind: language is now objective: write, with kind: domain-incremental or no kind; set objective: write"
+            )
+        if values.get("kind") is None:
+            return {**values, "kind": KIND_OF_OBJECTIVE.get(values.get("objective", "classify"), "class-incremental")}
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         _refuse_repeats("classes", self.classes)
         _refuse_repeats("domains", self.domains)
-        if self.language is not None and self.kind != "language":
-            raise ValueError(f"language says how text is learned as text, but kind is {self.kind}; set kind: language")
+        if self.language is not None and self.objective != "write":
+            raise ValueError(
+                f"language says how text is learned as text, but objective is {self.objective}; set objective: write"
+            )
         if self.tasks is not None and self.sizes is not None:
             raise ValueError("tasks and sizes are both given; give one of them")
         if self.by is not None and self.grouped_files:

@@ -32,7 +32,7 @@ MODES = ["keep", "preview"]
 
 def learner_of(case: str = "digits", train: dict[str, Any] | None = None, **options: Any) -> Learner:
     model = tiny_model() if case == "digits" else str(tiny_folder(case))
-    kind = {"kind": "language"} if case.endswith("writer") else {}
+    kind = {"objective": "write"} if case.endswith("writer") else {}
     method = build_method("corda", {"rank": 4, **options})
     return Learner(model, method, train={**SETTINGS, **(train or {})}, **kind)  # type: ignore[arg-type]
 
@@ -233,7 +233,7 @@ def test_few_samples_are_drawn_by_the_seed_and_the_task() -> None:
 @pytest.mark.parametrize("case", ["digits", "bert", "gpt2-writer"])
 def test_with_nothing_to_keep_yet_the_first_task_is_plain_lora(case: str) -> None:
     model = tiny_model() if case == "digits" else str(tiny_folder(case))
-    kind = {"kind": "language"} if case.endswith("writer") else {}
+    kind = {"objective": "write"} if case.endswith("writer") else {}
     options = {"rank": 4, "alpha": 4.0, "targets": "all-linear"}
     plain = Learner(model, build_method("o-lora", options), train=SETTINGS, **kind)  # type: ignore[arg-type]
     ours = learner_of(case, train={"warmup": 0.0})

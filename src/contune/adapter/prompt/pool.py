@@ -9,7 +9,7 @@ from torch.nn import functional
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
-from contune.contract.parts import Adapter, Parameters
+from contune.contract.parts import Adapter, Parameters, Trait
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.errors import CombinationError, ConfigError
@@ -41,7 +41,7 @@ class PromptPool(Adapter):
     """
 
     name: ClassVar[str] = "prompt-pool"
-    language: ClassVar[bool] = False
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.EXAMPLE_ROWS})
     needs_queries: ClassVar[bool] = True
 
     def __init__(self, *, pool: int = 10, length: int = 5, top: int = 5, pull: float = 0.1) -> None:

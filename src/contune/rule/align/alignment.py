@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.parts import Adapter, Head, Rule, Trait
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.errors import CombinationError
@@ -91,7 +91,7 @@ class Alignment(Rule):
     """
 
     name: ClassVar[str] = "alignment"
-    language: ClassVar[bool] = False
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.EXAMPLE_ROWS, Trait.COMPETING})
     idle: ClassVar[Mapping[str, object]] = {"epochs": 0}
 
     def __init__(

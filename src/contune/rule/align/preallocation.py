@@ -43,7 +43,7 @@ class Preallocation(Rule):
     def loss(self, context: Context, batch: Batch, outputs: Outputs) -> Tensor | None:
         head = context.model.head
         assert isinstance(head, FrozenRows)
-        if not head.reserved_rows or context.task.kind == "task-incremental":
+        if not head.reserved_rows or context.model.tasks_named:
             return None
         seen = outputs.logits.masked_fill(~context.model.class_mask(batch.tasks), float("-inf"))
         return row_mean(crowding(seen, head.reserved_logits(outputs.features)), batch)

@@ -5,7 +5,6 @@ from typing import ClassVar, final
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Selection
@@ -85,10 +84,8 @@ class Refresh(Rule):
         gradients = {name: torch.zeros_like(value) for name, value in trained.items()}
         if batch is not None and batch.segments[TASK].start < batch.segments[TASK].stop:
             place = batch.segments[TASK]
-            logits = context.model.forward(batch).logits.masked_fill(
-                ~context.model.class_mask(batch.tasks), float("-inf")
-            )
-            loss = batch.mean(functional.cross_entropy(logits[place], batch.labels[place], reduction="none"))
+            logits = context.model.forward(batch).logits
+            loss = batch.mean(context.model.objective.losses(context.model, batch, logits)[place])
             found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
             gradients |= {n: g for n, g in zip(trained, found, strict=True) if g is not None}
         context.passes.processes.sum_(list(gradients.values()))
@@ -97,10 +94,9 @@ class Refresh(Rule):
     def end_task(self, context: Context) -> None:
         if not self.delta:
             return
-        labels = context.task.data.labels
 
-        def weighted(logits: Tensor, row: int) -> Tensor:
-            log_p = functional.log_softmax(logits, dim=0)[int(labels[row])]
+        def weighted(batch: Batch, logits: Tensor) -> Tensor:
+            log_p = context.model.objective.log_likelihood(context.model, batch, logits, None)
             return (log_p / 2).exp().detach() * log_p  # its gradient squared is p (d log p)^2
 
         new = mean_over_examples(context, self.examples, weighted, 2)

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from contune.contract.context import Context
+from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Head, Rule
 from contune.contract.randomness import numpy_generator, torch_generator
 from contune.contract.state import State, on_device
@@ -55,18 +55,18 @@ def added(old: Tensors, new: Tensors) -> dict[str, Tensor]:
 
 
 def mean_over_examples(
-    context: Context, count: int, gradient_of: Callable[[Tensor, int], Tensor], power: int
+    context: Context, count: int, scalar_of: Callable[[Batch, Tensor], Tensor], power: int
 ) -> Tensors:
-    """Mean over examples, one at a time, of |gradient of a scalar of its logits| ** power, for every trained tensor."""
+    """Mean over examples, one at a time, of |gradient of a scalar of its scores| ** power, for every trained tensor."""
     trained = context.model.trained()
     sums = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
     order = numpy_generator(context.task.settings.seed, "importance", context.task.index).permutation(
         len(context.task.data)
     )
     chosen = order[:count]
-    for number, row in enumerate(chosen.tolist()):
+    for number in range(len(chosen)):
         batch = context.passes.batch([(context.task.data, order[number : number + 1])])
-        scalar = gradient_of(context.model.forward(batch).logits[0], row)
+        scalar = scalar_of(batch, context.model.forward(batch).logits)
         gradients = torch.autograd.grad(scalar, list(trained.values()), allow_unused=True)
         for name, gradient in zip(trained, gradients, strict=True):
             if gradient is not None:
@@ -75,15 +75,15 @@ def mean_over_examples(
 
 
 def fisher(context: Context, count: int, kind: str) -> Tensors:
-    """Diagonal Fisher information: E[(d log p(y|x) / d theta)^2], y drawn from the model (`true`) or the label."""
+    """Diagonal Fisher information: E[(d log p(y|x) / d theta)^2], y drawn from the model (`true`) or the label.
+
+    p is the likelihood that training makes large: over the classes that compete, and of a written answer's every token.
+    """
     generator = torch_generator(context.task.settings.seed, "fisher", context.task.index)
 
-    def log_likelihood(logits: Tensor, row: int) -> Tensor:
-        log_p = functional.log_softmax(logits, dim=0)
-        if kind == "empirical":
-            return log_p[int(context.task.data.labels[row])]
-        drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
-        return log_p[int(drawn)]
+    def log_likelihood(batch: Batch, logits: Tensor) -> Tensor:
+        drawn = None if kind == "empirical" else generator
+        return context.model.objective.log_likelihood(context.model, batch, logits, drawn)
 
     return mean_over_examples(context, count, log_likelihood, 2)
 
@@ -208,7 +208,7 @@ class MAS(Rule):
         return self.strength * anchored_distance(context.model.trained(), self._anchor, self._importance)
 
     def end_task(self, context: Context) -> None:
-        omega = mean_over_examples(context, self.examples, lambda logits, _row: logits.square().sum(), 1)
+        omega = mean_over_examples(context, self.examples, lambda _batch, logits: logits.square().sum(), 1)
         self._importance = added(self._importance, omega)
         self._anchor = snapshot(context)
 

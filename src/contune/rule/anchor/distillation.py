@@ -5,23 +5,11 @@ from typing import ClassVar, final
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Outputs
 from contune.contract.parts import Adapter, Head, Rule
 from contune.contract.state import State
-
-
-def distillation_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)) for every row.
-
-    >>> distillation_rows(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.0]]), 2.0).item()
-    0.0
-    """
-    old = functional.log_softmax(teacher / temperature, dim=1)
-    new = functional.log_softmax(student / temperature, dim=1)
-    return temperature**2 * (old.exp() * (old - new)).sum(dim=1)
 
 
 @final
@@ -59,7 +47,8 @@ class Distillation(Rule):
             return None
         with torch.no_grad(), context.model.swapped(self._teacher):
             teacher = context.model.forward(batch).logits[place, : self._known]
-        rows = distillation_rows(outputs.logits[place, : self._known], teacher, self.temperature)
+        student = outputs.logits[place, : self._known]
+        rows = context.model.objective.divergences(student, teacher, self.temperature)
         return self.weight * batch.mean(rows)
 
     def end_task(self, context: Context) -> None:

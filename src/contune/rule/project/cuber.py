@@ -6,7 +6,6 @@ from typing import ClassVar, Literal, final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from contune.backbone.linear import is_transposed
 from contune.contract.context import Context
@@ -75,8 +74,8 @@ def mean_gradients(context: Context, names: Sequence[str], rows: Rows) -> dict[s
     size = context.passes.batch_size
     for start in range(0, len(rows), size):
         batch = context.passes.batch([(context.task.data, rows[start : start + size])])
-        logits = context.model.forward(batch).logits.masked_fill(~context.model.class_mask(batch.tasks), float("-inf"))
-        loss = functional.cross_entropy(logits, batch.labels, reduction="sum") / len(rows)
+        logits = context.model.forward(batch).logits
+        loss = context.model.objective.losses(context.model, batch, logits).sum() / len(rows)
         found = torch.autograd.grad(loss, [trained[name] for name in names], allow_unused=True)
         for name, gradient in zip(names, found, strict=True):
             if gradient is not None:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from contune.contract.context import Context
 from contune.contract.data import Dataset, Rows, Selection
@@ -120,9 +119,7 @@ def loss_gradient(context: Context, dataset: Dataset, rows: Rows) -> dict[str, T
     for start in range(0, len(rows), size):
         batch = context.passes.batch([(dataset, rows[start : start + size])])
         logits = context.model.forward(batch).logits
-        if not context.model.head.language:
-            logits = logits.masked_fill(~context.model.class_mask(batch.tasks), float("-inf"))
-        loss = functional.cross_entropy(logits, batch.labels, reduction="sum") / total
+        loss = context.model.objective.losses(context.model, batch, logits).sum() / total
         found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
         for name, gradient in zip(trained, found, strict=True):
             if gradient is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from contune.adapter.lora.shared_attention import SharedAttention, input_summary
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.parts import Adapter, Head, Rule, Trait
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State, on_device
 from contune.errors import CombinationError, ConfigError
@@ -88,10 +88,10 @@ class AttentiveReflection(Rule):
         )
 
     def begin_task(self, context: Context) -> None:
-        if self.source == "generated" and context.task.kind != "language":
+        if self.source == "generated" and Trait.WRITTEN not in context.model.objective.traits:
             raise CombinationError(
-                f"rule {self.name!r} has source generated, but in a {context.task.kind} stream the model writes nothing; "
-                "set source: kept, or auto"
+                f"rule {self.name!r} has source generated, but with objective: {context.model.objective.name} the model "
+                "writes nothing; set source: kept, or auto"
             )
 
     def penalty(self, context: Context) -> Tensor | None:
@@ -114,7 +114,7 @@ class AttentiveReflection(Rule):
         summaries = summed_up(context)
         with torch.no_grad():
             self._attention.append(adapter.weights(summaries).mean(dim=0))
-        if self.source == "kept" or context.task.kind != "language":
+        if self.source == "kept" or Trait.WRITTEN not in context.model.objective.traits:
             generator = numpy_generator(context.task.settings.seed, "reflection", context.task.index)
             chosen = generator.permutation(len(summaries))[: self.size]
             self._summaries.append(summaries[torch.from_numpy(chosen)])

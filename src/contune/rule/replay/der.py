@@ -8,7 +8,7 @@ from torch import Tensor
 
 from contune.contract.context import Context
 from contune.contract.data import Batch, Dataset, Outputs, Selection
-from contune.contract.parts import Rule
+from contune.contract.parts import Rule, Trait
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.rule.replay.buffer import Buffer, offered
@@ -35,7 +35,7 @@ class DarkExperience(Rule):
     """
 
     name = "der++"
-    language: ClassVar[bool] = False
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.EXAMPLE_ROWS})
     idle: ClassVar[Mapping[str, object]] = {"alpha": 0.0, "beta": 0.0}
 
     def __init__(self, *, size: int = 500, batch_size: int = 32, alpha: float = 0.1, beta: float = 0.5) -> None:

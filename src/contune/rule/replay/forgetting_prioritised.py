@@ -10,7 +10,7 @@ from torch.nn import functional
 from contune.adapter.weights.subset import is_norm
 from contune.contract.context import Context
 from contune.contract.data import Dataset, Rows, Selection
-from contune.contract.parts import Rule
+from contune.contract.parts import Rule, Trait
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
@@ -61,7 +61,7 @@ class ForgettingPrioritised(Rule):
     """
 
     name: ClassVar[str] = "forgetting-prioritised"
-    language: ClassVar[bool] = False
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.EXAMPLE_ROWS, Trait.COMPETING})
     idle: ClassVar[Mapping[str, object]] = {"phases": 0}
 
     def __init__(
@@ -131,7 +131,7 @@ class ForgettingPrioritised(Rule):
     def _loss(self, context: Context, ready: Dataset, rows: Rows) -> Tensor:
         batch = context.passes.batch([(ready, rows)])
         logits = context.model.forward(batch).logits
-        named = context.task.kind == "task-incremental"
+        named = context.model.tasks_named
         competing = logits.masked_fill(~context.model.class_mask(batch.tasks), float("-inf")) if named else logits
         loss = functional.cross_entropy(competing, batch.labels)
         finished = batch.tasks < context.task.index

@@ -10,11 +10,11 @@ from torch.nn import functional
 
 from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Dataset, Outputs, Rows, Selection
-from contune.contract.parts import Rule
+from contune.contract.parts import Rule, Trait
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State, on_device
 from contune.errors import ConfigError
-from contune.rule.anchor.distillation import distillation_rows
+from contune.numerics.divergences import softmax_divergence
 from contune.rule.average.ema_teacher import rows_of
 from contune.rule.replay.pseudo_samples import (
     TaskForm,
@@ -78,7 +78,7 @@ class PseudoReplay(Rule):
     """
 
     name: ClassVar[str] = "pseudo-replay"
-    classes: ClassVar[bool] = False
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.WRITTEN})
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class PseudoReplay(Rule):
             return None
         with torch.no_grad(), context.model.swapped(self._teacher):
             before = context.model.forward(rows).logits
-        distances = distillation_rows(outputs.logits[batch.segments[SAMPLES]], before, 1.0)
+        distances = softmax_divergence(outputs.logits[batch.segments[SAMPLES]], before, 1.0)
         return distances.sum() / self._drawn
 
     def end_task(self, context: Context) -> None:
