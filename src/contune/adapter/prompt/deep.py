@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,11 @@ class DeepPrompt(Adapter):
     name: ClassVar[str] = "deep-prompt"
     supports_packing: ClassVar[bool] = False
 
-    def __init__(self, *, length: int = 5) -> None:
+    def __init__(
+        self,
+        *,
+        length: Annotated[int, "trained tokens in every layer, from 1", "RanPAC's and APER's VPT-deep"] = 5,
+    ) -> None:
         if length < 1:
             raise ConfigError(f"length is {length}; give at least 1")
         self.length = length

@@ -1,6 +1,6 @@
 """One prompt at the input per task, each trained on its own (S-Prompts, arXiv 2207.12819)."""
 
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 from torch import Tensor
 
@@ -30,7 +30,11 @@ class PromptPerTask(Adapter):
     supports_packing: ClassVar[bool] = False
     modular: ClassVar[bool] = True
 
-    def __init__(self, *, length: int = 10) -> None:
+    def __init__(
+        self,
+        *,
+        length: Annotated[int, "tokens of each task's prompt; 0: the frozen model", "official code"] = 10,
+    ) -> None:
         if length < 0:
             raise ConfigError(f"length is {length}; give 0 or more tokens, 0 for none")
         self.length = length

@@ -1,6 +1,6 @@
 """A pool of prompts with keys: each input takes those whose keys are nearest to its query (L2P, arXiv 2112.08654)."""
 
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,14 @@ class PromptPool(Adapter):
     language: ClassVar[bool] = False
     needs_queries: ClassVar[bool] = True
 
-    def __init__(self, *, pool: int = 10, length: int = 5, top: int = 5, pull: float = 0.1) -> None:
+    def __init__(
+        self,
+        *,
+        pool: Annotated[int, "prompts in the pool, each with a key", "paper"] = 10,
+        length: Annotated[int, "tokens of each prompt", "PyTorch port"] = 5,
+        top: Annotated[int, "nearest prompts that each input is given, 1 to pool", "PyTorch port"] = 5,
+        pull: Annotated[float, "weight of drawing chosen keys to their inputs, from 0", "PyTorch port"] = 0.1,
+    ) -> None:
         if not 1 <= top <= pool:
             raise ConfigError(f"top is {top} and pool {pool}; choose at least 1 and at most all prompts of the pool")
         self.pool, self.length, self.top, self.pull = pool, length, top, pull

@@ -1,11 +1,12 @@
 """Prefix and prompt tuning: trained keys and values at several layers, or trained tokens at the input."""
 
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from contune.adapter.layers import resolve_layers
+from contune.adapter.options import Layers
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
@@ -32,7 +33,12 @@ class Prefix(Adapter):
     name: ClassVar[str] = "prefix"
     supports_packing: ClassVar[bool] = False
 
-    def __init__(self, *, length: int = 10, layers: str | list[int] = "all") -> None:
+    def __init__(
+        self,
+        *,
+        length: Annotated[int, "trained keys, and as many values, in front of those of each layer"] = 10,
+        layers: Layers = "all",
+    ) -> None:
         self.length, self.layers = length, layers
         self._trained: dict[str, nn.Parameter] = {}
 
@@ -69,7 +75,11 @@ class Prompt(Adapter):
     name: ClassVar[str] = "prompt"
     supports_packing: ClassVar[bool] = False
 
-    def __init__(self, *, length: int = 10) -> None:
+    def __init__(
+        self,
+        *,
+        length: Annotated[int, "trained tokens in front of the input"] = 10,
+    ) -> None:
         self.length = length
         self._tokens: nn.Parameter | None = None
 
