@@ -13,6 +13,7 @@ from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.errors import CombinationError
 from contune.head.linear import grown
+from contune.head.options import HeadLrScale
 
 Row = tuple[Tensor, Tensor, Sequence[int]]
 
@@ -48,7 +49,11 @@ class LinearPerTask(Head):
     name: ClassVar[str] = "linear-per-task"
     loss_over: Literal["seen", "own-task"] = "own-task"
 
-    def __init__(self, *, lr_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        lr_scale: HeadLrScale = 1.0,
+    ) -> None:
         self.lr_scale = lr_scale
         self._columns: dict[int, list[int]] = {}
         self._heads: dict[int, dict[str, nn.Parameter]] = {}

@@ -6,7 +6,7 @@ matrix as the sums kept here, by Woodbury's identity.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -141,13 +141,13 @@ def best_strength_of_sums(fit: RidgeSums, held: RidgeSums, strengths: Sequence[f
 class Ridge(Head):
     """Scores h(x) W with W = (G + strength I)^-1 Q, where G and Q are sums over every example seen.
 
-    `random_features`: 0 for the features themselves; `projection` says how their weights are drawn. `strength`: None
-    chooses among 17 powers of ten on a seeded fifth of the current task's features, as RanPAC does; a number makes the
-    result independent of the order of tasks, and is what ACIL does. A task of one example keeps the strength before it.
+    Without a strength one of 17 powers of ten is chosen on a seeded fifth of the current task's features, as RanPAC
+    does; a number makes the result independent of the order of tasks, and is what ACIL does. A task of one example
+    keeps the strength before it.
 
-    Features come in blocks, so memory does not grow with the examples of a task. The search needs no second pass: of up to
-    M examples (M random features) the features are kept for it; of more, sums of the fitted and of the held-out part are
-    taken apart, which are two more matrices M x M. Differs from a search over rows in rounding alone.
+    Features come in blocks, so memory does not grow with the examples of a task. The search needs no second pass: of up
+    to M examples (M random features) the features are kept for it; of more, sums of the fitted and of the held-out part
+    are taken apart, which are two more matrices M x M. Differs from a search over rows in rounding alone.
 
     Sums and solutions are where the model is, so on a GPU's memory too, unless it has no float64.
 
@@ -160,7 +160,11 @@ class Ridge(Head):
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "fixed"
 
     def __init__(
-        self, *, random_features: int = 0, strength: float | None = None, projection: Start = "normal"
+        self,
+        *,
+        random_features: Annotated[int, "random ReLU features to regress on; 0: the features themselves"] = 0,
+        strength: Annotated[float | None, "ridge, from 0; null: searched on a fifth of each task", "RanPAC"] = None,
+        projection: Annotated[Start, "how random features are drawn; kaiming-uniform is ACIL's", "RanPAC"] = "normal",
     ) -> None:
         if random_features < 0 or (strength is not None and strength < 0):
             raise ConfigError(f"random_features is {random_features} and strength {strength}; neither may be below 0")
