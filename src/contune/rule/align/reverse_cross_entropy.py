@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -31,7 +31,11 @@ class ReverseCrossEntropy(Rule):
     name: ClassVar[str] = "reverse-cross-entropy"
     idle: ClassVar[Mapping[str, object]] = {"weight": 0.0}
 
-    def __init__(self, *, weight: float = 0.1) -> None:
+    def __init__(
+        self,
+        *,
+        weight: Annotated[float, "weight of the reverse cross-entropy, from 0", "released code"] = 0.1,
+    ) -> None:
         self.weight = weight
 
     def loss(self, context: Context, batch: Batch, outputs: Outputs) -> Tensor | None:

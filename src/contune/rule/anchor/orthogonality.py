@@ -1,7 +1,7 @@
 """Orthogonality between the LoRA of the task and those of finished tasks (O-LoRA, arXiv 2310.14152, equation 8)."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -33,7 +33,11 @@ class Orthogonality(Rule):
     name: ClassVar[str] = "orthogonality"
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
-    def __init__(self, *, strength: float = 0.5) -> None:
+    def __init__(
+        self,
+        *,
+        strength: Annotated[float, "weight of the overlap with earlier tasks' input directions", "released code"] = 0.5,
+    ) -> None:
         self.strength = strength
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:

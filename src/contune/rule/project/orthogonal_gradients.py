@@ -1,7 +1,7 @@
 """Output directions: steps stay orthogonal to the gradients of old examples' scores (OGD, arXiv 1910.07104)."""
 
 import math
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -108,7 +108,11 @@ class OrthogonalGradients(Rule):
 
     name: ClassVar[str] = "orthogonal-gradients"
 
-    def __init__(self, *, size: int = 200) -> None:
+    def __init__(
+        self,
+        *,
+        size: Annotated[int, "gradients of old answers kept for every task, from 0", "paper"] = 200,
+    ) -> None:
         if size < 0:
             raise ConfigError(f"size is {size}; give at least 0")
         self.size = size
