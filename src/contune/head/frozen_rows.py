@@ -51,6 +51,7 @@ class FrozenRows(Head):
     gives no class an advantage by the length of its row. Rows start uniform in +-1/sqrt(d).
 
     Memory: (classes + reserved rows) x (d + 1).
+    Compute: a matrix product a step.
     Differs:
     - The released code makes rows for all classes there will ever be; here a fixed number is ahead at any time.
     """

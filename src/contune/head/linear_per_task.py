@@ -44,6 +44,7 @@ class LinearPerTask(Head):
     a domain-incremental stream the columns are the same for every task and the weights are not. Where tasks share a
     module (first-task adaptation), the module's head grows and goes on training. Needs a router, or the task's name.
     Memory: (d + 1) x classes of the task, per task.
+    Compute: a matrix product a step.
     """
 
     name: ClassVar[str] = "linear-per-task"

@@ -19,6 +19,9 @@ class Merged(Head):
     A linear head over the task's own classes trains the adapter and is dropped. Later merges change the features, and
     what was learned before is not computed again, as no data of old tasks is at hand: old classes are answered from
     older features.
+
+    Memory: that of the classifier.
+    Compute: one more pass over each task in the merged model.
     """
 
     name: ClassVar[str] = "merged"

@@ -28,6 +28,9 @@ class ScaledLinear(Head):
 
     Training sees no factor, nor does rule alignment, which trains with a random one in its samples. `scale` 0 is
     linear.
+
+    Memory: (d + 1) x classes.
+    Compute: a matrix product a step.
     """
 
     name: ClassVar[str] = "scaled-linear"

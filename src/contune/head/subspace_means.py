@@ -72,6 +72,7 @@ class SubspaceMeans(Head):
     alone answers.
 
     Memory: C x T x d.
+    Compute: one pass of each task's examples through every module so far.
     Differs:
     - Owners come from what each task showed and not from equal task sizes.
     - The released code's optional block of the unadapted model (`beta`, 0 by default) is left out.

@@ -60,6 +60,7 @@ class TextTargets(Head):
     classes arrive, on the CPU, and not kept.
 
     Memory: one embedding per class, and the map where widths differ.
+    Compute: one pass of the encoder per class name.
     """
 
     name: ClassVar[str] = "text-targets"

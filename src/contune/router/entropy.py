@@ -48,6 +48,7 @@ class Entropy(Router):
     classes looks sure, and one with a single class would answer everything; with it, a module of one class answers only
     where no other has more than one, or is as unsure as can be. Tasks of equal size make no difference.
 
+    Memory: nothing.
     Compute: a pass through every module for every answer.
     """
 

@@ -147,6 +147,9 @@ class Corda(Adapter):
     in the deterministic view, all tokens alike.
 
     Nothing holds A and B in these directions once training starts.
+
+    Memory: 2 rank (d_in + d_out) per wrapped matrix and task, and with `keep` a d_in x d_in matrix per input.
+    Compute: a pass over `samples` examples a task, and a Cholesky and a singular value decomposition per matrix.
     """
 
     name: ClassVar[str] = "corda"

@@ -47,6 +47,9 @@ class InfloraBasis(Adapter):
     shared by modules that read the same tensor. B_t starts at zero. After the task its inputs join the memory, until it
     holds the share `threshold` of their energy. A projection that makes queries, keys and values in one is wrapped
     whole, so there queries learn as well.
+
+    Memory: rank (d_in + d_out) per wrapped matrix and task, at most d_in^2 / 2 values per layer for old inputs.
+    Compute: two more passes over each task and two eigenvalue problems of size d_in per layer, in float64.
     """
 
     name: ClassVar[str] = "inflora-basis"

@@ -142,7 +142,11 @@ def ia3(
     *,
     layers: Layers = "all",
 ) -> Adapter:
-    """Learnt factors on keys and values (IA3, arXiv 2205.05638, section 3.3; its factor inside the MLP is left out)."""
+    """Learnt factors on keys and values (IA3, arXiv 2205.05638, section 3.3; its factor inside the MLP is left out).
+
+    Memory: one number per output of each key and value projection.
+    Compute: a backward pass down to the lowest chosen layer.
+    """
 
     def config(backbone: Backbone) -> "PeftConfig":
         from peft import IA3Config
@@ -159,7 +163,11 @@ def peft(
     layers: Layers = "all",
     options: Annotated[dict[str, Any] | None, "that kind's options, as peft names them; null: its own"] = None,
 ) -> Adapter:
-    """Any other injectable kind of `peft` by its type name, with that kind's own options: LOHA, LOKR, VERA, OFT, ..."""
+    """Any other injectable kind of `peft` by its type name, with that kind's own options: LOHA, LOKR, VERA, OFT, ...
+
+    Memory: that of the chosen kind.
+    Compute: a backward pass down to the lowest chosen layer.
+    """
 
     def config(backbone: Backbone) -> "PeftConfig":
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING

@@ -41,6 +41,8 @@ class LoraPerTask(Adapter):
     The finished ones are kept as one LoRA whose A is all A_i stacked and whose B is all B_i side by side, so that a
     forward pass costs two low-rank products however many tasks there were. Memory: rank (d_in + d_out) per wrapped
     matrix and task.
+
+    Compute: as `lora`, and one more low-rank product however many tasks there were, of rank `rank` x tasks.
     """
 
     name: ClassVar[str] = "lora-per-task"

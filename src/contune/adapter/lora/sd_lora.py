@@ -49,6 +49,9 @@ class SdLora(Adapter):
     Trained are A_t, B_t and all magnitudes alpha_1 to alpha_t. There is one magnitude per task, shared by all layers
     and by queries and values, as in the released code; norms are of each matrix alone. A finished direction goes from
     its own size to size 1 when the next task begins, so answers jump there.
+
+    Memory: rank (d_in + d_out) per wrapped matrix and task, and one number per task.
+    Compute: as `lora`, and one more low-rank product for all finished tasks together.
     """
 
     name: ClassVar[str] = "sd-lora"

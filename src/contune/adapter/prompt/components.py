@@ -52,6 +52,9 @@ class PromptComponents(Adapter):
 
     Per chosen layer p = sum over m of cos(q * A_m, K_m) P_m, whose first half of rows are keys and the rest values in
     front of that layer's own. New slices start orthonormal to all earlier ones, as released, while the width has room.
+
+    Memory: tasks x components_per_task x (length + 2) x d per layer.
+    Compute: a backward pass down to the lowest chosen layer; the query is computed once per example and kept.
     Differs: the pool grows with the tasks, where the official code divides a fixed pool by their number, known in
     advance.
     """

@@ -24,6 +24,8 @@ class PromptPerTask(Adapter):
     same features. Those of a text come before its first token, whose positions move up by `length`. Length 0 is the
     frozen model. Memory: length x d per task. Where the adapter learns in the first task only, later tasks add no prompt
     and go through the first.
+
+    Compute: a full backward pass through an input that is `length` tokens longer.
     """
 
     name: ClassVar[str] = "prompt-per-task"

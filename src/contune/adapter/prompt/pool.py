@@ -38,6 +38,9 @@ class PromptPool(Adapter):
     Section 4.1: query = the frozen model's own feature; the penalty -`pull` x mean of the summed cosines draws chosen
     keys to their queries (equation 5). Every input chooses for itself, in training too: the released code's vote over
     the batch would let a prediction depend on its neighbours. Keys and prompts start uniform in [0, 0.01), as there.
+
+    Memory: pool x (length + 1) x d.
+    Compute: a full backward pass; the query is computed once per example and kept.
     """
 
     name: ClassVar[str] = "prompt-pool"

@@ -26,8 +26,11 @@ def normal(shape: tuple[int, ...], seed: int, name: str, device: torch.device) -
 class Prefix(Adapter):
     """`length` trained keys and values in front of those of each chosen layer (arXiv 2101.00190, 2110.07602).
 
-    Trained directly, without the paper's re-parametrising network. Count: 2 x layers x length x key width. Not the
-    identity at the start: a prefix takes a share of the attention.
+    Trained directly, without the paper's re-parametrising network. Not the identity at the start: a prefix takes a share
+    of the attention.
+
+    Memory: 2 x layers x length x key width.
+    Compute: a backward pass down to the lowest chosen layer.
     """
 
     name: ClassVar[str] = "prefix"
@@ -70,7 +73,11 @@ class Prefix(Adapter):
 
 @final
 class Prompt(Adapter):
-    """`length` trained tokens in front of the input (prompt tuning, arXiv 2104.08691; VPT-shallow, arXiv 2203.12119)."""
+    """`length` trained tokens in front of the input (prompt tuning, arXiv 2104.08691; VPT-shallow, arXiv 2203.12119).
+
+    Memory: length x d.
+    Compute: a full backward pass through an input that is `length` tokens longer.
+    """
 
     name: ClassVar[str] = "prompt"
     supports_packing: ClassVar[bool] = False

@@ -68,6 +68,7 @@ class PrefixPerTask(Adapter):
     Memory: 2 x length x width per layer, once for the general prefix and once per task for the expert (23 thousand in
     ViT-B/16). Named layers are cut to the model's depth. Differs: experts grow with the tasks, where the released code
     makes as many as there will be tasks. Where the adapter learns in the first task only, later tasks add no expert.
+    Compute: a backward pass down to the lowest layer with a prefix.
     """
 
     name: ClassVar[str] = "prefix-per-task"

@@ -22,5 +22,11 @@ def attention(
     layers: Layers = "all",
     lr_scale: LrScale = 0.1,
 ) -> Adapter:
-    """The projections to queries, keys and values of the base model, at a tenth of the head's learning rate."""
+    """The projections to queries, keys and values of the base model, at a tenth of the head's learning rate.
+
+    Use it where a little of the model itself should be trained, and no adapter put beside it.
+
+    Memory: the model in place of the base, and the optimizer's two copies of these weights.
+    Compute: a backward pass down to the lowest chosen layer.
+    """
     return ParameterSubset("attention", lambda name, _module: is_projection(name), layers, lr_scale)

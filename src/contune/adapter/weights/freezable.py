@@ -71,5 +71,9 @@ def freezable(
     layers: Layers = "all",
     lr_scale: Annotated[LrScale, "SLCA (2303.05118), section 3.2"] = 0.01,
 ) -> Adapter:
-    """Every weight as `full` trains it, of which a rule may let whole tensors rest in a task."""
+    """Every weight as `full` trains it, of which a rule may let whole tensors rest in a task.
+
+    Memory: the model in place of the base, and the optimizer's two copies of what trains.
+    Compute: a full backward pass.
+    """
     return FreezableParameters("freezable", lambda _name, _owner: True, layers, lr_scale)

@@ -64,6 +64,8 @@ class Half(Adapter):
     Every task draws anew, so no tensor is safe for good: after t tasks the share 1 - 2^-t has been trained. What rests has
     no gradient and no optimizer state, so that nothing moves it. Memory: the model in place of the base; half of the
     gradients and moments of full fine-tuning.
+
+    Compute: a backward pass without the gradients of what rests.
     """
 
     name: ClassVar[str] = "half-fine-tuning"

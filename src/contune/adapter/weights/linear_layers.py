@@ -17,6 +17,8 @@ def linear_weights(
 
     At a hundredth of the head's learning rate (SLCA, arXiv 2303.05118, section 3.2). Memory: the model in place of the
     base, and the optimizer's two copies of these matrices.
+
+    Compute: a backward pass down to the lowest chosen layer.
     """
     return ParameterSubset(
         "linear-layers", lambda name, module: name.endswith("weight") and is_linear(module), layers, lr_scale

@@ -48,6 +48,7 @@ class SparseDeltas(Adapter):
     tasks. Between begin and end of a task the model is theta_t, afterwards the merged one.
 
     Memory: `keep` of the trained weights per task, and theta_0 once more while the learner lives.
+    Compute: a full backward pass.
     """
 
     name: ClassVar[str] = "sparse-deltas"

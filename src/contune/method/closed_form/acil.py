@@ -5,6 +5,7 @@ from typing import Annotated
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
 from contune.adapter.none import NoAdapter
 from contune.head.ridge import Ridge
+from contune.method.closed_form.ranpac import ranpac
 from contune.method.method import Method
 from contune.method.options import of
 
@@ -13,8 +14,8 @@ def acil(
     *,
     expansion: Annotated[int, of(Ridge, "random_features"), "ours; paper: 8192 and more"] = 2048,
     gamma: Annotated[float, "ridge added to the sums, from 0", "released runs"] = 0.1,
-    first_task: Annotated[bool, "train a LoRA on the first task, which rests from then on"] = False,
-    rank: Annotated[int, "rank of that LoRA, from 1"] = 8,
+    first_task: Annotated[bool, ranpac] = False,
+    rank: Annotated[int, ranpac] = 8,
 ) -> Method:
     """Widen frozen features to relu(W f(x)) once and solve ridge regression on all that was ever seen, exactly.
 

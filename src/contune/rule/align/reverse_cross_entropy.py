@@ -26,7 +26,11 @@ def reverse_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 @final
 class ReverseCrossEntropy(Rule):
-    """Adds `weight` times the reverse cross-entropy of the task's own rows, over the classes that compete in the loss."""
+    """Adds `weight` times the reverse cross-entropy of the task's own rows, over the classes that compete in the loss.
+
+    Memory: nothing.
+    Compute: one sum over the scores.
+    """
 
     name: ClassVar[str] = "reverse-cross-entropy"
     idle: ClassVar[Mapping[str, object]] = {"weight": 0.0}

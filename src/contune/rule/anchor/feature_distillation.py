@@ -27,6 +27,8 @@ class FeatureDistillation(Rule):
 
     The teacher is the adapter's trained tensors as they were when the task began, put in place of the current ones for
     one more forward pass. There is none in the first task. Memory: those tensors once more.
+
+    Compute: one more forward pass a step.
     """
 
     name: ClassVar[str] = "feature-distillation"

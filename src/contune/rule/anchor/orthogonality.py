@@ -28,6 +28,9 @@ class Orthogonality(Rule):
     """Adds `strength` times the overlap of the new LoRA's input directions with all earlier ones'.
 
     Only A is made orthogonal: the responses to old inputs change less, not nothing.
+
+    Memory: nothing of its own.
+    Compute: rank^2 x tasks x d_in per wrapped matrix and step.
     """
 
     name: ClassVar[str] = "orthogonality"

@@ -100,6 +100,7 @@ class Ema(Rule):
     at the end of a task. An adapter that learns in the first task only is left as it was trained.
 
     Memory: one copy of the tensors while a task is learned.
+    Compute: one sum over what is averaged, a step.
     """
 
     name: ClassVar[str] = "ema"
@@ -142,6 +143,7 @@ class SnapshotMean(Rule):
     before other rules see the task.
 
     Memory: sums, counts and the last snapshot of the tensors.
+    Compute: one sum over what is averaged, a task.
     """
 
     name: ClassVar[str] = "snapshot-mean"
@@ -199,6 +201,7 @@ class CompatibleEma(Rule):
     before rules that measure the model at the end of a task.
 
     Memory: two copies of the tensors while a task is learned.
+    Compute: one sum over what is averaged, a step.
     Differs:
     - CTP uses m as the teacher of two losses, which are not here, and goes on with theta itself.
     """

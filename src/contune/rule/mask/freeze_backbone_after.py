@@ -15,6 +15,9 @@ class FreezeBackboneAfter(Rule):
 
     Adapter tensors are left out of the gradients, so that no momentum, decay or optimizer memory moves them. With
     adapt: first-task the features of later tasks are computed once and kept. List it after rules that change gradients.
+
+    Memory: nothing.
+    Compute: nothing of its own; less, where features are kept once the adapter rests.
     """
 
     name: ClassVar[str] = "freeze-backbone-after"

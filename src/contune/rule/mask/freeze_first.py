@@ -27,6 +27,9 @@ class FreezeFirst(Rule):
     LAE (arXiv 2303.10070), whose released configurations rest 3 of 5, and 30 of 50 epochs. Where `epochs` is all of
     them, the adapter learns in the first task only. The tensors are left out of the gradients, so that no momentum,
     decay or optimizer memory moves them. List it after rules that change gradients.
+
+    Memory: nothing.
+    Compute: nothing of its own.
     """
 
     name: ClassVar[str] = "freeze-first"
