@@ -40,7 +40,7 @@ def of(part: Callable[..., Any], option: str) -> Of:
 @final
 @dataclass(frozen=True)
 class Option:
-    """One option: its `kind` is the type without what is said about it, its `default` `inspect.Parameter.empty` if it has none."""
+    """One option; `kind` is the type alone, and `default` is `inspect.Parameter.empty` where it has none."""
 
     name: str
     kind: Any
@@ -54,9 +54,13 @@ class Option:
         return kind_in_words(self.kind)
 
     def sentence(self) -> str:
-        """What the option is, for whoever gave it a wrong value."""
-        default = "" if self.default is inspect.Parameter.empty else f" ({shown_value(self.default)} unless given)"
-        return f"{self.name} is {self.words}{default}" + (f": {self.meaning}" if self.meaning else "")
+        """What to give, for whoever gave something else.
+
+        >>> Option("size", int, 500, "examples kept", OURS).sentence()
+        'give whole number (500 by default): examples kept'
+        """
+        default = "" if self.default is inspect.Parameter.empty else f" ({shown_value(self.default)} by default)"
+        return f"give {self.words}{default}" + (f": {self.meaning}" if self.meaning else "")
 
 
 @cache
@@ -87,15 +91,14 @@ def kind_in_words(kind: Any) -> str:
     if origin is Annotated:
         return kind_in_words(inner[0])
     if origin in (Union, UnionType):
-        return " or ".join(kind_in_words(each) for each in inner)
+        names = [kind_in_words(each) for each in inner]
+        return " or ".join(dict.fromkeys(names))
     if origin is Literal:
-        names = [shown_value(each) for each in inner]
-        return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+        *most, last = [shown_value(each) for each in inner]
+        return f"{', '.join(most)} or {last}" if most else last
     if origin is list:
-        return f"list of {kind_in_words(inner[0])}s"
-    if origin is dict or kind is dict:
-        return "mapping"
-    return WORDS.get(kind, getattr(kind, "__name__", "anything") if kind is not Any else "anything")
+        return "list of " + " or ".join(f"{words}s" for words in kind_in_words(inner[0]).split(" or "))
+    return WORDS.get(kind, "anything" if kind is Any else "mapping")
 
 
 def shown_value(value: Any) -> str:
