@@ -67,7 +67,7 @@ def require_learned(learned: Tensor, forgotten: Tensor) -> None:
 def auxiliary_head(kind: Literal["linear", "cosine"]) -> Linear | Cosine:
     """A head trained by gradient, for a closed-form head to lend to an adapter.
 
-    >>> lent_head("cosine").name
+    >>> auxiliary_head("cosine").name
     'cosine'
     """
     return Linear() if kind == "linear" else Cosine(scale=LENT_SCALE)

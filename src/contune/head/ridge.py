@@ -100,7 +100,7 @@ class RidgeSums:
     def error(self, weight: Tensor) -> float:
         """The squared error of W (M, C), summed over all rows and columns.
 
-        >>> rows = Moments.empty(1, 1)
+        >>> rows = RidgeSums.empty(1, 1)
         >>> rows.add(torch.tensor([[1.0], [2.0]]).double(), torch.ones(2, 1).double())
         >>> rows.error(torch.ones(1, 1).double())
         1.0

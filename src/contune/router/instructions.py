@@ -52,7 +52,7 @@ def words_of(text: str) -> list[str]:
 def idf(texts: Sequence[str]) -> dict[str, float]:
     """ln((1 + n) / (1 + texts with the word)) + 1 for every word of n texts, as scikit-learn smooths it.
 
-    >>> rarities(["red sea", "red"])["red"]
+    >>> idf(["red sea", "red"])["red"]
     1.0
     """
     holding = Counter(word for text in texts for word in set(words_of(text)))
@@ -105,7 +105,7 @@ def mean_cosines(groups: Sequence[Sequence[str]], documents: Sequence[Sequence[s
 def best_match(cosines: Sequence[float], threshold: float) -> int | None:
     """The place of the largest value, the last of equal ones, or None where it is below the threshold.
 
-    >>> likest([0.4, 0.9, 0.9], 0.5), likest([0.4], 0.5)
+    >>> best_match([0.4, 0.9, 0.9], 0.5), best_match([0.4], 0.5)
     (2, None)
     """
     best = max(range(len(cosines)), key=lambda at: (cosines[at], at), default=None)
@@ -115,7 +115,7 @@ def best_match(cosines: Sequence[float], threshold: float) -> int | None:
 def most_common(texts: Sequence[str], keep: int) -> list[str]:
     """The `keep` different texts that come most often; equally frequent ones in the order in which they come.
 
-    >>> commonest(["a", "b", "c", "b"], 2)
+    >>> most_common(["a", "b", "c", "b"], 2)
     ['b', 'a']
     """
     return [text for text, _ in Counter(texts).most_common(keep)]

@@ -50,7 +50,7 @@ def key_shares(similarity: Tensor, top: int) -> tuple[Tensor, Tensor]:
 
     A key with a similarity of 0 or less has no weight; where all are so, nothing is added.
 
-    >>> [found.tolist() for found in shares(torch.tensor([[0.75, -0.5, 0.25], [-0.1, -0.2, -0.3]]), 2)]
+    >>> [found.tolist() for found in key_shares(torch.tensor([[0.75, -0.5, 0.25], [-0.1, -0.2, -0.3]]), 2)]
     [[[0, 2], [0, 1]], [[0.75, 0.25], [0.0, 0.0]]]
     """
     values, chosen = similarity.topk(min(top, similarity.shape[1]), dim=1)

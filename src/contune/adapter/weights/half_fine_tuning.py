@@ -39,7 +39,7 @@ def role_of(path: str, module: nn.Module) -> Role | None:
 def drawn_to_freeze(groups: Groups, share: float, generator: np.random.Generator) -> set[str]:
     """Names of the tensors that rest: in each layer this share of the matrices of each role, whole and with their biases.
 
-    >>> len(drawn_to_rest({"attention": [[("q",), ("k",), ("v",), ("o",)]]}, 0.5, np.random.default_rng(0)))
+    >>> len(drawn_to_freeze({"attention": [[("q",), ("k",), ("v",), ("o",)]]}, 0.5, np.random.default_rng(0)))
     2
     """
     names: set[str] = set()

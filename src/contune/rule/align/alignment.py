@@ -53,7 +53,7 @@ def drift_factors(
 def samples_per_class(labels: Tensor, samples: int) -> list[int]:
     """How many draws each Gaussian gives, so that every class has `samples`, in equal parts of its Gaussians.
 
-    >>> shares(torch.tensor([0, 1, 0]), 5)
+    >>> samples_per_class(torch.tensor([0, 1, 0]), 5)
     [3, 5, 2]
     """
     given: list[int] = []

@@ -31,7 +31,7 @@ def averaged_values(context: Context, which: Which) -> dict[str, Tensor]:
 def grow_from(earlier: Tensor) -> tuple[slice, ...]:
     """Where an earlier, smaller form of a tensor lies in the one that has grown from it: new entries come behind.
 
-    >>> torch.arange(6.0).reshape(3, 2)[corner(torch.zeros(2, 2))].tolist()
+    >>> torch.arange(6.0).reshape(3, 2)[grow_from(torch.zeros(2, 2))].tolist()
     [[0.0, 1.0], [2.0, 3.0]]
     """
     return tuple(slice(size) for size in earlier.shape)

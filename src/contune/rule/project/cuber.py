@@ -50,7 +50,7 @@ def joined_spaces(spaces: Sequence[Subspace]) -> Subspace:
     """The span of several subspaces of R^d, kept by its own basis up to d / 2 dimensions, then by that of the rest.
 
     >>> axes = torch.eye(3)
-    >>> joined([Subspace(axes[:, :1], "remove"), Subspace(axes[:, 1:2], "remove")]).size()
+    >>> joined_spaces([Subspace(axes[:, :1], "remove"), Subspace(axes[:, 1:2], "remove")]).size()
     2
     """
     if len(spaces) == 1:

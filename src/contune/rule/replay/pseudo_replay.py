@@ -37,7 +37,7 @@ WRITING = "writing"
 def dealt_share(count: int, step: int, steps: int, generator: np.random.Generator) -> Rows:
     """The rows of `count` that fall to this step of a pass, in which every row comes once.
 
-    >>> [len(dealt(5, step, 3, np.random.default_rng(0))) for step in range(3)]
+    >>> [len(dealt_share(5, step, 3, np.random.default_rng(0))) for step in range(3)]
     [1, 2, 2]
     """
     return generator.permutation(count)[step * count // steps : (step + 1) * count // steps]
