@@ -28,7 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as train.epochs=3.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as train.epochs=3; see contune show train."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print results as JSON on standard output, and no progress.")]
@@ -36,7 +37,10 @@ Plugin = Annotated[
     list[str] | None,
     typer.Option("--plugin", metavar="MODULE", help="A Python module or file with recipes or parts of your own."),
 ]
-Config = Annotated[str, typer.Argument(help="A YAML file, or a built-in configuration such as quickstart.")]
+Config = Annotated[
+    str,
+    typer.Argument(help="A YAML file with model, stream, method and train, or a built-in one such as quickstart."),
+]
 
 
 @app.command()
@@ -181,16 +185,53 @@ app.command()(merge)
 def list_things(
     what: Annotated[str, typer.Argument(help="methods, streams or parts")] = "methods", plugin: Plugin = None
 ) -> None:
-    """List what is there: methods (recipes), streams (built in) or parts (for free composition)."""
+    """List what is there: methods (recipes), streams (built in) or parts (for free composition).
+
+    Example: contune list methods; contune list parts; then contune show NAME for one of them.
+    """
     load_plugins(plugin)
     from contune.run.listing import listing
 
     print_rich(listing(what))
 
 
+@app.command(name="show")
+def show_thing(
+    name: Annotated[
+        str,
+        typer.Argument(help="A method (er), a part (rule:ewc, head:ridge) or a key (train, train.lr, stream.data)."),
+    ],
+    plugin: Plugin = None,
+) -> None:
+    """Say what a method, a part or a key means: every option with its default and source, the cost, and an example.
+
+    Example: contune show er; contune show rule:ewc; contune show train; contune show train.lr
+    """
+    load_plugins(plugin)
+    from contune.run.show import rendered, shown
+
+    print_rich(rendered(shown(name)))
+
+
+@app.command()
+def schema(plugin: Plugin = None) -> None:
+    """Print a JSON schema of the whole configuration, with which editors complete keys and mark mistakes.
+
+    Example: contune schema > contune.schema.json; then begin a YAML file with
+    # yaml-language-server: $schema=contune.schema.json
+    """
+    load_plugins(plugin)
+    from contune.run.schema import config_schema
+
+    typer.echo(json.dumps(config_schema(), indent=1))
+
+
 @app.command()
 def explain(config: Config, changes: Set = None, plugin: Plugin = None) -> None:
-    """Say what a configuration would train, how large it is and how many passes it takes, before any compute."""
+    """Say what a configuration would train, how large it is and how many passes it takes, before any compute.
+
+    Example: contune explain my.yaml --set method=o-lora
+    """
     load_plugins(plugin)
     from contune.run.config import load_config
     from contune.run.folder.group import members_of
@@ -208,7 +249,10 @@ def check(
     ],
     plugin: Plugin = None,
 ) -> None:
-    """Put a method through the common checks: learns, resumes exactly, leaves the base unchanged, peeks at nothing."""
+    """Put a method through the common checks: learns, resumes exactly, leaves the base unchanged, peeks at nothing.
+
+    Example: contune check er; contune check rule:ewc; contune check my_method.py
+    """
     names = load_plugins([*(plugin or []), method] if method.endswith(".py") else plugin)
     from contune.checks.common import check_part, run_checks
     from contune.method.catalog import CATEGORIES, parts

@@ -6,7 +6,7 @@ matrix as the sums kept here, by Woodbury's identity.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -100,7 +100,7 @@ class RidgeSums:
     def error(self, weight: Tensor) -> float:
         """The squared error of W (M, C), summed over all rows and columns.
 
-        >>> rows = Moments.empty(1, 1)
+        >>> rows = RidgeSums.empty(1, 1)
         >>> rows.add(torch.tensor([[1.0], [2.0]]).double(), torch.ones(2, 1).double())
         >>> rows.error(torch.ones(1, 1).double())
         1.0
@@ -150,18 +150,21 @@ def counts_of(answers: Tensor) -> Tensor:
 class Ridge(Head):
     """Scores h(x) W with W = (G + strength I)^-1 Q, where G and Q are sums over every example seen.
 
-    `random_features`: 0 for the features themselves; `projection` says how their weights are drawn. `strength`: None
-    chooses among 17 powers of ten on a seeded fifth of the current task's features, as RanPAC does; a number makes the
-    result independent of the order of tasks, and is what ACIL does. A task of one example keeps the strength before it.
+    Without a strength one of 17 powers of ten is chosen on a seeded fifth of the current task's features, as RanPAC
+    does; a number makes the result independent of the order of tasks, and is what ACIL does. A task of one example
+    keeps the strength before it.
 
-    Features come in blocks, so memory does not grow with the examples of a task. The search needs no second pass: of up to
-    M examples (M random features) the features are kept for it; of more, sums of the fitted and of the held-out part are
-    taken apart, which are two more matrices M x M. Differs from a search over rows in rounding alone.
+    Features come in blocks, so memory does not grow with the examples of a task. The search needs no second pass: of up
+    to M examples (M random features) the features are kept for it; of more, sums of the fitted and of the held-out part
+    are taken apart, which are two more matrices M x M. Differs from a search over rows in rounding alone.
 
     Sums and solutions are where the model is, so on a GPU's memory too, unless it has no float64.
 
     `forget` subtracts examples: exact as far as the same examples give the same features, so to the last bit of float32
     features where they come in other batches. A class without examples is never answered.
+
+    Memory: M x M + M x classes in float64 for M random features, or the features' own width.
+    Compute: one forward pass over every example, one Cholesky a task, and one eigenvalue problem for the search.
     """
 
     name: ClassVar[str] = "ridge"
@@ -170,7 +173,11 @@ class Ridge(Head):
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "fixed"
 
     def __init__(
-        self, *, random_features: int = 0, strength: float | None = None, projection: Start = "normal"
+        self,
+        *,
+        random_features: Annotated[int, "random ReLU features to regress on; 0: the features themselves"] = 0,
+        strength: Annotated[float | None, "ridge, from 0; null: searched on a fifth of each task", "RanPAC"] = None,
+        projection: Annotated[Start, "how random features are drawn; kaiming-uniform is ACIL's", "RanPAC"] = "normal",
     ) -> None:
         if random_features < 0 or (strength is not None and strength < 0):
             raise ConfigError(f"random_features is {random_features} and strength {strength}; neither may be below 0")

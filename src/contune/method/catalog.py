@@ -15,6 +15,7 @@ from contune.contract.objective import Objective
 from contune.contract.parts import Adapter, Head, Part, Router, Rule
 from contune.errors import ConfigError, ContuneError, did_you_mean
 from contune.method.method import Method
+from contune.method.options import Option, options_of
 
 Recipe = Callable[..., Method]
 CATEGORIES: Mapping[str, tuple[str, type[Part]]] = {
@@ -106,7 +107,7 @@ def build_method(name: str, options: Mapping[str, Any]) -> Method:
     known = recipes()
     if name not in known:
         raise ConfigError(f"method {name!r} is unknown; {did_you_mean(name, known)} (contune list methods)")
-    method: Method = call_checked(known[name], options, f"method {name!r}")
+    method: Method = call_checked(known[name], options, f"method {name!r}", f"contune show {name}")
     return method
 
 
@@ -144,36 +145,38 @@ def build_part(room: str, config: Any) -> Any:
     known = parts(room)
     if name not in known:
         raise ConfigError(f"{room} {name!r} is unknown; {did_you_mean(str(name), known)} (contune list parts)")
-    return call_checked(known[name], options or {}, f"{room} {name!r}")
+    return call_checked(known[name], options or {}, f"{room} {name!r}", f"contune show {room}:{name}")
 
 
-def call_checked(make: Callable[..., Any], options: Mapping[str, Any], what: str) -> Any:
-    """Call with options checked against the signature's names and types."""
-    allowed = option_defaults(make)
+def call_checked(make: Callable[..., Any], options: Mapping[str, Any], what: str, more: str) -> Any:
+    """Call with options checked against the signature's names and types; `more` is the command that explains them."""
+    allowed = options_of(make)
     if not isinstance(options, Mapping):
-        raise ConfigError(f"{what} is given {options!r}; give its options as key: value")
+        raise ConfigError(f"{what} is given {options!r}; give its options as key: value ({more})")
     for key in options:
         if key not in allowed:
             near = did_you_mean(str(key), allowed) if allowed else "it has none"
-            raise ConfigError(f"{what} has no option {key!r}; {near}")
-    target = make.__init__ if inspect.isclass(make) else make
-    checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(_signature_only(target, allowed))
+            raise ConfigError(f"{what} has no option {key!r}; {near} ({more})")
+    checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(_signature_only(allowed))
     try:
-        return make(**checked(**options))
+        values = checked(**options)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{what}, option {place}: given {first.get('input')!r}; {first['msg']}") from error
+        option = allowed[str(first["loc"][0])]
+        raise ConfigError(
+            f"{what}, option {option.name}: given {options.get(option.name)!r}; {first['msg']}; {option.sentence()}"
+        ) from error
+    try:
+        return make(**values)
     except (TypeError, ValueError) as error:
         if isinstance(error, ContuneError):
             raise
-        raise ConfigError(f"{what}: {error}") from error
+        raise ConfigError(f"{what}: {error} ({more})") from error
 
 
 def option_defaults(make: Callable[..., Any]) -> dict[str, Any]:
     """The options of a recipe or part with their defaults."""
-    signature = inspect.signature(make)
-    return {name: parameter.default for name, parameter in signature.parameters.items()}
+    return {name: option.default for name, option in options_of(make).items()}
 
 
 def first_sentence(make: Callable[..., Any]) -> str:
@@ -181,19 +184,18 @@ def first_sentence(make: Callable[..., Any]) -> str:
     return (inspect.getdoc(make) or "").split("\n")[0]
 
 
-def _signature_only(target: Callable[..., Any], defaults: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
+def _signature_only(options: Mapping[str, Option]) -> Callable[..., dict[str, Any]]:
     """A function of the same keyword options that gives back those it was given, for pydantic to check."""
-    hints = get_type_hints(target)
     parameters = [
-        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=hints.get(n, Any))
-        for n, d in defaults.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.kind)
+        for name, option in options.items()
     ]
 
     def given(**options: Any) -> dict[str, Any]:
         return options
 
     given.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    given.__annotations__ = {name: hints.get(name, Any) for name in defaults}
+    given.__annotations__ = {name: option.kind for name, option in options.items()}
     return given
 
 

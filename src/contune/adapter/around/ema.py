@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Annotated, Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -134,8 +134,23 @@ class EmaAdapter(Adapter):
         self._offline = on_device(state.inner("offline").tensors, device)
 
 
-def accumulated(*, adapter: str | dict[str, Any] = "calibrated-lora", decay: float = 0.9999) -> Adapter:
-    """An adapter, named as in a configuration, and a running mean of it; both answer (LAE, arXiv 2303.10070)."""
+def accumulated(
+    *,
+    adapter: Annotated[
+        str | dict[str, Any], "what learns: a name, or {name: {option: value}}", "released code"
+    ] = "calibrated-lora",
+    decay: Annotated[
+        float, "share of the mean that a step keeps, 0 to 1; less follows faster", "released code"
+    ] = 0.9999,
+) -> Adapter:
+    """An adapter that learns, and a slow running mean of it; both answer, each class by the surer one (arXiv 2303.10070).
+
+    Use it where one adapter lives through the whole stream and its last task must not have the last word. Any adapter
+    with one module that goes on learning will do, such as calibrated-lora, lora or bottleneck.
+
+    Memory: the adapter twice.
+    Compute: two forward passes to answer.
+    """
     from contune.method.catalog import build_part  # the catalog finds this function, so it cannot be needed before
 
     inner: Adapter = build_part("adapter", adapter)

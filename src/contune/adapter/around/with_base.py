@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Annotated, Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -107,8 +107,20 @@ class WithBase(Adapter):
         self.inner.load_state(state.inner("inner"), context)
 
 
-def with_base(*, adapter: str | dict[str, Any] = "bottleneck") -> Adapter:
-    """The features of the untouched model beside those of `adapter`, named as in a configuration (arXiv 2303.07338)."""
+def with_base(
+    *,
+    adapter: Annotated[
+        str | dict[str, Any], "beside the base: a name, or {name: {option: value}}", "paper"
+    ] = "bottleneck",
+) -> Adapter:
+    """The features of the untouched model beside those of an adapted one, twice as wide (arXiv 2303.07338).
+
+    Use it with a closed-form head and adapt: first-task, where the adapted features should not replace the general
+    ones.
+
+    Memory: the adapter.
+    Compute: two forward passes to answer; features of the untouched model are computed once and kept.
+    """
     from contune.method.catalog import build_part  # the catalog finds this function, so it cannot be needed before
 
     inner: Adapter = build_part("adapter", adapter)

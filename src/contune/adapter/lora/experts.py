@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from contune.adapter.layers import resolve_layers
 from contune.adapter.lora.peft_adapter import inject, lora_config, merged_in_place, set_dropout
+from contune.adapter.options import Alpha, Dropout, Layers, Rank, Targets
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
@@ -37,11 +38,11 @@ class LoraExperts(Adapter):
     def __init__(
         self,
         *,
-        rank: int = 8,
-        alpha: float = 16.0,
-        dropout: float = 0.0,
-        targets: str | list[str] = "query-value",
-        layers: str | list[int] = "all",
+        rank: Rank = 8,
+        alpha: Alpha = 16.0,
+        dropout: Dropout = 0.0,
+        targets: Targets = "query-value",
+        layers: Layers = "all",
     ) -> None:
         self.rank, self.alpha, self.dropout, self.targets, self.layers = rank, alpha, dropout, targets, layers
         self._wrapped: PeftModel | None = None

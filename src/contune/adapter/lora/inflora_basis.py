@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
 
 from contune.adapter.lora.per_task import LoraPerTask, key_value_targets
+from contune.adapter.options import KeyValueTargets, Layers, Rank
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
@@ -44,8 +45,11 @@ class InfloraBasis(Adapter):
 
     A_t spans the strongest input directions of the new task that are orthogonal to the inputs of finished tasks, and is
     shared by modules that read the same tensor. B_t starts at zero. After the task its inputs join the memory, until it
-    holds the share `threshold` of their energy; the threshold closes by `growth` of what is left to 1 with every task.
-    A projection that makes queries, keys and values in one is wrapped whole, so there queries learn as well.
+    holds the share `threshold` of their energy. A projection that makes queries, keys and values in one is wrapped
+    whole, so there queries learn as well.
+
+    Memory: rank (d_in + d_out) per wrapped matrix and task, at most d_in^2 / 2 values per layer for old inputs.
+    Compute: two more passes over each task and two eigenvalue problems of size d_in per layer, in float64.
     """
 
     name: ClassVar[str] = "inflora-basis"
@@ -54,11 +58,11 @@ class InfloraBasis(Adapter):
     def __init__(
         self,
         *,
-        rank: int = 10,
-        threshold: float = 0.95,
-        growth: float = 0.1,
-        targets: str | list[str] = "key-value",
-        layers: str | list[int] = "all",
+        rank: Annotated[Rank, "released code, CIFAR-100"] = 10,
+        threshold: Annotated[float, "share of old inputs' energy that updates keep off", "released code"] = 0.95,
+        growth: Annotated[float, "share of its way to 1 that each task raises it", "paper, ten tasks"] = 0.1,
+        targets: Annotated[KeyValueTargets, "paper"] = "key-value",
+        layers: Layers = "all",
     ) -> None:
         for name, value in (("threshold", threshold), ("growth", growth)):
             if not 0 <= value < 1:

@@ -1,12 +1,13 @@
 """Low-rank updates together with the base model's norms, biases and class token (SLCA++, arXiv 2408.08295)."""
 
 from contextlib import AbstractContextManager
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from contune.adapter.lora.peft_adapter import lora
+from contune.adapter.options import Rank, Targets
 from contune.adapter.weights.subset import ParameterSubset, is_norm
 from contune.backbone.backbone import Backbone
 from contune.backbone.linear import matrix_of
@@ -39,14 +40,23 @@ def is_light(name: str, module: nn.Module) -> bool:
 class LoraNormBias(Adapter):
     """W + scale B A in every linear layer, A starting at the top right singular vectors of W and B at zero.
 
-    All norms, biases and the class token of the base model are trained as well, so the base is changed. `lr_scale` is
-    the share of the learning rate of both.
+    All norms, biases and the class token of the base model are trained as well, so the base is changed.
+
+    Memory: rank (d_in + d_out) per linear layer, and norms and biases: about a percent of the model.
+    Compute: a full backward pass.
     """
 
     name: ClassVar[str] = "lora-norm-bias"
 
     def __init__(
-        self, *, rank: int = 4, scale: float = 0.8, targets: str | list[str] = "all-linear", lr_scale: float = 0.1
+        self,
+        *,
+        rank: Annotated[Rank, "released code"] = 4,
+        scale: Annotated[float, "factor of the low-rank update B A", "released code"] = 0.8,
+        targets: Targets = "all-linear",
+        lr_scale: Annotated[
+            float, "learning rate of all of it, as a multiple of train.lr", "released, from task 2"
+        ] = 0.1,
     ) -> None:
         self.rank, self.lr_scale = rank, lr_scale
         self._lora = lora(rank=rank, alpha=scale * rank, targets=targets)

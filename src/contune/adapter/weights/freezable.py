@@ -1,10 +1,11 @@
 """Training of the model's own weights where whole tensors can be put to rest for a while."""
 
 from collections.abc import Collection, Sequence
-from typing import final
+from typing import Annotated, final
 
 from torch import Tensor
 
+from contune.adapter.options import Layers, LrScale
 from contune.adapter.weights.subset import Choice, ParameterSubset
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
@@ -65,6 +66,14 @@ class FreezableParameters(Adapter):
         self.freeze(state.values["frozen"])
 
 
-def freezable(*, layers: str | list[int] = "all", lr_scale: float = 0.01) -> Adapter:
-    """Every weight as `full` trains it, of which a rule may let whole tensors rest in a task."""
+def freezable(
+    *,
+    layers: Layers = "all",
+    lr_scale: Annotated[LrScale, "SLCA (2303.05118), section 3.2"] = 0.01,
+) -> Adapter:
+    """Every weight as `full` trains it, of which a rule may let whole tensors rest in a task.
+
+    Memory: the model in place of the base, and the optimizer's two copies of what trains.
+    Compute: a full backward pass.
+    """
     return FreezableParameters("freezable", lambda _name, _owner: True, layers, lr_scale)

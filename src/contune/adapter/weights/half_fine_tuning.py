@@ -1,12 +1,13 @@
 """Half fine-tuning: in every task a fresh random half of the model's matrices rests (HFT, arXiv 2404.18466)."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import numpy as np
 from torch import Tensor, nn
 
 from contune.adapter.layers import resolve_layers
+from contune.adapter.options import Layers, LrScale
 from contune.adapter.weights.freezable import FreezableParameters
 from contune.adapter.weights.subset import is_norm
 from contune.backbone.backbone import Backbone
@@ -38,7 +39,7 @@ def role_of(path: str, module: nn.Module) -> Role | None:
 def drawn_to_freeze(groups: Groups, share: float, generator: np.random.Generator) -> set[str]:
     """Names of the tensors that rest: in each layer this share of the matrices of each role, whole and with their biases.
 
-    >>> len(drawn_to_rest({"attention": [[("q",), ("k",), ("v",), ("o",)]]}, 0.5, np.random.default_rng(0)))
+    >>> len(drawn_to_freeze({"attention": [[("q",), ("k",), ("v",), ("o",)]]}, 0.5, np.random.default_rng(0)))
     2
     """
     names: set[str] = set()
@@ -63,11 +64,19 @@ class Half(Adapter):
     Every task draws anew, so no tensor is safe for good: after t tasks the share 1 - 2^-t has been trained. What rests has
     no gradient and no optimizer state, so that nothing moves it. Memory: the model in place of the base; half of the
     gradients and moments of full fine-tuning.
+
+    Compute: a backward pass without the gradients of what rests.
     """
 
     name: ClassVar[str] = "half-fine-tuning"
 
-    def __init__(self, *, share: float = 0.5, layers: str | list[int] = "all", lr_scale: float = 0.01) -> None:
+    def __init__(
+        self,
+        *,
+        share: Annotated[float, "share of each layer's matrices that rest in a task, 0 to 1", "paper"] = 0.5,
+        layers: Layers = "all",
+        lr_scale: Annotated[LrScale, "SLCA (2303.05118), section 3.2"] = 0.01,
+    ) -> None:
         require_share("share", share)
         self.share, self.layers, self.lr_scale = share, layers, lr_scale
         self._inner = FreezableParameters("full", lambda _name, _module: True, layers, lr_scale)

@@ -31,6 +31,9 @@ class Preallocation(Rule):
     """Adds the spare rows of head frozen-rows to the classes that compete in the loss.
 
     In task-incremental streams nothing is added: there the paper trains every task over its own classes. No state.
+
+    Memory: nothing of its own.
+    Compute: the scores of the reserved rows.
     """
 
     name: ClassVar[str] = "preallocation"

@@ -4,7 +4,7 @@ Anchored is everything trained by gradient that existed at the anchor: the adapt
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -109,13 +109,19 @@ def anchor_from_state(state: State, context: Context) -> Iterator[dict[str, Tens
 class L2(Rule):
     """Adds strength * ||theta - theta at the end of the last task||^2 (arXiv 2203.17269, section 4).
 
-    `from_start` anchors the adapter before the first task as well, to the pretrained model.
+    Memory: the trained tensors once more.
+    Compute: one sum a step.
     """
 
     name = "l2"
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
-    def __init__(self, *, strength: float = 0.01, from_start: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        strength: Annotated[float, "factor of the squared distance to the old values, from 0"] = 0.01,
+        from_start: Annotated[bool, "in the first task too, hold the adapter to the pretrained model"] = False,
+    ) -> None:
         self.strength, self.from_start = strength, from_start
         self._anchor: dict[str, Tensor] = {}
 
@@ -146,7 +152,10 @@ class EWC(Rule):
     """Adds strength / 2 * sum F (theta - theta*)^2 (arXiv 1612.00796, equation 3), one running anchor.
 
     F is the Fisher information from gradients of single examples at the end of each task, summed over tasks with the
-    older ones times `decay` (online EWC, arXiv 1805.06370; 1 keeps all). `fisher` `true` draws labels from the model.
+    older ones times `decay` (online EWC, arXiv 1805.06370).
+
+    Memory: the trained tensors twice more.
+    Compute: `examples` backward passes a task, one sum a step.
     """
 
     name = "ewc"
@@ -155,10 +164,10 @@ class EWC(Rule):
     def __init__(
         self,
         *,
-        strength: float = 100.0,
-        examples: int = 200,
-        fisher: Literal["true", "empirical"] = "true",
-        decay: float = 1.0,
+        strength: Annotated[float, "factor of the penalty, from 0; what suits depends on model and data"] = 100.0,
+        examples: Annotated[int, "examples of each task that importance is measured on, one backward pass each"] = 200,
+        fisher: Annotated[Literal["true", "empirical"], "labels drawn from the model, or the data's own"] = "true",
+        decay: Annotated[float, "share of old importance kept when a task ends; 1: all of it"] = 1.0,
     ) -> None:
         self.strength, self.examples, self.fisher, self.decay = strength, examples, fisher, decay
         self._anchor: dict[str, Tensor] = {}
@@ -189,12 +198,20 @@ class MAS(Rule):
     """Adds strength * sum Omega (theta - theta*)^2, Omega = mean |d ||logits||^2 / d theta| (arXiv 1711.09601, eq. 3).
 
     Needs no labels. Omega is summed over tasks and taken from single examples at the end of each.
+
+    Memory: the trained tensors twice more.
+    Compute: `examples` backward passes a task, one sum a step.
     """
 
     name = "mas"
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
-    def __init__(self, *, strength: float = 1.0, examples: int = 200) -> None:
+    def __init__(
+        self,
+        *,
+        strength: Annotated[float, "factor of the penalty, from 0; what suits depends on model and data"] = 1.0,
+        examples: Annotated[int, "examples of each task that importance is measured on, one backward pass each"] = 200,
+    ) -> None:
         self.strength, self.examples = strength, examples
         self._anchor: dict[str, Tensor] = {}
         self._importance: dict[str, Tensor] = {}

@@ -1,7 +1,7 @@
 """Distillation from the model as it was before the task (LwF, arXiv 1606.09282)."""
 
 from collections.abc import Mapping
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -14,16 +14,24 @@ from contune.contract.state import State
 
 @final
 class Distillation(Rule):
-    """Adds `weight` times the distance of the old classes' scores to the teacher's, on the new task's own examples.
+    """Holds the old classes' scores on the new task's own examples near those of the model before it (arXiv 1606.09282).
 
     The teacher is the trained tensors as they were at the start of the task, put in place of the current ones for one
-    more forward pass: no second copy of the base. Temperature 2 as in the paper (section 3).
+    more forward pass: no second copy of the base.
+
+    Memory: the trained tensors once more.
+    Compute: one more forward pass a step.
     """
 
     name = "distillation"
     idle: ClassVar[Mapping[str, object]] = {"weight": 0.0}
 
-    def __init__(self, *, weight: float = 1.0, temperature: float = 2.0) -> None:
+    def __init__(
+        self,
+        *,
+        weight: Annotated[float, "weight of the distance to the old model's scores, from 0", "paper, section 3"] = 1.0,
+        temperature: Annotated[float, "softens both models' scores, above 0", "paper, section 3"] = 2.0,
+    ) -> None:
         self.weight, self.temperature = weight, temperature
         self._teacher: dict[str, Tensor] = {}
         self._known = 0
