@@ -38,7 +38,7 @@ def test_python_blocks_about_language_run() -> None:
     assert len(scope["answers"]) == 1  # type: ignore[arg-type]
 
 
-YAML_PAGES = ("your-own-data", "your-own-model", "combining-parts", "language-models", "speed")
+YAML_PAGES = ("your-own-data", "your-own-model", "combining-parts", "language-models", "speed", "which-method")
 
 
 @pytest.mark.parametrize("page", [f"docs/{name}.md" for name in YAML_PAGES])
