@@ -63,9 +63,12 @@ def test_links_become_links_of_the_site() -> None:
     assert links("[a](methods.md#the-grid)", "faq.md") == "[a](methods.md#the-grid)"
 
 
-def test_doctests_of_the_reference_are_code() -> None:
+def test_doctests_and_columns_of_the_reference_are_code() -> None:
     fenced = module("doctest_blocks").fenced
     assert fenced("R[i][j].\n\n>>> 1\n1\n\nMore.") == "R[i]\\[j].\n\n```pycon\n>>> 1\n1\n```\n\nMore."
+    assert fenced("Sum:\n>>> 1\n1") == "Sum:\n\n```pycon\n>>> 1\n1\n```"
+    assert fenced("x    one\ny    two") == "```text\nx    one\ny    two\n```"
+    assert fenced("    x    one") == "    x    one"
 
 
 BROKEN = {
@@ -108,8 +111,10 @@ def test_a_page_outside_the_navigation_fails_the_build(tmp_path: Path) -> None:
 
 
 def test_the_table_of_figures_is_up_to_date() -> None:
-    page = (DOCS / "which-method.md").read_text()
-    assert runpy.run_path(str(DOCS / "make_choice.py"))["page"](page) == page
+    page, make = (DOCS / "which-method.md").read_text(), runpy.run_path(str(DOCS / "make_choice.py"))["page"]
+    assert make(page) == page
+    assert "| 93.3 (2.4) | 51.4 (12.9) | 73.2 (8.8) |" in page
+    assert make(page.replace("93.3 (2.4)", "99.9 (0.0)")) == page
 
 
 def unknown_figures(page: str, sources: str) -> set[str]:
