@@ -9,7 +9,7 @@ import yaml
 from word_tasks import tiny_folder
 
 from contune.checks.common import run_checks
-from contune.cli import load_plugins
+from contune.cli.plugins import load_plugins
 from contune.run.config import RunConfig
 from contune.run.execute import make_method
 
@@ -38,7 +38,7 @@ def test_python_blocks_about_language_run() -> None:
     assert len(scope["answers"]) == 1  # type: ignore[arg-type]
 
 
-YAML_PAGES = ("your-own-data", "your-own-model", "combining-parts", "language-models", "speed")
+YAML_PAGES = ("your-own-data", "your-own-model", "combining-parts", "language-models", "speed", "which-method")
 
 
 @pytest.mark.parametrize("page", [f"docs/{name}.md" for name in YAML_PAGES])

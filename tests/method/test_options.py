@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import pytest
 from pydantic import BaseModel
 
-from contune.adapter.options import Alpha
+from contune.contract.options import Alpha
 from contune.errors import ConfigError
 from contune.head.linear import Linear
 from contune.method.card import card_of

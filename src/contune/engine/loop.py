@@ -171,7 +171,8 @@ def applied_update(before: Tensor, after: Tensor, made: Tensor, update: Tensor) 
     Adding before + (after - before) would not give after to the last bit. An entry whose move is -0.0 keeps every bit.
 
     >>> before, after = torch.tensor([1.0, 1.0]), torch.tensor([1.1, 1.1])
-    >>> moved(before, after, after - before, (after - before) * torch.tensor([1.0, 0.0])).tolist() == [after[0].item(), 1.0]
+    >>> found = applied_update(before, after, after - before, (after - before) * torch.tensor([1.0, 0.0]))
+    >>> found.tolist() == [after[0].item(), 1.0]
     True
     """
     return torch.where((update == made) & (update != 0), after, before + update)

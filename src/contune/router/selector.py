@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from contune.adapter.lora.side import SideLora, base_matrices
-from contune.adapter.options import Alpha, Layers, Rank, Targets
 from contune.contract.context import Context
 from contune.contract.data import Batch, Dataset, Rows
+from contune.contract.options import Alpha, Layers, Rank, Targets
 from contune.contract.parts import Parameters, Router
 from contune.contract.state import State
 from contune.errors import ConfigError

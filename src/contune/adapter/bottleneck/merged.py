@@ -8,10 +8,10 @@ from torch.nn import functional
 
 from contune.adapter.bottleneck.per_task import BottleneckPerTask
 from contune.adapter.bottleneck.single import Bottleneck
-from contune.adapter.options import Layers
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Layers
 from contune.contract.parts import Adapter, Parameters, Tensors
 from contune.contract.state import State
 from contune.errors import ConfigError

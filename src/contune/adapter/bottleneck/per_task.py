@@ -6,11 +6,11 @@ from torch import Tensor
 
 from contune.adapter.bottleneck.single import SHARES, Bottleneck, Bottlenecks, Form, check_bottleneck
 from contune.adapter.layers import resolve_layers
-from contune.adapter.options import Layers
 from contune.adapter.task_sets import TaskSets
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Layers
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.state import State
 

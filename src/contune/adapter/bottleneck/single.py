@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from contune.adapter.bottleneck.sublayers import Sublayers, branch, changed_output, find_sublayers
 from contune.adapter.layers import resolve_layers
-from contune.adapter.options import Layers
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Layers
 from contune.contract.parts import Adapter, Parameters, Tensors
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State

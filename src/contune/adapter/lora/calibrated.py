@@ -12,10 +12,10 @@ from contune.adapter.around.ema import exchanged
 from contune.adapter.layers import resolve_layers
 from contune.adapter.lora.peft_adapter import lora
 from contune.adapter.lora.targets import key_value_modules
-from contune.adapter.options import LowLayers, Rank
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import LowLayers, Rank
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.state import State
 from contune.errors import ConfigError

@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from contune.adapter.lora.per_task import LoraPerTask
-from contune.adapter.options import Layers, Rank, Targets
 from contune.backbone.backbone import Backbone
 from contune.backbone.linear import matrix_of
 from contune.backbone.reader.language import LanguageReader
 from contune.backbone.reader.text import TextReader
 from contune.contract.context import Context
 from contune.contract.data import Batch, Dataset
+from contune.contract.options import Layers, Rank, Targets
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from contune.adapter.layers import resolve_layers
 from contune.adapter.lora.peft_adapter import inject, lora_config, merged_in_place, set_dropout
-from contune.adapter.options import Alpha, Dropout, Layers, Rank, Targets
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Alpha, Dropout, Layers, Rank, Targets
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import derived_seed
 from contune.contract.state import State

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from contune.adapter.lora.per_task import LoraPerTask, key_value_targets
-from contune.adapter.options import KeyValueTargets, Layers, Rank
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import KeyValueTargets, Layers, Rank
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.state import State
 from contune.errors import ConfigError

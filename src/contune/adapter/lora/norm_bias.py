@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from contune.adapter.lora.peft_adapter import lora
-from contune.adapter.options import Rank, Targets
 from contune.adapter.weights.subset import ParameterSubset, is_norm
 from contune.backbone.backbone import Backbone
 from contune.backbone.linear import matrix_of
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Rank, Targets
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.state import State
 

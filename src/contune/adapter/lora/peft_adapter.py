@@ -11,10 +11,10 @@ from torch import Tensor
 
 from contune.adapter.layers import resolve_layers
 from contune.adapter.lora.targets import key_value_modules, target_modules
-from contune.adapter.options import Alpha, Dropout, Layers, Rank, Targets
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Alpha, Dropout, Layers, Rank, Targets
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import derived_seed
 from contune.contract.state import State

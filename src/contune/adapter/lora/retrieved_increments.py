@@ -11,13 +11,13 @@ from torch.nn import functional
 from contune.adapter.bottleneck.sublayers import find_sublayers
 from contune.adapter.layers import resolve_layers
 from contune.adapter.lora.targets import target_modules
-from contune.adapter.options import Layers, Rank
 from contune.adapter.prompt.components import orthonormal_rows
 from contune.adapter.task_sets import TaskSets
 from contune.backbone.backbone import Backbone
 from contune.backbone.linear import sizes_of
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Layers, Rank
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import derived_seed, torch_generator
 from contune.contract.state import State

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from contune.adapter.bottleneck.sublayers import changed_output
 from contune.adapter.lora.per_task import LoraPerTask
-from contune.adapter.options import Layers, Rank, Targets
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Layers, Rank, Targets
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.state import State
 

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from contune.adapter.lora.targets import target_modules
-from contune.adapter.options import Alpha, Layers, Rank, Targets
 from contune.backbone.backbone import Backbone
 from contune.backbone.linear import sizes_of
 from contune.backbone.reader.inputs import ModelInputs
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Alpha, Layers, Rank, Targets
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State, on_device

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from contune.adapter.layers import resolve_layers
-from contune.adapter.options import LowLayers
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import LowLayers
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from contune.adapter.layers import resolve_layers
-from contune.adapter.options import Layers
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Layers
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from contune.adapter.layers import resolve_layers
-from contune.adapter.options import PrefixLayers
 from contune.adapter.task_sets import TaskSets
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import PrefixLayers
 from contune.contract.parts import Adapter, Parameters, Tensors
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State

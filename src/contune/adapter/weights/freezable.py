@@ -5,11 +5,11 @@ from typing import Annotated, final
 
 from torch import Tensor
 
-from contune.adapter.options import Layers, LrScale
 from contune.adapter.weights.subset import Choice, ParameterSubset
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Layers, LrScale
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.state import State
 

@@ -7,13 +7,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from contune.adapter.layers import resolve_layers
-from contune.adapter.options import Layers, LrScale
 from contune.adapter.weights.freezable import FreezableParameters
 from contune.adapter.weights.subset import is_norm
 from contune.backbone.backbone import Backbone
 from contune.backbone.linear import is_linear
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Layers, LrScale
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State

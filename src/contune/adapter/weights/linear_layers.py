@@ -2,9 +2,9 @@
 
 from typing import Annotated
 
-from contune.adapter.options import Layers, LrScale
 from contune.adapter.weights.subset import ParameterSubset
 from contune.backbone.linear import is_linear
+from contune.contract.options import Layers, LrScale
 from contune.contract.parts import Adapter
 
 

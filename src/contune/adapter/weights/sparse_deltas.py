@@ -7,11 +7,11 @@ from typing import Annotated, ClassVar, final
 import torch
 from torch import Tensor
 
-from contune.adapter.options import Layers, LrScale
 from contune.adapter.weights.subset import full
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Layers, LrScale
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State, on_device

@@ -6,11 +6,11 @@ from typing import Annotated, final
 from torch import Tensor, nn
 
 from contune.adapter.layers import resolve_layers
-from contune.adapter.options import Layers, LrScale
 from contune.adapter.weights.depths import Stability, depths_below_head, start_anew
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Layers, LrScale
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.state import State
 from contune.errors import CombinationError, ConfigError

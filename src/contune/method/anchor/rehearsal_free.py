@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from contune.adapter.options import Layers, LrScale
 from contune.adapter.weights.attention import attention
 from contune.adapter.weights.subset import full
+from contune.contract.options import Layers, LrScale
 from contune.contract.parts import Rule
 from contune.head.linear import Linear
 from contune.head.options import LossOver

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from contune.adapter.lora.experts import LoraExperts
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
-from contune.adapter.options import Alpha, Dropout, Layers, Rank, Targets
+from contune.contract.options import Alpha, Dropout, Layers, Rank, Targets
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.router.instructions import Instructions, Line

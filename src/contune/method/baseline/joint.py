@@ -1,7 +1,7 @@
 """Joint training: all tasks at once, the upper bound that continual learning is measured against."""
 
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
-from contune.adapter.options import Alpha, Dropout, Layers, Rank, Targets
+from contune.contract.options import Alpha, Dropout, Layers, Rank, Targets
 from contune.head.linear import Linear
 from contune.method.method import Method
 

@@ -2,8 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from contune.adapter.options import LrScale
 from contune.adapter.weights.subset import full
+from contune.contract.options import LrScale
 from contune.head.frozen_rows import FrozenRows
 from contune.method.method import Method
 from contune.method.options import of

@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from contune.adapter.bottleneck.per_task import BottleneckPerTask
-from contune.adapter.options import Layers
+from contune.contract.options import Layers
 from contune.head.subspace_means import SubspaceMeans
 from contune.method.method import Method
 

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from contune.adapter.bottleneck.merged import BottleneckMerged
-from contune.adapter.options import Layers
+from contune.contract.options import Layers
 from contune.head.self_refined import SelfRefined
 from contune.method.method import Method
 from contune.method.options import of

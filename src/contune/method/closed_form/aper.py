@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 from contune.adapter.around.with_base import WithBase
 from contune.adapter.bottleneck.single import Bottleneck
 from contune.adapter.bottleneck.ssf import Ssf
-from contune.adapter.options import Layers
 from contune.adapter.prompt.deep import DeepPrompt
 from contune.adapter.prompt.prefix import Prompt
+from contune.contract.options import Layers
 from contune.contract.parts import Adapter
 from contune.head.class_means import ClassMeans
 from contune.method.method import Method

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from contune.adapter.lora.per_task import LoraPerTask, key_value_targets
-from contune.adapter.options import Dropout, KeyValueTargets, Layers, Rank
+from contune.contract.options import Dropout, KeyValueTargets, Layers, Rank
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.anchor.overlap_penalty import OverlapPenalty

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from contune.adapter.lora.experts import LoraExperts
-from contune.adapter.options import Alpha, Layers, Rank, Targets
+from contune.contract.options import Alpha, Layers, Rank, Targets
 from contune.head.linear_per_task import LinearPerTask
 from contune.method.lora.conpet_static import LOOP
 from contune.method.method import Method

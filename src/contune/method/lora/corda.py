@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from contune.adapter.lora.corda import Corda
-from contune.adapter.options import Layers, Targets
+from contune.contract.options import Layers, Targets
 from contune.head.linear import Linear
 from contune.method.method import Method
 

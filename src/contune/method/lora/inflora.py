@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from contune.adapter.lora.inflora_basis import InfloraBasis
-from contune.adapter.options import KeyValueTargets, Layers
+from contune.contract.options import KeyValueTargets, Layers
 from contune.head.linear import Linear
 from contune.method.method import Method
 

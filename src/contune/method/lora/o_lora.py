@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from contune.adapter.lora.per_task import LoraPerTask
-from contune.adapter.options import Alpha, Dropout, Layers, Rank, Targets
+from contune.contract.options import Alpha, Dropout, Layers, Rank, Targets
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.anchor.orthogonality import Orthogonality

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from contune.adapter.lora.shared_attention import SharedAttention
-from contune.adapter.options import Layers, Targets
+from contune.contract.options import Layers, Targets
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.replay.attentive_reflection import AttentiveReflection, Source

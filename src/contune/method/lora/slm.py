@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from contune.adapter.lora.retrieved_increments import RetrievedIncrements
-from contune.adapter.options import Layers
+from contune.contract.options import Layers
 from contune.head.linear import Linear
 from contune.method.method import Method
 

@@ -2,8 +2,8 @@
 
 from typing import Annotated, Literal
 
-from contune.adapter.options import Layers
 from contune.adapter.weights.sparse_deltas import SparseDeltas
+from contune.contract.options import Layers
 from contune.head.merged import Merged
 from contune.method.method import Method
 

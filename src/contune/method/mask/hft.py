@@ -2,8 +2,8 @@
 
 from typing import Annotated
 
-from contune.adapter.options import Layers
 from contune.adapter.weights.half_fine_tuning import Half
+from contune.contract.options import Layers
 from contune.head.linear import Linear
 from contune.method.method import Method
 

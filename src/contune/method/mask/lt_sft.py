@@ -2,9 +2,9 @@
 
 from typing import Annotated
 
-from contune.adapter.options import Layers, LrScale
 from contune.adapter.weights.freezable import FreezableParameters
 from contune.adapter.weights.subset import is_norm
+from contune.contract.options import Layers, LrScale
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.mask.lottery_ticket import lottery_ticket

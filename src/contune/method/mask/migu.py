@@ -6,8 +6,8 @@ from torch import nn
 
 from contune.adapter.lora.peft_adapter import lora
 from contune.adapter.lora.per_task import LoraPerTask
-from contune.adapter.options import Alpha, Dropout, Layers, LrScale, Rank, Targets
 from contune.adapter.weights.subset import ParameterSubset
+from contune.contract.options import Alpha, Dropout, Layers, LrScale, Rank, Targets
 from contune.contract.parts import Adapter, Rule
 from contune.head.linear import Linear
 from contune.method.method import Method

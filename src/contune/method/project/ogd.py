@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
-from contune.adapter.options import Alpha, Layers, Rank, Targets
+from contune.contract.options import Alpha, Layers, Rank, Targets
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.project.orthogonal_gradients import OrthogonalGradients

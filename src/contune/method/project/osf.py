@@ -2,8 +2,8 @@
 
 from typing import Annotated
 
-from contune.adapter.options import Layers
 from contune.adapter.weights.linear_layers import linear_weights
+from contune.contract.options import Layers
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.project.singular_subspace import SingularSubspace

@@ -2,8 +2,8 @@
 
 from typing import Annotated
 
-from contune.adapter.options import LowLayers
 from contune.adapter.prompt.components import PromptComponents
+from contune.contract.options import LowLayers
 from contune.head.linear import Linear
 from contune.method.method import Method
 

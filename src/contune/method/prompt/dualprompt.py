@@ -2,8 +2,8 @@
 
 from typing import Annotated
 
-from contune.adapter.options import PrefixLayers
 from contune.adapter.prompt.prefix_per_task import PrefixPerTask
+from contune.contract.options import PrefixLayers
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.router.keys import Keys
