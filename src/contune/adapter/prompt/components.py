@@ -61,7 +61,7 @@ class PromptComponents(Adapter):
 
     name: ClassVar[str] = "prompt-components"
     supports_packing: ClassVar[bool] = False
-    fresh: ClassVar[bool] = True
+    per_task_parameters: ClassVar[bool] = True
     needs_queries: ClassVar[bool] = True
 
     def __init__(
