@@ -133,7 +133,9 @@ class OrthogonalGradients(Rule):
         return orthogonal(basis, updates) if basis else updates
 
     def end_task(self, context: Context) -> None:
-        order = numpy_generator(context.task.settings.seed, DRAWS, context.task.index).permutation(len(context.task.data))
+        order = numpy_generator(context.task.settings.seed, DRAWS, context.task.index).permutation(
+            len(context.task.data)
+        )
         if not context.model.trained():
             return
         for number in range(min(self.size, len(order))):
