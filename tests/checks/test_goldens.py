@@ -23,6 +23,7 @@ from goldens import (
     assert_as_kept,
     differences,
     golden_of,
+    kept_settings,
     measure_all,
     measured,
     settings_of,
@@ -32,9 +33,9 @@ from slow_subset import only
 
 from contune.checks.run import checked_run
 from contune.checks.setting import settings
-from contune.method.catalog import build_method, recipes
+from contune.method.catalog import build_method, class_recipes, recipes
 
-OTHERS = [(name, setting.name) for name in recipes() for setting in settings_of(name) if setting.name != "images"]
+OTHERS = [(name, setting) for name, setting in kept_settings() if setting != "images"]
 BY_DEFAULT = [
     *((name, "answers") for name in ("dualprompt", "ewc", "lfpt5", "o-lora")),
     *((name, "texts") for name in ("er", "l2p", "ranpac")),
@@ -74,6 +75,13 @@ WRITTEN_CHANGES: list[tuple[str, str, Any]] = [
 
 def test_every_recipe_has_its_golden_and_every_golden_its_recipe() -> None:
     assert {file.stem for file in FOLDER.iterdir()} == set(recipes())
+    classes = set(class_recipes())
+    assert {name for name, setting in kept_settings() if setting == "images"} == classes
+    assert set(recipes()) - classes < {name for name, setting in kept_settings() if setting == "answers"}
+
+
+@pytest.mark.slow
+def test_a_golden_is_there_wherever_a_recipe_is_accepted() -> None:
     for name in recipes():
         assert golden_of(name).keys() - {"reference"} == {setting.name for setting in settings_of(name)}
 

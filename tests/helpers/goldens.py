@@ -148,6 +148,12 @@ def golden_of(name: str) -> Golden:
     return golden
 
 
+def kept_settings() -> list[tuple[str, str]]:
+    """Every recipe with each setting it has a golden in, read from the files."""
+    files = {file.stem: json.loads(file.read_text()) for file in sorted(FOLDER.glob("*.json"))}
+    return [(name, setting) for name, golden in files.items() for setting in golden if setting != "reference"]
+
+
 def assert_as_kept(name: str, trial: CheckRun) -> None:
     """The check run gives what the golden holds; the common checks of every recipe ask this of theirs."""
     golden = golden_of(name)
