@@ -248,13 +248,16 @@ def check(
         str, typer.Argument(help="A recipe's name, a Python file that holds one, or a part such as rule:ewc.")
     ],
     on: Annotated[
-        str, typer.Option(help="images, texts, answers (written), or all that the method accepts.", metavar="WHAT")
+        str,
+        typer.Option(
+            help="images, texts, answers (written), multi-label, tag or regress; all: wherever it is accepted."
+        ),
     ] = "all",
     plugin: Plugin = None,
 ) -> None:
     """Put a method through the common checks: learns, resumes exactly, leaves the base unchanged, peeks at nothing.
 
-    Example: contune check er; contune check rule:ewc; contune check my_method.py
+    Example: contune check er; contune check lfpt5 --on answers; contune check rule:ewc; contune check my_method.py
     """
     names = load_plugins([*(plugin or []), method] if method.endswith(".py") else plugin)
     from contune.checks.named import named_checks

@@ -25,7 +25,7 @@ from contune.engine.learner import Learner
 from contune.errors import ConfigError
 from contune.head.class_means import ClassMeans
 from contune.head.linear import Linear
-from contune.method.catalog import CATEGORIES, build_method, class_recipes, option_defaults, parts, recipes
+from contune.method.catalog import CATEGORIES, accepts, build_method, class_recipes, option_defaults, parts, recipes
 from contune.method.method import Method
 
 
@@ -52,8 +52,16 @@ def missing_options(make: Callable) -> list[str]:
 BESIDE_IMAGES = [
     *((name, setting) for name, setting in kept_settings() if setting == "answers"),
     *((name, "texts") for name in class_recipes()),
+    *((name, kind) for kind in ("multi-label", "tag", "regress") for name in recipes() if accepts(name, kind)),
 ]
-BY_DEFAULT = [("lfpt5", "answers"), ("coda-prompt", "answers"), ("sapt", "answers"), ("ewc", "texts"), ("l2p", "texts")]
+BY_DEFAULT = [
+    ("lfpt5", "answers"),
+    ("coda-prompt", "answers"),
+    ("l2p", "texts"),
+    ("er", "multi-label"),
+    ("lwf", "tag"),
+    ("ranpac", "regress"),
+]
 
 
 @pytest.mark.parametrize(("name", "kind"), only(BY_DEFAULT, BESIDE_IMAGES))
@@ -73,15 +81,16 @@ def test_check_goes_where_a_recipe_is_accepted() -> None:
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert "ok   answers: resumes exactly" in lines
-    assert [line.split(":")[0].strip() for line in lines if not line.startswith("ok")] == ["images", "texts"]
+    refused = [line.split(":")[0].strip() for line in lines if not line.startswith("ok")]
+    assert refused == ["images", "multi-label", "regress", "tag", "texts"]
     assert not any(line.startswith("ok   images") for line in lines)
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["lfpt5", "--on", "images"], "cannot be checked on images: .*answers are written"),
-        (["lora", "--on", "sounds"], "answers, images, texts, or all"),
+        (["lfpt5", "--on", "images"], "cannot be checked on images: 'pseudo-replay' needs"),
+        (["lora", "--on", "sounds"], "answers, images, multi-label, regress, tag, texts, or all"),
         (["lorra"], "did you mean"),
         (["rule:nothing"], "is unknown"),
     ],

@@ -27,7 +27,12 @@ from contune.checks.setting import Setting, settings
 from contune.method.catalog import build_method, recipes
 
 FOLDER = Path(__file__).parents[1] / "checks" / "goldens"
-TEXTS = ("coda-prompt", "conpet-dynamic", "ease", "er", "finetune", "l2p", "lora", "ranpac", "slca")
+FEW = {  # settings where a few recipes alone have a golden
+    "texts": ("coda-prompt", "conpet-dynamic", "ease", "er", "finetune", "l2p", "lora", "ranpac", "slca"),
+    "multi-label": ("er", "ewc", "lora", "ranpac"),
+    "regress": ("er", "ewc", "lora", "ranpac"),
+    "tag": ("er", "ewc", "lora", "lwf"),
+}
 OLDEST = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 FEWEST, FEWEST_NORM = 1e-6, 1e-5  # relative differences that are always allowed elsewhere
 MARGIN = 4.0  # how many times the measured difference is allowed
@@ -50,10 +55,10 @@ def reference() -> str:
 
 
 def settings_of(name: str) -> list[Setting]:
-    """Where a recipe has a golden: everywhere that takes it, but for texts a few recipes alone."""
+    """Where a recipe has a golden: everywhere that takes it, but for the settings of `FEW`."""
     method = partial(build_method, name, {})
     taken = [setting for setting in settings().values() if setting.refusal(method()) is None]
-    return [setting for setting in taken if setting.name != "texts" or name in TEXTS]
+    return [setting for setting in taken if name in FEW.get(setting.name, (name,))]
 
 
 def measured(trial: CheckRun) -> Golden:

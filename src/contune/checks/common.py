@@ -1,6 +1,8 @@
 """The common checks: what must hold for every method and every part, tried on small tasks with a tiny frozen model."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +17,11 @@ from contune.checks.run import (
     require,
     same_state,
 )
-from contune.checks.setting import Setting
+from contune.checks.setting import Setting, stored
 from contune.checks.settings.images import SETTING as IMAGES
-from contune.contract.data import Dataset
 from contune.engine.learner import Learner
 from contune.errors import ContuneError
-from contune.stream.conversation import Conversation
-from contune.stream.task import Kind, Task
+from contune.stream.task import Inputs, Kind
 
 Check = Callable[[MakeMethod, CheckRun], None]
 
@@ -89,16 +89,23 @@ def check_rows_independent(make: MakeMethod, trial: CheckRun) -> None:
     """An answer does not depend on the other rows of its batch."""
     del make
     inputs = trial.setting.inputs()
-    together = trial.learner.predict(inputs)
-    alone = [trial.learner.predict([one])[0] for one in inputs]
-    require(together == alone, f"together the answers are {together}, one by one {alone}")
+    together = answers_to(trial.learner, inputs)
+    alone = [answer for one in inputs for answer in answers_to(trial.learner, [one])]
+    same = trial.setting.same(together, alone)
+    require(same, f"together the answers are {together}, one by one {alone}")
+
+
+def answers_to(learner: Learner, inputs: Inputs, task: int | None = None) -> list[Any]:
+    """What the learner answers, as a run would store it."""
+    return [stored(prediction) for prediction in learner.predict(inputs, task=task)]
 
 
 def check_predicts_purely(make: MakeMethod, trial: CheckRun) -> None:
     """Answering changes nothing that the method remembers, and gives the same answers again."""
     del make
-    before, first = copied(trial.learner.state()), trial.learner.predict(trial.setting.inputs())
-    require(trial.learner.predict(trial.setting.inputs()) == first, "asked twice, the answers differ")
+    inputs = trial.setting.inputs()
+    before, first = copied(trial.learner.state()), answers_to(trial.learner, inputs)
+    require(answers_to(trial.learner, inputs) == first, "asked twice, the answers differ")
     problem = same_state(before, trial.learner.state())
     require(problem is None, f"answering changed the method's memory: {problem}")
 
@@ -107,8 +114,9 @@ def check_no_task_named(make: MakeMethod, trial: CheckRun) -> None:
     """The answers do not depend on which task an example is said to come from."""
     del make
     data = trial.learner.test_dataset(trial.setting.tasks()[0])
-    said = Dataset(data.examples, data.prepared, data.labels, np.full_like(data.tasks, trial.learner.learned - 1))
-    same = list(trial.learner.evaluate(data).given) == list(trial.learner.evaluate(said).given)
+    said = replace(data, tasks=np.full_like(data.tasks, trial.learner.learned - 1))
+    first, second = (trial.learner.judge(one).columns["prediction"] for one in (data, said))
+    same = list(first) == list(second)
     require(same, "the answers change with the task that the test examples are said to come from")
 
 
@@ -130,9 +138,8 @@ def check_degenerate_tasks(make: MakeMethod, trial: CheckRun) -> None:
     single, few, again = setting.odd_tasks()
     for experience in [[single, few]] if learner.method.joint else [[single], [few], [again]]:
         learner.learn(experience)
-    answers = set(learner.predict(setting.inputs()))
-    strange = answers - set(learner.class_names) if learner.kind != "language" else set()
-    require(not strange, f"after degenerate tasks it answers {sorted(strange)}")
+    answers = answers_to(learner, setting.inputs())
+    require(setting.possible(learner, answers), f"after degenerate tasks it answers {answers}")
 
 
 def check_measures_what_it_answers(make: MakeMethod, trial: CheckRun) -> None:
@@ -142,10 +149,9 @@ def check_measures_what_it_answers(make: MakeMethod, trial: CheckRun) -> None:
         if learner is None:
             continue
         for index, task in enumerate(trial.setting.tasks()[: learner.learned]):
-            found = learner.evaluate_task(index, learner.test_dataset(task, index)).given
-            named = index if kind == "task-incremental" else None
-            asked = learner.predict(task.test.inputs, task=named)
-            differ = [row for row in answered_rows(task) if found[row] != asked[row]]
+            found = learner.judge_task(index, learner.test_dataset(task, index)).columns["prediction"]
+            asked = answers_to(learner, task.test.inputs, index if kind == "task-incremental" else None)
+            differ = [row for row in trial.setting.answered(task) if not trial.setting.same([found[row]], [asked[row]])]
             require(
                 not differ,
                 f"in a {kind} stream {len(differ)} test examples of task {index} are measured with another answer than "
@@ -163,12 +169,6 @@ def briefly_taught(make: MakeMethod, setting: Setting, kind: Kind) -> Learner | 
     for experience in [setting.tasks()] if method.joint else [[task] for task in setting.tasks()]:
         learner.learn(experience)
     return learner
-
-
-def answered_rows(task: Task) -> list[int]:
-    """Test examples that are answered as `predict` does: not those where the likelier of two options is asked for."""
-    conversations = [one if isinstance(one, Conversation) else None for one in task.test.inputs]
-    return [at for at, one in enumerate(conversations) if one is None or one.measure not in ("likelihood", "tokens")]
 
 
 def check_memory(make: MakeMethod, trial: CheckRun) -> None:

@@ -18,8 +18,10 @@ from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
 from contune.contract.context import Context
 from contune.contract.data import Dataset
+from contune.contract.objective import Prediction
 from contune.engine.learner import Learner
 from contune.errors import ConfigError, ContuneError, did_you_mean
+from contune.method.catalog import build_objective
 from contune.method.method import Method
 from contune.stream.task import Inputs, Kind, Task
 
@@ -46,6 +48,7 @@ class Setting(ABC):
     """
 
     name: ClassVar[str]
+    objective: ClassVar[str] = "classify"
     kinds: ClassVar[tuple[Kind, ...]]
     train: ClassVar[Mapping[str, Any]] = SETTINGS
 
@@ -85,13 +88,14 @@ class Setting(ABC):
 
     def untouched(self) -> Backbone:
         """The tiny model as it was saved."""
-        return Backbone.load(ModelConfig(path=self.model()), device="cpu", language=self.kinds[0] == "language")
+        return Backbone.load(ModelConfig(path=self.model()), device="cpu", reads=build_objective(self.objective).reads)
 
     def learner(self, method: Method, *, kind: Kind | None = None, **changes: Any) -> Learner:
         """A learner on the tiny model; closed-form methods keep their own number of epochs."""
         train = dict(self.train) if method.train.get("epochs", 1) else {**self.train, "epochs": 0}
         train |= changes.pop("train", {})
-        return Learner(self.model(), method, kind=kind or self.kinds[0], train=train, device="cpu", **changes)
+        place = {"objective": self.objective, "kind": kind or self.kinds[0]}
+        return Learner(self.model(), method, train=train, device="cpu", **{**place, **changes})
 
     def refusal(self, method: Method) -> str | None:
         """The sentence with which a method is refused here, or None where it is taken."""
@@ -105,10 +109,34 @@ class Setting(ABC):
         """Two test inputs of every task."""
         return [item for task in self.tasks() for item in task.test.take(range(2)).inputs]
 
+    def answered(self, task: Task) -> list[int]:
+        """Test examples of a task that a run answers as `predict` does."""
+        return list(range(len(task.test)))
+
+    def same(self, first: Sequence[Any], second: Sequence[Any]) -> bool:
+        """Whether two lists of answers are the same, as they are stored."""
+        return list(first) == list(second)
+
+    def possible(self, learner: Learner, answers: Sequence[Any]) -> bool:
+        """Whether these are answers that the learner may give."""
+        return set(answers) <= set(learner.class_names)
+
     def score(self, learner: Learner, tasks: Sequence[Task]) -> float:
         """Mean score of all test examples, no task named."""
-        found = [learner.evaluate(learner.test_dataset(task)).scores for task in tasks]
+        found = [learner.judge(learner.test_dataset(task)).score for task in tasks]
         return float(np.concatenate(found).mean())
+
+
+def stored(prediction: Prediction) -> Any:
+    """An answer as a run stores it: text, or a list of labels, tags or numbers.
+
+    >>> stored(Prediction("a, b", value=("a", "b"))), stored(Prediction("0.5", value=0.5)), stored(Prediction("a"))
+    (['a', 'b'], [0.5], 'a')
+    """
+    value = prediction.value
+    if isinstance(value, str):
+        return value
+    return list(value) if isinstance(value, tuple | list) else [value]
 
 
 @cache

@@ -15,10 +15,10 @@ from contune.checks.setting import SETTINGS, Setting
 from contune.checks.tiny_models import save_tiny
 from contune.contract.context import Context
 from contune.contract.data import Dataset
-from contune.engine.evaluation import read_answers, token_scores
 from contune.engine.learner import Learner
 from contune.head.linear import Linear
 from contune.method.method import Method
+from contune.objective.write import read_answers, token_scores
 from contune.stream.conversation import Conversation, Message, language_examples
 from contune.stream.task import Kind, Task
 
@@ -94,7 +94,8 @@ class Answers(Setting):
     """Answers written by the model's own language head."""
 
     name: ClassVar[str] = "answers"
-    kinds: ClassVar[tuple[Kind, ...]] = ("language",)
+    objective: ClassVar[str] = "write"
+    kinds: ClassVar[tuple[Kind, ...]] = ("domain-incremental",)
     train: ClassVar[Mapping[str, Any]] = {**SETTINGS, "epochs": 6, "batch_size": 4, "lr": 1e-2}
 
     def model(self) -> str:
@@ -118,6 +119,13 @@ class Answers(Setting):
 
     def not_learned_in_order(self, learner: Learner, scores: Sequence[float]) -> str | None:
         return not_likelier(learner, self.other_orders()[-1])
+
+    def answered(self, task: Task) -> list[int]:
+        """Not those where a run asks which of two options is likelier."""
+        return [at for at, one in enumerate(task.test.inputs) if one.measure not in ("likelihood", "tokens")]
+
+    def possible(self, learner: Learner, answers: Sequence[Any]) -> bool:
+        return all(isinstance(answer, str) for answer in answers)
 
     def outputs(self, context: Context, dataset: Dataset) -> Mapping[str, Tensor]:
         features, scores = [], []
