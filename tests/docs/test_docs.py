@@ -8,7 +8,7 @@ import pytest
 import yaml
 from word_tasks import tiny_folder
 
-from contune.checks.common import run_checks
+from contune.checks.named import run_checks
 from contune.cli.plugins import load_plugins
 from contune.run.config import RunConfig
 from contune.run.execute import make_method

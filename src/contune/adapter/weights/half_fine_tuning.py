@@ -19,6 +19,7 @@ from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.numerics.masks import frozen_counts, require_share
 
+DRAWS = "half"  # no part's name: renaming the part must not draw other matrices
 Role = Literal["attention", "feed-forward", "norm"]
 Groups = Mapping[Role, Sequence[Sequence[tuple[str, ...]]]]
 
@@ -91,7 +92,7 @@ class Half(Adapter):
 
     def begin_task(self, context: Context) -> None:
         if context.model.adapter_trainable:
-            generator = numpy_generator(context.task.settings.seed, "half-fine-tuning", context.task.index)
+            generator = numpy_generator(context.task.settings.seed, DRAWS, context.task.index)
             self._inner.freeze(drawn_to_freeze(self._groups, self.share, generator))
 
     @property

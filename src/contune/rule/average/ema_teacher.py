@@ -27,6 +27,7 @@ from contune.rule.replay.buffer import Buffer, offered
 from contune.rule.replay.replay import check_sizes, draw
 
 REHEARSAL = "ema-teacher"
+DRAWS = "slow-copy"  # no part's name: renaming the part must not draw other examples
 
 
 def warm_decay(step: int, decay: float) -> float:
@@ -151,7 +152,7 @@ class EmaTeacher(Rule):
         if self._ready is None:
             return {}
         count = self.batch_size or context.task.settings.batch_size
-        chosen = draw(self._ready, count, context, (REHEARSAL, epoch, step), None)
+        chosen = draw(self._ready, count, context, (DRAWS, epoch, step), None)
         self._drawn = len(chosen.rows)
         return {REHEARSAL: chosen}
 

@@ -15,6 +15,7 @@ from contune.contract.state import State, on_device
 from contune.errors import ConfigError
 from contune.rule.project.gradient_memory import refuse_comparing
 
+DRAWS = "output-directions"  # no part's name: renaming the part must not draw other examples
 DEPENDENT = 1e-3  # norm of what is left of a unit vector below which it is rounding, not a direction of its own
 
 
@@ -132,7 +133,7 @@ class OrthogonalGradients(Rule):
         return orthogonal(basis, updates) if basis else updates
 
     def end_task(self, context: Context) -> None:
-        order = numpy_generator(context.task.settings.seed, self.name, context.task.index).permutation(
+        order = numpy_generator(context.task.settings.seed, DRAWS, context.task.index).permutation(
             len(context.task.data)
         )
         if not context.model.trained():
