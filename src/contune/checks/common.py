@@ -107,7 +107,7 @@ def check_rows_independent(make: MakeMethod, trial: CheckRun) -> None:
 
 def few_images() -> list[Image]:
     """Two test digits of every task."""
-    return [image for task in digit_tasks() for image in task.test.inputs[:2] if isinstance(image, np.ndarray)]
+    return [image for task in digit_tasks() for image in task.test.inputs[:2]]
 
 
 def check_predicts_purely(make: MakeMethod, trial: CheckRun) -> None:
