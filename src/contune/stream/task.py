@@ -207,6 +207,24 @@ class Stream:
     retention_sets: tuple[Task, ...] = ()
     objective: str = "classify"
 
+    @classmethod
+    def of(cls, train: Any, test: Any, validation: Any = None, **keys: Any) -> "Stream":
+        """A stream of data that is in Python: checked, ordered and cut as the same rows in files would be.
+
+        Each of `train`, `test` and `validation` is a list of mappings, a pandas data frame, a `datasets.Dataset`, a pair of
+        lists (inputs, labels), or a data set of torch's kind that gives (input, label) by number, always the same ones.
+        Columns are found by their usual names, or named with `text`, `image`, `input` and `label`. All other keys are those
+        of `StreamConfig`: `tasks`, `kind`, `by`, `order_seed` and so on, among them `validation` as a share; `name` is what
+        the stream is called. Raises DataError for the first bad row and ConfigError where the keys do not fit.
+
+        >>> rows = [{"text": f"{word} {number}", "label": word} for number in range(2) for word in ("cat", "dog")]
+        >>> [task.class_names for task in Stream.of(rows, rows, tasks=2).tasks]
+        [('cat',), ('dog',)]
+        """
+        from contune.stream.python import stream_of
+
+        return stream_of(train, test, validation, **keys)
+
     @property
     def modality(self) -> str:
         """What the inputs are; the same in every task."""

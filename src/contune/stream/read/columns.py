@@ -1,8 +1,8 @@
 """From a raw table to checked rows: which columns hold input, label and domain, and what is wrong with a value."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast, final
+from typing import Any, cast, final
 
 from contune.errors import DataError, did_you_mean
 from contune.stream.inputs import Decoded, DecodedCache, Inputs
@@ -51,22 +51,42 @@ class Names:
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class Again(Sequence[object]):
+    """Inputs that are asked for again at their owner."""
+
+    of: Callable[[int], object]
+    taken: "Taken"
+
+    def __len__(self) -> int:
+        return len(self.taken.entries)
+
+    def __getitem__(self, at: Any) -> Any:
+        found = self.taken.entries[at]
+        return self.of(found) if isinstance(found, int) else [self.of(entry) for entry in found]
+
+
+@final
 class Taken:
     """The inputs of a table's good rows, put away as they come, and where each of them is."""
 
     def __init__(self, table: RawTable, modality: Modality, cache: DecodedCache | None, *, objects: bool) -> None:
         self._table, self._modality = table, modality
-        self._values: Spool | list[object] = [] if objects else Spool()
         self.entries: list[int] | range = range(0)
+        self._values: Spool | list[object] | Again
+        if table.again is not None:
+            self._values = Again(table.again, self)
+        else:
+            self._values = [] if objects else Spool()
         self.inputs: Inputs = Decoded(self._values, modality, cache if modality.costly else None)
 
     def append(self, entry: int, value: object) -> int:
         """Put the value of a row away; returns its number."""
+        number = len(self.entries)
         if isinstance(self._values, Spool):
             self._values.append(self._modality.pack(value))
-        else:
+        elif isinstance(self._values, list):
             self._values.append(value)
-        number = len(self._values) - 1
         if isinstance(self.entries, range) and entry == number:
             self.entries = range(number + 1)
         else:  # a bad row came before

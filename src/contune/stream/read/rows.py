@@ -69,7 +69,8 @@ class RawTable:
 
     There is one of them per entry of `numbers`, what a reader of the file would count (lines or rows from 1), and of
     `positions`, the row ids from 0; `broken` rows have a position but no values. `binary` columns hold bytes, and
-    columns of `objects` Python objects of the modality they are filed under.
+    columns of `objects` Python objects of the modality they are filed under. `again` gives the input of an entry once
+    more, where it need not be put away.
     """
 
     source: str
@@ -83,6 +84,7 @@ class RawTable:
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     binary: tuple[str, ...] = ()
     objects: dict[str, str] = field(default_factory=dict)
+    again: Callable[[int], object] | None = None
 
     def read(self, column: str) -> Sequence[object]:
         """All values of one column, in memory."""

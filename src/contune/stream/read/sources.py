@@ -37,7 +37,11 @@ def read_source(config: StreamConfig, base: Path) -> Source:
     Where `config.validation` asks for a share of training data, a validation split that the data brings is left
     unused, with a note.
     """
-    source = _read(config, base, DecodedCache(config.decoded_mb))
+    return without_unused(_read(config, base, DecodedCache(config.decoded_mb)), config)
+
+
+def without_unused(source: Source, config: StreamConfig) -> Source:
+    """The source without its validation data where the configuration asks for a share of the training data."""
     if config.validation == 0 or "validation" not in source.splits:
         return source
     note = f"the validation data of {source.name} is not used, because stream.validation asks for a share of training"
@@ -114,7 +118,7 @@ def _read_folder(config: StreamConfig, data: DataConfig, name: str, folder: Path
 
 def _read_files(config: StreamConfig, data: DataConfig, name: str, base: Path, cache: DecodedCache) -> Source:
     if not isinstance(data.train, dict):
-        _require_by(config, name)
+        require_by(config, name)
     columns = Columns(data.input_columns, data.label, config.by)
     splits: dict[str, Split] = {}
     used: dict[str, set[Path]] = {}
@@ -144,14 +148,15 @@ def _read_split(paths: dict[str | None, list[Path]], columns: Columns, cache: De
 
 
 def _read_hub(config: StreamConfig, data: DataConfig, name: str, cache: DecodedCache) -> Source:
-    _require_by(config, name)
+    require_by(config, name)
     # The configuration admits only single names of splits beside a hub id.
     tables = read_hub_splits(name, data.name, {split: cast(str | None, getattr(data, split)) for split in SPLITS})
     columns = Columns(data.input_columns, data.label, config.by)
     return Source(name, {split: split_from_table(table, columns, cache=cache) for split, table in tables.items()})
 
 
-def _require_by(config: StreamConfig, name: str) -> None:
+def require_by(config: StreamConfig, name: str) -> None:
+    """Raise ConfigError where tasks are domains and no column says which."""
     if config.grouped and config.by is None:
         raise ConfigError(
             f"kind is {config.kind}, but nothing says which domain a row of {name} is from; "
