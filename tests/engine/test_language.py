@@ -200,9 +200,7 @@ def test_long_prompts_are_an_error_or_lose_their_beginning() -> None:
     long = conversation("x" * 40 + "the end", "right")
     with pytest.raises(DataError, match="the prompt of row 0"):
         Backbone.load(ModelConfig(path=folder, max_length=20), reads="chat").prepare([long])
-    prepared = Backbone.load(ModelConfig(path=folder, max_length=20, cut_prompts=True), reads="chat").prepare(
-        [long]
-    )
+    prepared = Backbone.load(ModelConfig(path=folder, max_length=20, cut_prompts=True), reads="chat").prepare([long])
     assert (prepared.truncated, prepared.lengths.tolist(), prepared.units(np.arange(1))) == (1, [20], 6)
     with pytest.raises(DataError, match="the answer of row 0"):
         Backbone.load(ModelConfig(path=folder, max_length=20), reads="chat").prepare([conversation("a", "y" * 30)])

@@ -1,7 +1,6 @@
 """Learning holds no more decoded inputs than the cache and the batches in work: memory does not grow with the data."""
 
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +35,10 @@ class Living:
 
 
 @pytest.fixture
-def living(monkeypatch: pytest.MonkeyPatch) -> Iterator[Living]:
+def living(monkeypatch: pytest.MonkeyPatch) -> Living:
     found, plain = Living(), Images.decode
     monkeypatch.setattr(Images, "decode", lambda self, value: found.add(plain(self, value)))
-    yield found
+    return found
 
 
 @pytest.fixture(scope="module")

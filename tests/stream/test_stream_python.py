@@ -120,7 +120,7 @@ def test_data_of_no_known_shape_is_a_sentence() -> None:
     with pytest.raises(DataError, match="has no column 'body' for the text"):
         Stream.of(ROWS, ROWS, text="body", tasks=1)
     with pytest.raises(ConfigError, match=r"Stream\.of does not read"):
-        Stream.of(ROWS, ROWS, kind="language")
+        Stream.of(ROWS, ROWS, objective="write", kind="domain-incremental", by="where")
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,8 @@ class ModelConfig(BaseModel):
         None, ge=1, description="tokens after which texts are cut; null: the model's own limit"
     )
     template: Literal["auto", "plain", "chat"] = Field(
-        "auto", description="objective write: turns as a prompt, one below the other or by the tokenizer's chat template"
+        "auto",
+        description="objective write: turns as a prompt, one below the other or by the tokenizer's chat template",
     )
     cut_prompts: bool = Field(
         False, description="objective write: drop the beginning of prompts that are too long; false: refuse them"

@@ -58,7 +58,10 @@ def examples_from_state(state: State) -> Examples:
     """The examples that `examples_state` put away."""
     arrays = {name: tensor.numpy() for name, tensor in state.tensors.items()}
     inputs = find_modality(state.values["modality"]).from_state(arrays, state.values)
-    examples, found = Examples(inputs, arrays["labels"], arrays["ids"], state.values["modality"]), state.inner("targets")
+    examples, found = (
+        Examples(inputs, arrays["labels"], arrays["ids"], state.values["modality"]),
+        state.inner("targets"),
+    )
     if not found.tensors:
         return examples
     return replace(examples, targets=Targets(found.tensors["values"].numpy(), found.tensors["offsets"].numpy()))

@@ -39,13 +39,13 @@ class Content(NamedTuple):
 class Modality(ABC):
     """One kind of input.
 
-    `built_on` is the modality that stock models of it read by themselves, where it is no own one, and `demand` goes on with
-    a sentence about a model that reads another. `noun` is what a model reads in a sentence, `input_name` what stock models that read it call their main input.
-    `columns` are the usual names of a table's column, which holds bytes where `binary`; `suffixes` those of files that
-    are one input each. `model_keys` are the entries among `MODEL_KEYS` that it has a use for. `asked_with` are other
-    modalities whose inputs a model of this one can be asked with. `class_prompt` makes a text of the name of a class.
-    `conversations`: inputs are prompts with the answers that are right.
-    `costly`: decoding takes so long that decoded inputs are worth keeping. `augmentable`: there are augmented views.
+    `noun` is what a model reads in a sentence, `input_name` what stock models that read it call their main input;
+    `built_on` is the modality such models are of by themselves where they have no own, and `demand` goes on with a sentence
+    about a model that reads another. `columns` are the usual names of a table's column, which holds bytes where `binary`;
+    `suffixes` those of files that are one input each. `model_keys` are the entries among `MODEL_KEYS` that it has a use for.
+    `asked_with` are other modalities whose inputs a model of this one can be asked with. `class_prompt` makes a text of the
+    name of a class. `conversations`: inputs are prompts with the answers that are right. `costly`: decoding takes so long
+    that decoded inputs are worth keeping. `augmentable`: there are augmented views.
     """
 
     name: ClassVar[str]

@@ -41,10 +41,10 @@ def stream_of(
     if isinstance(validation, int | float):
         keys, validation = {**keys, "validation": validation}, None
     config = StreamConfig(data=name, **keys)
-    if config.kind == "language":
+    if config.objective != "classify":
         raise ConfigError(
-            "kind is language, whose prompts and answers Stream.of does not read; give files to load_stream, or make tasks "
-            "of contune.stream.conversation.language_examples"
+            f"objective is {config.objective}, whose answers Stream.of does not read; give files to load_stream, or make "
+            "tasks of examples"
         )
     require_by(config, name)
     cache = DecodedCache(config.decoded_mb)

@@ -128,24 +128,22 @@ def _array_rows(source: str, data: bytes) -> Iterator[tuple[int, object]]:
 
 def _read_csv(path: Path) -> RawTable:
     source = str(path)
-    broken: list[BadRow] = []
-    numbers, positions = array("q"), array("q")
-    total = 0
     found = _csv_rows(path)
     header = next(found, (0, []))[1]
     if isinstance(header, str):
         raise DataError(f"{source}, line 1: the header cannot be read ({header}); mend it")
     whole = [True] * len(header)
-    for position, (number, row) in enumerate(found):
-        total = position + 1
+    broken: list[BadRow] = []
+    numbers, positions = array("q"), array("q")
+    total = 0
+    for total, (number, row) in enumerate(found, start=1):
         reason = row if isinstance(row, str) else _csv_row_reason(row, len(header))
         if reason is not None:
             broken.append(BadRow(Place(source, "line", number), reason, "mend it"))
-        elif isinstance(row, list):
-            numbers.append(number)
-            positions.append(position)
-            for at, value in enumerate(row):
-                whole[at] = whole[at] and (not value or _WHOLE_NUMBER.fullmatch(value) is not None)
+            continue
+        numbers.append(number)
+        positions.append(total - 1)
+        _note_numbers(row, whole)
 
     def rows(names: Sequence[str]) -> Iterator[tuple[object, ...]]:
         places = [header.index(name) for name in names]
@@ -157,6 +155,13 @@ def _read_csv(path: Path) -> RawTable:
                 yield tuple(_number(row[at]) if whole[at] else row[at] for at in places)
 
     return RawTable(source, "line", tuple(header), rows, numbers, positions, total, broken)
+
+
+def _note_numbers(row: Sequence[str], whole: list[bool]) -> None:
+    """Note which columns this row shows to hold something else than whole numbers."""
+    for at, value in enumerate(row):
+        if whole[at] and value and _WHOLE_NUMBER.fullmatch(value) is None:
+            whole[at] = False
 
 
 def _number(value: str) -> int | None:
