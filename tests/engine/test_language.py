@@ -192,25 +192,23 @@ def test_a_chat_template_is_the_tokenizers_own(template: str) -> None:
 
 def test_a_template_that_is_not_there_is_said() -> None:
     with pytest.raises(ConfigError, match="has no chat template"):
-        Backbone.load(ModelConfig(path=WRITER, template="chat"), reads="language")
+        Backbone.load(ModelConfig(path=WRITER, template="chat"), reads="chat")
 
 
 def test_long_prompts_are_an_error_or_lose_their_beginning() -> None:
     folder = WRITER
     long = conversation("x" * 40 + "the end", "right")
     with pytest.raises(DataError, match="the prompt of row 0"):
-        Backbone.load(ModelConfig(path=folder, max_length=20), reads="language").prepare([long])
-    prepared = Backbone.load(ModelConfig(path=folder, max_length=20, cut_prompts=True), reads="language").prepare(
-        [long]
-    )
+        Backbone.load(ModelConfig(path=folder, max_length=20), reads="chat").prepare([long])
+    prepared = Backbone.load(ModelConfig(path=folder, max_length=20, cut_prompts=True), reads="chat").prepare([long])
     assert (prepared.truncated, prepared.lengths.tolist(), prepared.units(np.arange(1))) == (1, [20], 6)
     with pytest.raises(DataError, match="the answer of row 0"):
-        Backbone.load(ModelConfig(path=folder, max_length=20), reads="language").prepare([conversation("a", "y" * 30)])
+        Backbone.load(ModelConfig(path=folder, max_length=20), reads="chat").prepare([conversation("a", "y" * 30)])
 
 
 def test_an_encoder_cannot_write() -> None:
     with pytest.raises(ConfigError, match="writes no text"):
-        Backbone.load(ModelConfig(path=str(tiny_folder("vit"))), reads="language")
+        Backbone.load(ModelConfig(path=str(tiny_folder("vit"))), reads="chat")
 
 
 def test_a_head_that_is_not_understood_is_refused() -> None:

@@ -21,7 +21,8 @@ from contune.checks.setting import Setting, stored
 from contune.checks.settings.images import SETTING as IMAGES
 from contune.engine.learner import Learner
 from contune.errors import ContuneError
-from contune.stream.task import Inputs, Kind
+from contune.stream.inputs import Inputs
+from contune.stream.task import Kind
 
 Check = Callable[[MakeMethod, CheckRun], None]
 

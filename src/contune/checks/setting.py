@@ -23,7 +23,8 @@ from contune.engine.learner import Learner
 from contune.errors import ConfigError, ContuneError, did_you_mean
 from contune.method.catalog import build_objective
 from contune.method.method import Method
-from contune.stream.task import Inputs, Kind, Task
+from contune.stream.inputs import Inputs
+from contune.stream.task import Kind, Task
 
 if TYPE_CHECKING:
     from contune.checks.run import CheckRun

@@ -15,7 +15,7 @@ from contune.contract.data import Dataset
 from contune.engine.learner import Learner
 from contune.head.linear import Linear
 from contune.method.method import Method
-from contune.stream.task import Examples, Modality, Targets, Task
+from contune.stream.task import Examples, Targets, Task
 
 if TYPE_CHECKING:
     from contune.checks.run import CheckRun
@@ -77,7 +77,7 @@ def pairs_of(words: Sequence[str], rows: int = 18) -> list[tuple[str, str]]:
     return [(words[at % len(words)], words[(at // len(words) + at) % len(words)]) for at in range(rows)]
 
 
-def target_task(name: str, classes: Sequence[str], inputs: Sequence[Any], targets: Targets, reads: Modality) -> Task:
+def target_task(name: str, classes: Sequence[str], inputs: Sequence[Any], targets: Targets, reads: str) -> Task:
     """A task that is tested on what it is taught."""
     rows = np.zeros(len(inputs), dtype=np.int64)
     found = Examples(list(inputs), rows, np.arange(len(inputs)), reads, targets)

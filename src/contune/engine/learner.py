@@ -29,7 +29,8 @@ from contune.errors import ConfigError, DataError
 from contune.method.catalog import build_method, build_objective
 from contune.method.method import Method
 from contune.metric.ledger import Ledger
-from contune.stream.task import Examples, Inputs, Kind, Task, joined_examples
+from contune.stream.inputs import Inputs
+from contune.stream.task import Examples, Kind, Task, joined_examples
 
 
 @final
@@ -84,7 +85,7 @@ class Learner:
             if self.settings.packing:
                 self.backbone.require_packing()
             self.base_hash = self.backbone.base_hash()
-        if self.settings.augment and self.backbone.modality != "image":
+        if self.settings.augment and not self.backbone.augmentable:
             raise ConfigError(
                 "train.augment is on but the model reads text; augmentation is for images, set it to false"
             )

@@ -16,6 +16,7 @@ from contune.contract.parts import Adapter, Head, Part, Router, Rule
 from contune.errors import ConfigError, ContuneError, did_you_mean
 from contune.method.method import Method
 from contune.method.options import Option, options_of
+from contune.stream.modality import add_modalities
 
 Recipe = Callable[..., Method]
 CATEGORIES: Mapping[str, tuple[str, type[Part]]] = {
@@ -28,9 +29,10 @@ _plugins: list[ModuleType] = []
 
 
 def add_plugin(module: ModuleType) -> None:
-    """Make the recipes and parts of a user's module known; the user names the module, never a configuration file."""
+    """Make the recipes, parts and modalities of a user's module known; the user names it, never a configuration."""
     if module not in _plugins:
         _plugins.append(module)
+    add_modalities(module)
     recipes.cache_clear()
     parts.cache_clear()
     objectives.cache_clear()

@@ -280,7 +280,7 @@ def test_texts_to_keep_count_as_a_task_before_the_first(
 def test_a_table_is_read_as_prompts_and_answers(tmp_path: Path) -> None:
     path = table(tmp_path)
     assert kept_texts(path, "text", 99).inputs[1] == "What is 1?\nnumber 1"
-    assert kept_texts(path, "language", 99).inputs[1].answer == "number 1"
+    assert kept_texts(path, "chat", 99).inputs[1].answer == "number 1"
     assert max(len(piece) for piece in kept_texts(text_file(tmp_path), "text", 99).inputs) <= 74
     assert "".join(kept_texts(text_file(tmp_path), "text", 99).inputs) == text_file(tmp_path).read_text()
 

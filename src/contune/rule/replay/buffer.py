@@ -11,7 +11,7 @@ from torch import Tensor
 from contune.backbone.backbone import Backbone
 from contune.contract.data import Dataset, Rows
 from contune.contract.state import State, examples_from_state, examples_state
-from contune.stream.task import Examples, Modality, joined_examples
+from contune.stream.task import Examples, joined_examples
 
 
 @final
@@ -30,7 +30,7 @@ class Buffer:
     logits: Tensor | None = None
 
     @staticmethod
-    def empty(modality: Modality) -> "Buffer":
+    def empty(modality: str) -> "Buffer":
         """Nothing kept yet."""
         none = np.zeros(0, dtype=np.int64)
         return Buffer(Examples([], none, none, modality), none, none)
