@@ -7,7 +7,7 @@ from typing import Any
 
 from contune.errors import ConfigError
 from contune.method.card import card_of
-from contune.method.catalog import CATEGORIES, Recipe, compose, parts, recipes
+from contune.method.catalog import CATEGORIES, Recipe, build_objective, compose, parts, recipes
 from contune.method.options import Option, options_of, shown_value
 
 
@@ -61,7 +61,7 @@ def row(option: Option) -> str:
 def in_language(recipe: Recipe) -> str:
     """Whether the recipe learns language streams, or why not."""
     try:
-        recipe().for_language()
+        recipe().for_objective(build_objective("write"))
     except ConfigError as refusal:
         return f"In language streams: no; {refusal}."
     return "In language streams: yes, with the model's own language head."
