@@ -78,6 +78,13 @@ class Replay(Rule):
         count = self.batch_size if self.ratio is None else replayed(self.ratio, context.task.settings.batch_size)
         return {"replay": draw(self._ready, count, context, ("replay", epoch, step), self.weight)} if count else {}
 
+    def after_chunk(self, context: Context) -> None:
+        buffer = self._buffer or Buffer.empty(context.model.backbone.modality)
+        purpose = ("buffer", context.task.index, buffer.offered)
+        generator = numpy_generator(context.task.settings.seed, *purpose)
+        self._buffer = offered(buffer, context.task.data, self.size, self.choice, generator, None)
+        self._ready = self._buffer.dataset(context.model.backbone) if self.size else None
+
     def end_task(self, context: Context) -> None:
         buffer = self._buffer or Buffer.empty(context.model.backbone.modality)
         generator = numpy_generator(context.task.settings.seed, "buffer", context.task.index)
