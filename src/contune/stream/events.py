@@ -34,9 +34,15 @@ class Boundary:
 @final
 @dataclass(frozen=True, eq=False)
 class Ask:
-    """Everything that is known now is to be asked about: the tests of the first `tasks` of the stream."""
+    """Everything that is known now is to be asked about: the tests of the first `tasks` of the stream.
+
+    `ends`: a task of the stream has just ended, as who measures knows. `regular`: it is one of the questions that come at
+    equal distances.
+    """
 
     tasks: int
+    ends: bool = True
+    regular: bool = False
 
 
 Event = Arrive | Boundary | Ask
@@ -71,8 +77,9 @@ def events_in_chunks(stream: Stream, chunk: int, ask_every: int, seed: int) -> I
             yield Arrive(task.train.take(rows), task.class_names)
             before, came = came, came + len(rows)
             last = start + chunk >= len(order)
-            if last or came // ask_every > before // ask_every:
-                yield Ask(number)
+            regular = came // ask_every > before // ask_every
+            if last or regular:
+                yield Ask(number, last, regular)
 
 
 def task_of(event: Arrive, name: str) -> Task:
