@@ -83,7 +83,7 @@ class WordReader(Reader):
                     f"row {at} has the word {silent or words[0]!r}, of which no token is made; leave it out"
                 )
             lists.append(np.asarray(encoded["input_ids"], dtype=np.int32))
-            require_known(lists[-1], self.texts.rows, self.texts.tokenizer, f"row {at}")
+            require_known(encoded["input_ids"], self.texts.rows, self.texts.tokenizer, f"row {at}")
             first.append(np.asarray(starts, dtype=np.bool_))
             cut.append(len(seen) < len(words))
         together = np.concatenate([np.zeros(0, np.bool_), *first])
