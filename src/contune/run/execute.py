@@ -42,6 +42,7 @@ from contune.run.folder.directory import RunDirectory
 from contune.run.folder.events import EventFile
 from contune.run.folder.predictions import Matrix, filled, matrices, prediction_table
 from contune.run.folder.run_cache import RunCache
+from contune.run.lengths import cut_notes
 from contune.stream.task import Stream, Task
 
 
@@ -116,12 +117,13 @@ def start_run(
     shared = shared or RunCache()
     stream = shared.stream(config.stream, base)
     learner = make_learner(config, stream, processes, observer, shared.memory_cache)
+    notes = (*stream.notes, *cut_notes(learner.backbone, stream))
     resolved = resolved_config(config, learner, base)
     directory = RunDirectory(out)
     if processes.main:
         directory = RunDirectory.create(out, resolved)
     processes.wait()
-    _Execution(config, stream, learner, directory, observer).go(say)
+    _Execution(config, stream, learner, directory, observer, notes).go(say)
     return out
 
 
@@ -141,7 +143,8 @@ def resume_run(
     shared = shared or RunCache()
     stream = shared.stream(config.stream, base)
     learner = make_learner(config, stream, processes, observer, shared.memory_cache)
-    execution = _Execution(config, stream, learner, directory, observer)
+    notes = (*stream.notes, *cut_notes(learner.backbone, stream))
+    execution = _Execution(config, stream, learner, directory, observer, notes)
     execution.go(say)
     return out
 
@@ -159,8 +162,15 @@ class _Execution:
     """One process's pass through a run."""
 
     def __init__(
-        self, config: RunConfig, stream: Stream, learner: Learner, directory: RunDirectory, observer: Observer
+        self,
+        config: RunConfig,
+        stream: Stream,
+        learner: Learner,
+        directory: RunDirectory,
+        observer: Observer,
+        notes: Sequence[str],
     ) -> None:
+        self.notes = list(notes)
         self.config, self.stream, self.learner, self.directory, self.observer = (
             config,
             stream,
@@ -191,6 +201,9 @@ class _Execution:
         """Run from where the directory stands to the end."""
         if self.main and self.learner.backbone.precision == "bf16" and emulated(self.learner.backbone.device):
             say("this processor has no bf16 instructions: bf16 is slower than float32 here (train.precision: fp32)")
+        if self.main:
+            for note in self.notes:
+                say(f"note: {note}")
         with self._owned(), self._interruptible():
             experience, done, memory, context = self._restore(say)
             while experience < len(self.experiences):
@@ -380,7 +393,7 @@ class _Execution:
                 "test_examples": sizes,
                 "modality": self.stream.modality,
                 "order_seed": self.stream.order_seed,
-                "notes": list(self.stream.notes),
+                "notes": self.notes,
                 "hash": self.stream.content_hash(),
             },
             "accuracy_matrix": done,
