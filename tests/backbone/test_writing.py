@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from language_tasks import TRAIN, conversation, writer
-from tiny_models import MAX_POSITIONS, WRITERS, byte_tokenizer, save_tiny
+from tiny_models import WRITERS, byte_tokenizer, save_tiny
 
 from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
 from contune.backbone.reader.language import first_bytes
+from contune.checks.tiny_models import MAX_POSITIONS
 from contune.engine.learner import Learner
 from contune.errors import DataError
 from contune.stream.conversation import Conversation, Message, language_examples
