@@ -42,7 +42,7 @@ def llama(folder: Path, **config: Any) -> Backbone:
     """A tiny Llama whose tokenizer puts a start token before every text, and no end behind it."""
     save_tiny("llama-writer", folder)
     byte_tokenizer("llama").save_pretrained(folder)
-    return Backbone.load(ModelConfig(path=str(folder), **config), reads="language")
+    return Backbone.load(ModelConfig(path=str(folder), **config), reads="chat")
 
 
 @pytest.mark.parametrize("name", ["llama-writer", "t5-writer"])
@@ -51,7 +51,7 @@ def test_no_setting_of_the_models_folder_changes_what_is_written(name: str, tmp_
         folder = save_tiny(name, tmp_path / name)
         settings = {"bos_token_id": 4, "eos_token_id": 5, "decoder_start_token_id": 0, "pad_token_id": 0, **more}
         (folder / "generation_config.json").write_text(json.dumps(settings))
-        backbone = Backbone.load(ModelConfig(path=str(folder)), reads="language")
+        backbone = Backbone.load(ModelConfig(path=str(folder)), reads="chat")
         asked = [(backbone.prepare(["one", "a much longer question"]), np.arange(2))]
         return backbone.features(backbone.prompts_only(asked, max_new_tokens=12)).tolist()
 
@@ -63,7 +63,7 @@ def test_no_setting_of_the_models_folder_changes_what_is_written(name: str, tmp_
 def test_the_settings_of_the_models_folder_stay_the_models_own(tmp_path: Path) -> None:
     folder = save_tiny("llama-writer", tmp_path / "m")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 5, "repetition_penalty": 5.0}))
-    backbone = Backbone.load(ModelConfig(path=str(folder)), reads="language")
+    backbone = Backbone.load(ModelConfig(path=str(folder)), reads="chat")
     backbone.features(backbone.prompts_only([(backbone.prepare(["one"]), np.arange(1))], max_new_tokens=2))
     assert backbone.stock.generation_config.repetition_penalty == 5.0
 
@@ -123,7 +123,7 @@ def test_a_completion_stands_right_behind_its_prompt_with_its_blanks(start: bool
     folder = save_tiny("llama-writer" if start else "gpt2-writer", tmp_path / "m")
     tokenizer = byte_tokenizer("llama" if start else "gpt2")
     tokenizer.save_pretrained(folder)
-    backbone = Backbone.load(ModelConfig(path=str(folder)), reads="language")
+    backbone = Backbone.load(ModelConfig(path=str(folder)), reads="chat")
     code = conversation("def f(x):\n", "    return x\n", verbatim=True)
     tokens = backbone.prepare([code]).texts.tokens(0).tolist()  # type: ignore[attr-defined]
     assert tokens == [
@@ -140,7 +140,7 @@ def test_a_token_without_an_embedding_is_named_with_its_row(tmp_path: Path) -> N
     tokenizer = byte_tokenizer("llama")
     tokenizer.add_tokens(["<new>"])
     tokenizer.save_pretrained(folder)
-    backbone = Backbone.load(ModelConfig(path=str(folder)), reads="language")
+    backbone = Backbone.load(ModelConfig(path=str(folder)), reads="chat")
     backbone.prepare(["old"])
     with pytest.raises(DataError, match="row 1 has the token '<new>', number 262 of the tokenizer"):
         backbone.prepare(["old", "one <new>"])
@@ -152,7 +152,7 @@ def test_padding_without_an_embedding_is_replaced(load: str, tmp_path: Path) -> 
     tokenizer = byte_tokenizer(load.removesuffix("-writer"))
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(folder)
-    backbone = Backbone.load(ModelConfig(path=str(folder)), reads="language" if load == "llama-writer" else None)
+    backbone = Backbone.load(ModelConfig(path=str(folder)), reads="chat" if load == "llama-writer" else None)
     prepared = backbone.prepare(["one", "a longer one"])
     states = backbone.encode(backbone.collate([(prepared, np.arange(2))])).states
     alone = backbone.encode(backbone.collate([(prepared, np.array([0]))])).states
@@ -168,7 +168,7 @@ def without_start(folder: Path) -> Backbone:
     tokenizer = byte_tokenizer("gpt2")
     tokenizer.bos_token = None
     tokenizer.save_pretrained(folder)
-    return Backbone.load(ModelConfig(path=str(folder)), reads="language")
+    return Backbone.load(ModelConfig(path=str(folder)), reads="chat")
 
 
 def test_bytes_that_nothing_predicts_are_not_counted(tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ def predict_file(
     longest = learner.backbone.parts.reader.longest
     cut = 0 if longest is None else learner.backbone.prepare(inputs).truncated
     if cut:
-        say(f"{cut:,} of {len(names):,} texts are longer than the {longest} tokens that fit and were cut (model.max_length)")
+        say(
+            f"{cut:,} of {len(names):,} texts are longer than the {longest} tokens that fit and were cut (model.max_length)"
+        )
     yield from zip(names, learner.predict(inputs, task=task), strict=True)
 
 
