@@ -1,6 +1,5 @@
 """Nearest class mean: one vector per class, the mean of its features (arXiv 2210.04428; SimpleCIL in 2303.07338)."""
 
-from collections.abc import Iterable
 from typing import ClassVar, Literal, final
 
 import torch
@@ -8,40 +7,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from contune.contract.context import Context
-from contune.contract.data import Rows
 from contune.contract.parts import Head, Parameters
 from contune.contract.state import State
 from contune.errors import DataError
 from contune.head.linear import Cosine, Linear
+from contune.numerics.averages import summed_blocks
 
 LENT_SCALE = 1.0  # where the lent cosine head's learnt factor starts (APER, 2303.07338)
-
-
-def class_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Sum (classes, d) and count (classes,) of the features of every class, in float64.
-
-    >>> class_sums(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0, 1, 1]), 2)[0].flatten().tolist()
-    [1.0, 6.0]
-    """
-    sums = torch.zeros(classes, features.shape[1], dtype=torch.float64)
-    sums.index_add_(0, labels, features.double())
-    return sums, torch.bincount(labels, minlength=classes)
-
-
-def summed_blocks(
-    blocks: Iterable[tuple[Rows, Tensor]], labels: Rows, classes: int, width: int
-) -> tuple[Tensor, Tensor]:
-    """What `class_sums` says of all features together, with one block of them at a time; `labels` (n,) of all rows.
-
-    >>> import numpy as np
-    >>> blocks = [(np.array([1, 2]), torch.tensor([[2.0], [4.0]])), (np.array([0]), torch.tensor([[1.0]]))]
-    >>> summed_blocks(blocks, np.array([0, 1, 1]), 2, 1)[0].flatten().tolist()
-    [1.0, 6.0]
-    """
-    sums = torch.zeros(classes, width, dtype=torch.float64)
-    for rows, features in blocks:
-        sums.index_add_(0, torch.from_numpy(labels[rows]), features.double())
-    return sums, torch.bincount(torch.from_numpy(labels), minlength=classes)
 
 
 def nearest_mean_scores(features: Tensor, means: Tensor, metric: str) -> Tensor:

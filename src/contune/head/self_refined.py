@@ -10,8 +10,9 @@ from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Parameters
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.head.class_means import nearest_mean_scores, summed_blocks
+from contune.head.class_means import nearest_mean_scores
 from contune.head.linear import Linear
+from contune.numerics.averages import summed_blocks
 
 
 def refined(scores: Tensor, owners: Tensor, start: Tensor, rounds: int) -> Tensor:

@@ -12,7 +12,8 @@ from torch.nn import functional
 from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Parameters
 from contune.contract.state import State
-from contune.head.class_means import auxiliary_head, summed_blocks
+from contune.head.class_means import auxiliary_head
+from contune.numerics.averages import summed_blocks
 
 
 def similarity_weights(old: Tensor, new: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contune.adapter.lora.side import SideLora, base_matrices
 from contune.contract.context import Context
 from contune.contract.data import Batch, Dataset, Rows
 from contune.contract.parts import Parameters, Router
 from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.router.keys import own_module
+from contune.router.side_lora import SideLora, base_matrices
 
 
 def with_new_row(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ from resume_helpers import difference_after_a_stop
 from torch import Tensor
 from word_tasks import tiny_folder, word_tasks
 
-from contune.adapter.around.ema import moved_average
 from contune.checks.run import SETTINGS, digit_tasks, same_state, tiny_model
 from contune.contract.context import Context
 from contune.contract.data import Batch
@@ -20,6 +19,7 @@ from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
 from contune.head.linear import Linear
 from contune.method.catalog import build_method, compose
+from contune.numerics.averages import moved_average
 from contune.rule.average.ema_teacher import REHEARSAL, EmaTeacher, rows_of, states_of, token_distances, warm_decay
 from contune.stream.task import Task
 

@@ -14,15 +14,7 @@ from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters, Tensors
 from contune.contract.state import State, on_device
 from contune.errors import CombinationError, ConfigError
-
-
-def moved_average(average: Tensors, current: Tensors, decay: float) -> dict[str, Tensor]:
-    """decay * average + (1 - decay) * current, by the names of the average.
-
-    >>> moved_average({"a": torch.tensor([1.0])}, {"a": torch.tensor([5.0])}, 0.75)["a"].item()
-    2.0
-    """
-    return {name: decay * value + (1 - decay) * current[name].detach() for name, value in average.items()}
+from contune.numerics.averages import moved_average
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters, Tensors
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.head.class_means import class_sums
+from contune.numerics.averages import class_sums
 
 TEMPERATURE = 0.8  # of the spread, as in the released code
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from contune.adapter.around.ema import exchanged
-from contune.adapter.layers import resolve_layers
 from contune.adapter.lora.peft_adapter import lora
-from contune.adapter.lora.targets import key_value_modules
 from contune.backbone.backbone import Backbone
+from contune.backbone.chosen_layers import resolve_layers
+from contune.backbone.targets import key_value_modules
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters

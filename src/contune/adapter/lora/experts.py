@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from contune.adapter.layers import resolve_layers
 from contune.adapter.lora.peft_adapter import inject, lora_config, merged_in_place, set_dropout
 from contune.backbone.backbone import Backbone
+from contune.backbone.chosen_layers import resolve_layers
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters

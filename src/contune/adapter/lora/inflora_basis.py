@@ -8,8 +8,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from contune.adapter.lora.per_task import LoraPerTask, key_value_targets
+from contune.adapter.lora.per_task import LoraPerTask
 from contune.backbone.backbone import Backbone
+from contune.backbone.targets import key_value_targets
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters

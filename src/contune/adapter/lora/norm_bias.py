@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from contune.adapter.lora.peft_adapter import lora
-from contune.adapter.weights.subset import ParameterSubset, is_norm
+from contune.adapter.weights.subset import ParameterSubset
 from contune.backbone.backbone import Backbone
+from contune.backbone.layers import is_norm
 from contune.backbone.linear import matrix_of
 from contune.contract.context import Context
 from contune.contract.data import Batch

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
-from contune.adapter.layers import resolve_layers
-from contune.adapter.lora.targets import key_value_modules, target_modules
 from contune.backbone.backbone import Backbone
+from contune.backbone.chosen_layers import resolve_layers
+from contune.backbone.targets import key_value_modules, target_modules
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters

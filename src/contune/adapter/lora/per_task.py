@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from contune.adapter.layers import resolve_layers
 from contune.adapter.lora.peft_adapter import inject, lora_config, merged_in_place, set_dropout
-from contune.adapter.lora.targets import FUSED, KEY, VALUE
 from contune.backbone.backbone import Backbone
+from contune.backbone.chosen_layers import resolve_layers
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters
@@ -20,17 +19,6 @@ from contune.contract.state import State
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
-
-
-def key_value_targets(targets: str | list[str]) -> str | list[str]:
-    """`key-value` as the last names of key and value projections; any other targets as they are.
-
-    A projection that makes queries, keys and values in one is wrapped whole.
-
-    >>> key_value_targets("all-linear"), "k_proj" in key_value_targets("key-value")
-    ('all-linear', True)
-    """
-    return [*KEY, *VALUE, *FUSED] if targets == "key-value" else targets
 
 
 @final

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contune.adapter.lora.targets import target_modules
 from contune.backbone.backbone import Backbone
 from contune.backbone.linear import sizes_of
 from contune.backbone.reader.inputs import ModelInputs
+from contune.backbone.targets import target_modules
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters

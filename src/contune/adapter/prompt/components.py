@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contune.adapter.layers import resolve_layers
 from contune.backbone.backbone import Backbone
+from contune.backbone.chosen_layers import resolve_layers
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters

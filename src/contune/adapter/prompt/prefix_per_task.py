@@ -6,9 +6,9 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from contune.adapter.layers import resolve_layers
 from contune.adapter.task_sets import TaskSets
 from contune.backbone.backbone import Backbone
+from contune.backbone.chosen_layers import resolve_layers
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters, Tensors

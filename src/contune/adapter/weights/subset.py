@@ -5,9 +5,10 @@ from typing import final
 
 from torch import Tensor, nn
 
-from contune.adapter.layers import resolve_layers
 from contune.adapter.weights.depths import Stability, depths_below_head, start_anew
 from contune.backbone.backbone import Backbone
+from contune.backbone.chosen_layers import resolve_layers
+from contune.backbone.layers import is_norm
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters
@@ -146,8 +147,3 @@ def bias(*, layers: str | list[int] = "all", lr_scale: float = 1.0) -> Adapter:
 def layer_norm(*, layers: str | list[int] = "all", lr_scale: float = 1.0) -> Adapter:
     """Gains and biases of the normalisation layers alone (arXiv 2302.08155)."""
     return ParameterSubset("layer-norm", lambda _name, module: is_norm(module), layers, lr_scale)
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a layer norm or an RMS norm, by whatever name its model gives it."""
-    return isinstance(module, nn.LayerNorm) or type(module).__name__.lower().endswith(("rmsnorm", "layernorm"))

@@ -1,6 +1,7 @@
 """C-LoRA: one LoRA per task, kept away from the weights that earlier ones changed (arXiv 2304.06027)."""
 
-from contune.adapter.lora.per_task import LoraPerTask, key_value_targets
+from contune.adapter.lora.per_task import LoraPerTask
+from contune.backbone.targets import key_value_targets
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.anchor.overlap_penalty import OverlapPenalty

@@ -1,7 +1,7 @@
 """LT-SFT: lottery-ticket sparse fine-tuning, in deltas that compose (arXiv 2110.07560)."""
 
 from contune.adapter.weights.freezable import FreezableParameters
-from contune.adapter.weights.subset import is_norm
+from contune.backbone.layers import is_norm
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.mask.lottery_ticket import lottery_ticket

@@ -5,11 +5,11 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from contune.adapter.prompt.pool import row_mean
 from contune.contract.context import Context
 from contune.contract.data import Batch, Outputs
 from contune.contract.parts import Adapter, Head, Rule
 from contune.head.frozen_rows import FrozenRows
+from contune.numerics.averages import row_mean
 
 
 def crowding(seen: Tensor, reserved_rows: Tensor) -> Tensor:
@@ -46,4 +46,4 @@ class Preallocation(Rule):
         if not head.reserved_rows or context.task.kind == "task-incremental":
             return None
         seen = outputs.logits.masked_fill(~context.model.class_mask(batch.tasks), float("-inf"))
-        return row_mean(crowding(seen, head.reserved_logits(outputs.features)), batch)
+        return row_mean(crowding(seen, head.reserved_logits(outputs.features)), batch.counts, len(batch))

@@ -9,11 +9,11 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from contune.adapter.around.ema import moved_average
 from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.contract.state import State, on_device
 from contune.errors import ConfigError
+from contune.numerics.averages import moved_average
 from contune.rule.refusals import refuse_without_lasting
 
 Which = Literal["adapter", "all"]

@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from contune.adapter.around.ema import moved_average
 from contune.contract.context import Context
 from contune.contract.data import Batch, Dataset, Outputs, Selection
 from contune.contract.parts import Adapter, Head, Rule
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State, on_device
 from contune.errors import ConfigError
+from contune.numerics.averages import moved_average
 from contune.rule.average.average import (
     averaged_values,
     grow_from,

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from contune.adapter.layers import resolve_layers
 from contune.backbone.backbone import Backbone
+from contune.backbone.chosen_layers import resolve_layers
 from contune.backbone.linear import is_linear
 from contune.errors import ConfigError
 
@@ -47,3 +47,14 @@ def target_modules(backbone: Backbone, targets: str | Sequence[str], layers: str
 def key_value_modules(backbone: Backbone, layers: str | Sequence[int]) -> list[str]:
     """Full names of the key and value projections in the chosen layers: where IA3 rescales attention."""
     return target_modules(backbone, [*KEY, *VALUE, *FUSED], layers)
+
+
+def key_value_targets(targets: str | list[str]) -> str | list[str]:
+    """`key-value` as the last names of key and value projections; any other targets as they are.
+
+    A projection that makes queries, keys and values in one is wrapped whole.
+
+    >>> key_value_targets("all-linear"), "k_proj" in key_value_targets("key-value")
+    ('all-linear', True)
+    """
+    return [*KEY, *VALUE, *FUSED] if targets == "key-value" else targets
