@@ -90,7 +90,7 @@ def write_answers(context: Context, dataset: Dataset, max_new_tokens: int) -> li
 
 def routed_batches(context: Context, dataset: Dataset) -> list[tuple[Rows, torch.Tensor | None]]:
     """Batches of like length; with several modules, each goes through one of them."""
-    routes = context.passes.routes(dataset) if context.model.adapter.modular else None
+    routes = context.passes.routes(dataset) if context.model.modules is not None else None
     size, lengths = context.passes.batch_size, dataset.prepared.lengths
     if routes is None:
         return [(rows, None) for rows in fixed_batches(lengths, size)]

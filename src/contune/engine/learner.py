@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
+from contune.contract.capability import Lifetime
 from contune.contract.context import Context, TaskView
 from contune.contract.data import Dataset, Rows
 from contune.contract.model import Model
@@ -235,7 +236,7 @@ class Learner:
         Give the examples as they were learned (a task, or a part of one); a class that loses all of its examples is
         never answered again. What a trained adapter took from them stays in it.
         """
-        if self.method.adapter.name != "none" and self.method.adapt == "every-task":
+        if self.method.adapter.lifetime is not Lifetime.NOTHING and self.method.adapt == "every-task":
             raise ConfigError(
                 "only a frozen feature can be unlearned exactly; this method trains its adapter in every task"
             )

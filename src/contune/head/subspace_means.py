@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from contune.contract.capability import Need, TaskModules, require
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Parameters
+from contune.contract.parts import Head, Parameters
 from contune.contract.state import State
 from contune.head.class_means import auxiliary_head
 from contune.numerics.averages import summed_blocks
@@ -76,6 +77,7 @@ class SubspaceMeans(Head):
     """
 
     name: ClassVar[str] = "subspace-means"
+    needs: ClassVar[tuple[Need, ...]] = (TaskModules,)
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "growing"
     loss_over: Literal["seen", "own-task"] = "own-task"
 
@@ -87,16 +89,8 @@ class SubspaceMeans(Head):
         self._means = torch.zeros(0, 0, 0, dtype=torch.float64)
         self._lent = auxiliary_head("cosine")
 
-    def refuses(self, adapter: Adapter) -> str | None:
-        if adapter.modular and adapter.expands:
-            return None
-        return (
-            f"head 'subspace-means' keeps means for one frozen module per task, and adapter {adapter.name!r} has none; take "
-            "adapter: bottleneck-per-task, or head: class-means with adapt: first-task"
-        )
-
     def begin_task(self, context: Context) -> None:
-        shape = (context.task.seen, context.model.adapter.modules())
+        shape = (context.task.seen, require(context.model.adapter, TaskModules).modules())
         self._sums = padded(self._sums, (*shape, context.model.adapter.feature_size(context.model.backbone)), 0)
         self._counts = padded(self._counts, shape, 0)
         self._owners = padded(self._owners, shape[:1], -1)
@@ -118,11 +112,11 @@ class SubspaceMeans(Head):
         )
         pairs = [
             summed_blocks(context.passes.module_blocks(dataset, module), dataset.labels, *shape)
-            for module in range(context.model.adapter.modules())
+            for module in range(require(context.model.adapter, TaskModules).modules())
         ]
         self._sums = self._sums + torch.stack([sums for sums, _ in pairs], dim=1)
         self._counts = self._counts + torch.stack([counts for _, counts in pairs], dim=1)
-        own = int(context.model.adapter.routes(torch.tensor([context.task.index]))[0])
+        own = context.model.module_of(context.task.index)
         first_shown = (self._counts[:, own] > 0) & (self._owners < 0)
         self._owners = self._owners.masked_fill(first_shown, own)
         self._complete()

@@ -1,68 +1,45 @@
 """Finding recipes and parts: by walking the rooms, so that a new file is known without being registered anywhere."""
 
-import importlib
 import inspect
-import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
-from contune.contract.parts import Adapter, Head, Part, Router, Rule
 from contune.errors import ConfigError, ContuneError, did_you_mean
 from contune.method.method import Method
+from contune.method.needs import defaults
+from contune.method.rooms import CATEGORIES as CATEGORIES
+from contune.method.rooms import modules_of, plugins, public, returned
+from contune.method.rooms import parts as parts
 
 Recipe = Callable[..., Method]
-CATEGORIES: Mapping[str, tuple[str, type[Part]]] = {
-    "adapter": ("contune.adapter", Adapter),
-    "head": ("contune.head", Head),
-    "rule": ("contune.rule", Rule),
-    "router": ("contune.router", Router),
-}
-_plugins: list[ModuleType] = []
 
 
 def add_plugin(module: ModuleType) -> None:
     """Make the recipes and parts of a user's module known; the user names the module, never a configuration file."""
-    if module not in _plugins:
-        _plugins.append(module)
+    if module not in plugins:
+        plugins.append(module)
     recipes.cache_clear()
     parts.cache_clear()
+    defaults.cache_clear()
 
 
 @cache
 def recipes() -> dict[str, Recipe]:
     """All recipes by name: contune's own, those of installed packages (`contune.methods` entry points), and plugins'."""
     found: dict[str, Recipe] = {}
-    for module in (*_modules("contune.method"), *_plugins):
-        for name, function in _public(module, inspect.isfunction):
-            if _returns(function) is Method:
+    for module in (*modules_of("contune.method"), *plugins):
+        for name, function in public(module, inspect.isfunction):
+            if returned(function) is Method:
                 found[getattr(module, "NAME", name.replace("_", "-"))] = function
     for entry in entry_points(group="contune.methods"):
         found.setdefault(entry.name, entry.load())
     for helper in ("build-method", "compose"):
         found.pop(helper, None)
-    return dict(sorted(found.items()))
-
-
-@cache
-def parts(room: str) -> dict[str, Callable[..., Any]]:
-    """All parts of a room by name: final classes that have a name, and functions that return the room's class.
-
-    The language head is not among them: it takes the linear head's place by itself in streams of kind `language`.
-    """
-    package, base = CATEGORIES[room]
-    found: dict[str, Callable[..., Any]] = {}
-    for module in (*_modules(package), *_plugins):
-        for _, cls in _public(module, inspect.isclass):
-            if issubclass(cls, base) and cls.__dict__.get("name") and not (base is Head and cls.language):
-                found[cls.__dict__["name"]] = cls
-        for name, function in _public(module, inspect.isfunction):
-            if _returns(function) is base:
-                found[name.replace("_", "-")] = function
     return dict(sorted(found.items()))
 
 
@@ -127,6 +104,7 @@ def call_checked(make: Callable[..., Any], options: Mapping[str, Any], what: str
             near = did_you_mean(str(key), allowed) if allowed else "it has none"
             raise ConfigError(f"{what} has no option {key!r}; {near}")
     target = make.__init__ if inspect.isclass(make) else make
+    options = with_inner_parts(target, options)
     checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(_signature_only(target, allowed))
     try:
         return make(**checked(**options))
@@ -138,6 +116,17 @@ def call_checked(make: Callable[..., Any], options: Mapping[str, Any], what: str
         if isinstance(error, ContuneError):
             raise
         raise ConfigError(f"{what}: {error}") from error
+
+
+def with_inner_parts(target: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with a part in place of every name or mapping that is given where the signature asks for a part."""
+    hints, found = get_type_hints(target), dict(options)
+    for name, given in options.items():
+        asked = (hints.get(name), *get_args(hints.get(name)))
+        rooms = [room for room, (_, base) in CATEGORIES.items() if base in asked]
+        if rooms and isinstance(given, str | Mapping):
+            found[name] = build_part(rooms[0], given)
+    return found
 
 
 def option_defaults(make: Callable[..., Any]) -> dict[str, Any]:
@@ -165,22 +154,3 @@ def _signature_only(target: Callable[..., Any], defaults: Mapping[str, Any]) -> 
     given.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     given.__annotations__ = {name: hints.get(name, Any) for name in defaults}
     return given
-
-
-def _modules(package: str) -> Iterator[ModuleType]:
-    root = importlib.import_module(package)
-    for info in pkgutil.walk_packages(root.__path__, f"{package}."):
-        yield importlib.import_module(info.name)
-
-
-def _public(module: ModuleType, kind: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
-    for name, value in inspect.getmembers(module, kind):
-        if not name.startswith("_") and value.__module__ == module.__name__:
-            yield name, value
-
-
-def _returns(function: Callable[..., Any]) -> Any:
-    try:
-        return get_type_hints(function).get("return")
-    except NameError:
-        return None

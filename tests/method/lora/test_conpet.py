@@ -446,5 +446,5 @@ def test_what_makes_no_sense_is_refused() -> None:
     ):
         with pytest.raises(ConfigError):
             learner_of(name, **options)
-    with pytest.raises(CombinationError, match="only one"):
+    with pytest.raises(CombinationError, match="several modules to answer with, and 'lora' is none"):
         compose({"adapter": "lora", "router": "selector"})

@@ -8,6 +8,7 @@ from contune.adapter.bottleneck.single import SHARES, Bottlenecks, check_bottlen
 from contune.adapter.task_sets import TaskSets
 from contune.backbone.backbone import Backbone
 from contune.backbone.chosen_layers import resolve_layers
+from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters
@@ -24,7 +25,8 @@ class BottleneckPerTask(Adapter):
     """
 
     name: ClassVar[str] = "bottleneck-per-task"
-    modular: ClassVar[bool] = True
+    expands = True
+    lifetime = Lifetime.PER_MODULE
 
     def __init__(
         self,

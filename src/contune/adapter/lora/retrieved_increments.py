@@ -15,6 +15,7 @@ from contune.backbone.backbone import Backbone
 from contune.backbone.chosen_layers import resolve_layers
 from contune.backbone.linear import sizes_of
 from contune.backbone.targets import target_modules
+from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters
@@ -124,7 +125,7 @@ class RetrievedIncrements(Adapter):
 
     name: ClassVar[str] = "retrieved-increments"
     supports_packing: ClassVar[bool] = False
-    per_task_parameters: ClassVar[bool] = True
+    lifetime = Lifetime.PER_TASK
     needs_queries: ClassVar[bool] = True
 
     def __init__(

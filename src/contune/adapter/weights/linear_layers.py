@@ -5,12 +5,16 @@ from contune.backbone.linear import is_linear
 from contune.contract.parts import Adapter
 
 
-def linear_weights(*, layers: str | list[int] = "all", lr_scale: float = 0.01) -> Adapter:
+def linear_layers(*, layers: str | list[int] = "all", lr_scale: float = 0.01) -> Adapter:
     """The weight matrices of linear layers; biases, norms, embeddings and convolutions stay as they are.
 
     At a hundredth of the head's learning rate (SLCA, arXiv 2303.05118, section 3.2). Memory: the model in place of the
     base, and the optimizer's two copies of these matrices.
     """
     return ParameterSubset(
-        "linear-layers", lambda name, module: name.endswith("weight") and is_linear(module), layers, lr_scale
+        "linear-layers",
+        lambda name, module: name.endswith("weight") and is_linear(module),
+        layers,
+        lr_scale,
+        matrices="only",
     )

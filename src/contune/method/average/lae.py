@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from contune.adapter.around.ema import accumulated
+from contune.adapter.around.ema import EmaAdapter
 from contune.head.linear import Linear
+from contune.method.catalog import build_part
 from contune.method.method import Method
 from contune.rule.mask.freeze_first import FreezeFirst
 
@@ -31,5 +32,5 @@ def lae(
     'ema-adapter'
     """
     train = {"optimizer": "adam", "lr": 0.03 * 24 / 256, "batch_size": 24, "epochs": 5, "clip": None}
-    parts = accumulated(adapter=adapter, decay=decay)
-    return Method(parts, Linear(loss_over="own-task"), (FreezeFirst(share=rest),), train=train)
+    kept = EmaAdapter(build_part("adapter", adapter), decay)
+    return Method(kept, Linear(loss_over="own-task"), (FreezeFirst(share=rest),), train=train)

@@ -3,7 +3,7 @@
 from contune.adapter.weights.freezable import freezable
 from contune.head.linear import Linear
 from contune.method.method import Method
-from contune.rule.mask.subnetwork import subnetwork
+from contune.rule.mask.subnetwork import external_mask
 
 
 def rl_subnetwork(
@@ -28,6 +28,6 @@ def rl_subnetwork(
     return Method(
         freezable(layers=layers, lr_scale=lr_scale),
         Linear(),
-        (subnetwork(tolerance=tolerance, tuned=tuned),),
+        (external_mask(tolerance=tolerance, tuned=tuned),),
         train={"lr": 1e-2, "epochs": 5},
     )

@@ -1,6 +1,6 @@
 """OSF: every matrix is trained, but not where its strongest singular vectors lie (arXiv 2504.07097)."""
 
-from contune.adapter.weights.linear_layers import linear_weights
+from contune.adapter.weights.linear_layers import linear_layers
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.project.singular_subspace import SingularSubspace
@@ -36,5 +36,5 @@ def osf(
     'singular-subspace'
     """
     rule = SingularSubspace(minimum=minimum, target=target, examples=examples, from_start=from_start)
-    adapter = linear_weights(layers=layers, lr_scale=lr_scale)
+    adapter = linear_layers(layers=layers, lr_scale=lr_scale)
     return Method(adapter, Linear(loss_over="own-task"), (rule,), train={"lr": 1e-2, "epochs": 5})

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from contune.contract.capability import MergedLater, find
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.parts import Phase, Rule
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.errors import CombinationError
@@ -78,8 +80,8 @@ def restored(current: Tensor, earlier: Tensor) -> Tensor:
 class Alignment(Rule):
     """At the end of every task after the first, trains the head alone on Gaussian samples of all seen classes.
 
-    The head as it was before is kept and put back when the next task begins, before gradient steps: list this rule
-    first, so that others see it too. The statistics of a class are measured at the end of its task, in the model's
+    The head as it was before is kept and put back when the next task begins, before gradient steps, so that other rules
+    see it too. The statistics of a class are measured at the end of its task, in the model's
     deterministic view, and never refreshed. `form` says how much of the covariance is kept, `rank` for `low-rank`.
     `shrink` moves old means towards 0 and `sample_scale` old samples (SLCA++, 0 for not); `temperature` None trains on
     plain logits. SGD with momentum 0.9 and cosine rate; an epoch is fresh samples of every class.
@@ -91,6 +93,7 @@ class Alignment(Rule):
     """
 
     name: ClassVar[str] = "alignment"
+    phase: ClassVar[Phase] = Phase.ALIGNS
     language: ClassVar[bool] = False
     idle: ClassVar[Mapping[str, object]] = {"epochs": 0}
 
@@ -114,15 +117,6 @@ class Alignment(Rule):
         self.form, self.rank = form, rank
         self._gaussians: Gaussians | None = None
         self._backup: dict[str, Tensor] = {}
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        if adapter.name == "sparse-deltas":
-            return (
-                "rule 'alignment' measures features at the end of a task, but adapter 'sparse-deltas' merges its weights "
-                "after that; set adapter: full, or take head merged"
-            )
-        return None
 
     def begin_task(self, context: Context) -> None:
         head = head_tensors(context)
@@ -149,7 +143,9 @@ class Alignment(Rule):
         if not self.epochs:
             return
         self._backup = {name: value.detach().clone() for name, value in head_tensors(context).items()}
-        self._gaussians = joined_gaussians(self._gaussians, measured_task(context, self.form, self.rank))
+        adapter = find(context.model.adapter, MergedLater)
+        with nullcontext() if adapter is None else adapter.merged():
+            self._gaussians = joined_gaussians(self._gaussians, measured_task(context, self.form, self.rank))
         if context.task.index > 0:
             self._align(context, self._gaussians)
 
@@ -187,8 +183,8 @@ class Alignment(Rule):
     def _loss(self, context: Context, features: Tensor, labels: Tensor, tasks: Tensor) -> Tensor:
         device = context.model.backbone.device
         features, labels = features.to(device), labels.to(device)
-        if context.model.adapter.modular:
-            routes = context.model.adapter.routes(tasks).to(device)
+        if (modules := context.model.modules) is not None:
+            routes = modules.routes(tasks).to(device)
             logits = context.model.head.routed_logits(features, routes, training=True)
         else:
             logits = context.model.head.training_logits(features)

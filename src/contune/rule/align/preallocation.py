@@ -5,10 +5,10 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from contune.contract.capability import Need, ReservedRows, require
 from contune.contract.context import Context
 from contune.contract.data import Batch, Outputs
-from contune.contract.parts import Adapter, Head, Rule
-from contune.head.frozen_rows import FrozenRows
+from contune.contract.parts import Rule
 from contune.numerics.averages import row_mean
 
 
@@ -34,15 +34,10 @@ class Preallocation(Rule):
     """
 
     name: ClassVar[str] = "preallocation"
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        if isinstance(head, FrozenRows):
-            return None
-        return f"rule 'preallocation' trains spare rows, and head {head.name!r} has none; take head: frozen-rows"
+    needs_of_head: ClassVar[tuple[Need, ...]] = (ReservedRows,)
 
     def loss(self, context: Context, batch: Batch, outputs: Outputs) -> Tensor | None:
-        head = context.model.head
-        assert isinstance(head, FrozenRows)
+        head = require(context.model.head, ReservedRows)
         if not head.reserved_rows or context.task.kind == "task-incremental":
             return None
         seen = outputs.logits.masked_fill(~context.model.class_mask(batch.tasks), float("-inf"))

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from contune.contract.capability import THROUGH_TASKS, Need
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.parts import Rule
 from contune.contract.randomness import numpy_generator, torch_generator
 from contune.contract.state import State, on_device
-from contune.rule.refusals import refuse_without_lasting
 
 Tensors = Mapping[str, Tensor]
 
@@ -88,12 +88,6 @@ def fisher(context: Context, count: int, kind: str) -> Tensors:
     return mean_over_examples(context, count, log_likelihood, 2)
 
 
-def refuse_anchoring(rule: str, adapter: Adapter) -> str | None:
-    """An anchor needs tensors that live through several tasks."""
-    instead = ", or take rule orthogonality"
-    return refuse_without_lasting(rule, adapter, "anchors tensors that earlier tasks trained", instead)
-
-
 def anchor_state(anchor: Tensors, importance: Tensors) -> State:
     """Anchor and importance as one state."""
     return State.nested({"anchor": State(anchor), "importance": State(importance)})
@@ -113,14 +107,12 @@ class L2(Rule):
     """
 
     name = "l2"
+    needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS,)
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
     def __init__(self, *, strength: float = 0.01, from_start: bool = False) -> None:
         self.strength, self.from_start = strength, from_start
         self._anchor: dict[str, Tensor] = {}
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        return refuse_anchoring(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         if self.from_start and not self._anchor:
@@ -150,6 +142,7 @@ class EWC(Rule):
     """
 
     name = "ewc"
+    needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS,)
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
     def __init__(
@@ -163,9 +156,6 @@ class EWC(Rule):
         self.strength, self.examples, self.fisher, self.decay = strength, examples, fisher, decay
         self._anchor: dict[str, Tensor] = {}
         self._importance: dict[str, Tensor] = {}
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        return refuse_anchoring(self.name, adapter)
 
     def penalty(self, context: Context) -> Tensor | None:
         if not self.strength or not self._anchor:
@@ -192,15 +182,13 @@ class MAS(Rule):
     """
 
     name = "mas"
+    needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS,)
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
     def __init__(self, *, strength: float = 1.0, examples: int = 200) -> None:
         self.strength, self.examples = strength, examples
         self._anchor: dict[str, Tensor] = {}
         self._importance: dict[str, Tensor] = {}
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        return refuse_anchoring(self.name, adapter)
 
     def penalty(self, context: Context) -> Tensor | None:
         if not self.strength or not self._anchor:

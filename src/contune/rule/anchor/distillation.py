@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Outputs
-from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.parts import Rule
 from contune.contract.state import State
 
 
@@ -29,7 +29,8 @@ class Distillation(Rule):
     """Adds `weight` times the distance of the old classes' scores to the teacher's, on the new task's own examples.
 
     The teacher is the trained tensors as they were at the start of the task, put in place of the current ones for one
-    more forward pass: no second copy of the base. Temperature 2 as in the paper (section 3).
+    more forward pass: no second copy of the base. Where every task begins a module of its own, the teacher answers through
+    that module as it begins. Temperature 2 as in the paper (section 3).
     """
 
     name = "distillation"
@@ -39,15 +40,6 @@ class Distillation(Rule):
         self.weight, self.temperature = weight, temperature
         self._teacher: dict[str, Tensor] = {}
         self._known = 0
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        if adapter.modular and adapter.expands:
-            return (
-                f"rule 'distillation' keeps a trained model near its last state, but adapter {adapter.name!r} starts a new "
-                "module for every task and leaves the old as they are; take an adapter that lives on, such as lora"
-            )
-        return None
 
     def begin_task(self, context: Context) -> None:
         self._known = context.task.known

@@ -5,8 +5,9 @@ from typing import ClassVar, Literal, final
 
 from torch import Tensor
 
+from contune.contract.capability import ANY_TRAINED, THROUGH_TASKS, Need
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.parts import Rule
 from contune.contract.state import State
 from contune.rule.anchor.anchor import (
     added,
@@ -14,7 +15,6 @@ from contune.rule.anchor.anchor import (
     anchor_state,
     anchored_distance,
     fisher,
-    refuse_anchoring,
     snapshot,
 )
 
@@ -38,6 +38,7 @@ class ExtractorAnchor(Rule):
     """
 
     name: ClassVar[str] = "extractor-anchor"
+    needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS & ANY_TRAINED,)
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
     def __init__(
@@ -46,15 +47,6 @@ class ExtractorAnchor(Rule):
         self.strength, self.importance, self.examples = strength, importance, examples
         self._anchor: dict[str, Tensor] = {}
         self._fisher: dict[str, Tensor] = {}
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        if adapter.name == "none":
-            return (
-                "rule 'extractor-anchor' holds the feature extractor back, but adapter 'none' never moves it; leave the "
-                "rule out, or set adapter: attention"
-            )
-        return refuse_anchoring(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         if not self._anchor and self.importance == "none":

@@ -9,12 +9,12 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
+from contune.contract.capability import THROUGH_TASKS, Need
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Rule, Tensors
+from contune.contract.parts import Phase, Rule, Tensors
 from contune.contract.state import State, on_device
 from contune.errors import ConfigError
 from contune.numerics.averages import moved_average
-from contune.rule.refusals import refuse_without_lasting
 
 Which = Literal["adapter", "all"]
 
@@ -78,13 +78,6 @@ def summed(sums: Tensors, counts: Tensors, values: Tensors) -> tuple[dict[str, T
     return totals, numbers
 
 
-def refuse_averaging(rule: str, adapter: Adapter) -> str | None:
-    """An average over tasks needs tensors that live through several of them."""
-    return refuse_without_lasting(
-        rule, adapter, "averages tensors that live through several tasks", ", or take rule ema"
-    )
-
-
 def require_decay(name: str, decay: float) -> None:
     """Refuse what is no share."""
     if not 0 <= decay <= 1:
@@ -97,12 +90,13 @@ class Ema(Rule):
 
     The shadow starts each task where the trained tensors do, so a long memory stays near the last task's end. It is
     never trained, and training does not see it before the end of the task. `which`: the `adapter` alone, or `all` with
-    head and router. List it before rules that measure the model at the end of a task. `decay` 0 keeps what was trained,
+    head and router. `decay` 0 keeps what was trained,
     1 what the task began with. An adapter that learns in the first task only is left as it was trained. Memory: one copy
     of the tensors while a task is learned.
     """
 
     name: ClassVar[str] = "ema"
+    phase: ClassVar[Phase] = Phase.REWRITES
     idle: ClassVar[Mapping[str, object]] = {"decay": 0.0}
 
     def __init__(self, *, decay: float = 0.99, which: Which = "adapter") -> None:
@@ -134,11 +128,13 @@ class SnapshotMean(Rule):
 
     `start` says where the next task begins: from the `last` snapshot, so that training goes on as if nothing were averaged
     (FineTune-merge of arXiv 2408.14471), or from the `mean`. Every entry is averaged over the tasks that had it, in
-    float64. `which`: the `adapter` alone, or `all` with head and router. List it first: with `last` it puts trained
-    tensors back before other rules see the task. Memory: sums, counts and the last snapshot of the tensors.
+    float64. `which`: the `adapter` alone, or `all` with head and router. With `last` trained
+    tensors are back before other rules see the task. Memory: sums, counts and the last snapshot of the tensors.
     """
 
     name: ClassVar[str] = "snapshot-mean"
+    phase: ClassVar[Phase] = Phase.REWRITES
+    needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS,)
 
     def __init__(self, *, start: Literal["last", "mean"] = "last", which: Which = "adapter") -> None:
         self.start: Literal["last", "mean"] = start
@@ -146,10 +142,6 @@ class SnapshotMean(Rule):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
         self._last: dict[str, Tensor] = {}
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        return refuse_averaging(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         if self.start == "mean" or not self._last:
@@ -184,11 +176,11 @@ class CompatibleEma(Rule):
     leaves the last task's half of the way. In the first task, and in what is new, m <- first_decay m + (1 - first_decay)
     theta. Both decays are the released code's; for tasks of few steps give a smaller `first_decay`. At the end of the task
     m is kept. Differs: CTP uses m as the teacher of two losses, which are not here, and goes on with theta itself.
-    `which`: the `adapter` alone, or `all` with head and router. List it before rules that measure the model at the end
-    of a task. Memory: two copies of the tensors while a task is learned.
+    `which`: the `adapter` alone, or `all` with head and router. Memory: two copies of the tensors while a task is learned.
     """
 
     name: ClassVar[str] = "compatible-ema"
+    phase: ClassVar[Phase] = Phase.REWRITES
 
     def __init__(self, *, decay: float = 0.9, first_decay: float = 0.995, which: Which = "adapter") -> None:
         require_decay("decay", decay)
@@ -197,10 +189,6 @@ class CompatibleEma(Rule):
         self.which: Which = which
         self._shadow: dict[str, Tensor] = {}
         self._earlier: dict[str, Tensor] = {}
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        return refuse_averaging(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         self._shadow = averaged_values(context, self.which)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from contune.contract.context import Context
 from contune.contract.data import Batch, Dataset, Outputs, Selection
-from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.parts import Phase, Rule
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State, on_device
 from contune.errors import ConfigError
@@ -20,7 +20,6 @@ from contune.rule.average.average import (
     averaged_values,
     grow_from,
     present,
-    refuse_averaging,
     require_decay,
 )
 from contune.rule.replay.buffer import Buffer, offered
@@ -99,13 +98,14 @@ class EmaTeacher(Rule):
     the released code, counts entries only where the fast state is below. At the end of a task the slow values take the
     trained tensors' place, and the fast ones return when the next begins. What is new in a task starts alike in both.
 
-    The slow values are never trained. Factors are averaged, not their products. List it first, so that other rules see the
+    The slow values are never trained. Factors are averaged, not their products. Other rules see the
     fast values when a task begins. Examples enter the reservoir of `size` at the end of their task, so none rehearses
     itself. Memory: two copies of what is trained, and the examples. Compute: two more forward passes, one of them with
     gradients, on the rehearsed examples.
     """
 
     name: ClassVar[str] = "ema-teacher"
+    phase: ClassVar[Phase] = Phase.REWRITES
     idle: ClassVar[Mapping[str, object]] = {"decay": 0.0, "size": 0}
 
     def __init__(
@@ -130,10 +130,6 @@ class EmaTeacher(Rule):
         self._ready: Dataset | None = None
         self._drawn = 0
 
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        return refuse_averaging(self.name, adapter)
-
     def begin_task(self, context: Context) -> None:
         values = averaged_values(context, "all")
         self._slow = {name: value.clone() for name, value in values.items()}
@@ -150,7 +146,7 @@ class EmaTeacher(Rule):
         if self._ready is None:
             return {}
         count = self.batch_size or context.task.settings.batch_size
-        chosen = draw(self._ready, count, context, (REHEARSAL, epoch, step), None)
+        chosen = draw(self._ready, count, context, ("slow-copy", epoch, step), None)
         self._drawn = len(chosen.rows)
         return {REHEARSAL: chosen}
 

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from contune.contract.context import Context
 from contune.contract.data import Selection
-from contune.contract.parts import Rule, Tensors
+from contune.contract.parts import Phase, Rule, Tensors
 from contune.errors import ConfigError
 
 
@@ -14,10 +14,11 @@ class FreezeBackboneAfter(Rule):
     """Adapter tensors learn in the first `epochs` epochs of the first task alone; the head learns in all of them.
 
     They are left out of the gradients, so that no momentum, decay or optimizer memory moves them. With adapt: first-task
-    the features of later tasks are computed once and kept. List it after rules that change gradients.
+    the features of later tasks are computed once and kept.
     """
 
     name: ClassVar[str] = "freeze-backbone-after"
+    phase: ClassVar[Phase] = Phase.VETOES
 
     def __init__(self, *, epochs: int = 3) -> None:
         if epochs < 0:

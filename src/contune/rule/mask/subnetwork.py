@@ -17,7 +17,7 @@ def all_changed(tolerance: float) -> Choose:
     return choose
 
 
-def subnetwork(*, tolerance: float = 1e-5, tuned: str | None = None) -> Rule:
+def external_mask(*, tolerance: float = 1e-5, tuned: str | None = None) -> Rule:
     """The weights that free training changes by more than `tolerance`, and nothing else, are trained from the start.
 
     With `tuned`, a fine-tuned version of the model, they are those that differ there: one mask for all tasks.

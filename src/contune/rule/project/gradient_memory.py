@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from contune.contract.capability import THROUGH_TASKS, Lifetime, Need
 from contune.contract.context import Context
 from contune.contract.data import Dataset, Rows, Selection
-from contune.contract.parts import Adapter, Head, Rule, Tensors
+from contune.contract.parts import Rule, Tensors
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.rule.refusals import refuse_without_lasting
 from contune.rule.replay.buffer import Buffer, offered
 from contune.rule.replay.replay import check_sizes
 
@@ -130,13 +130,6 @@ def loss_gradient(context: Context, dataset: Dataset, rows: Rows) -> dict[str, T
     return sums
 
 
-def refuse_comparing(rule: str, adapter: Adapter) -> str | None:
-    """Gradients of the past bear on tensors that the past trained."""
-    return refuse_without_lasting(
-        rule, adapter, "compares the tensors' steps in this task with gradients of earlier ones"
-    )
-
-
 @final
 class AverageGradientMemory(Rule):
     """Takes out of a step what raises the loss of a draw from old examples (A-GEM, arXiv 1812.00420, equation 11).
@@ -149,6 +142,7 @@ class AverageGradientMemory(Rule):
     """
 
     name: ClassVar[str] = "average-gradient-memory"
+    needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS | Lifetime.PER_TASK,)
 
     def __init__(self, *, size: int = 500, batch_size: int = 32) -> None:
         check_sizes(size, batch_size)
@@ -157,10 +151,6 @@ class AverageGradientMemory(Rule):
         self._ready: Dataset | None = None
         self._step = 0
         self._reference: Tensors = {}
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        return refuse_comparing(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         self._ready = self._buffer.dataset(context.model.backbone) if self._buffer else None
@@ -209,6 +199,7 @@ class GradientMemory(Rule):
     """
 
     name: ClassVar[str] = "gradient-memory"
+    needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS | Lifetime.PER_TASK,)
 
     def __init__(self, *, size: int = 256, batch_size: int | None = 32, margin: float = 0.5) -> None:
         check_sizes(size, 1 if batch_size is None else batch_size)
@@ -220,10 +211,6 @@ class GradientMemory(Rule):
         self._step = 0
         self._length = 0.0
         self._memories: list[Tensors] = []
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        return refuse_comparing(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         self._ready = [buffer.dataset(context.model.backbone) for buffer in self._buffers]

@@ -5,7 +5,7 @@ from typing import Literal, final
 
 from contune.contract.context import Context
 from contune.contract.data import Dataset, Selection
-from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.parts import Rule
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
@@ -63,9 +63,6 @@ class Replay(Rule):
         self.size, self.batch_size, self.choice, self.weight, self.ratio = size, batch_size, choice, weight, ratio
         self._buffer: Buffer | None = None
         self._ready: Dataset | None = None
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        return None
 
     def begin_task(self, context: Context) -> None:
         self._ready = self._buffer.dataset(context.model.backbone) if self._buffer else None
