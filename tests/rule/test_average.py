@@ -233,7 +233,7 @@ def test_they_resume_exactly_inside_the_second_task(rule: str, case: str) -> Non
     assert difference_after_a_stop(learner, again, tasks_of(case)) is None
 
 
-@pytest.mark.parametrize("rule", [SnapshotMean(), CompatibleEma()], ids=["snapshot-mean", "compatible-ema"])
+@pytest.mark.parametrize("rule", [SnapshotMean()], ids=["snapshot-mean"])
 @pytest.mark.parametrize(
     "adapter", ["lora-per-task", {"prefix-per-task": {"general_length": 0}}], ids=["lora", "prefix"]
 )
