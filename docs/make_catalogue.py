@@ -57,7 +57,10 @@ def cell(rows: str, row: str, columns: str, column: str, reasons: list[str]) -> 
     except ConfigError as refusal:
         if "add a router" in str(refusal):
             return "with a router"
-        reason = str(refusal).replace(repr(row), f"this {rows}").replace(repr(column), f"this {columns}")
+        # What to take instead differs from row to row, and the table says it anyway.
+        reason = (
+            str(refusal).split("; set ")[0].replace(repr(row), f"this {rows}").replace(repr(column), f"this {columns}")
+        )
         reason = reason.replace(f"{rows} this {rows}", f"this {rows}").replace(
             f"{columns} this {columns}", f"this {columns}"
         )
