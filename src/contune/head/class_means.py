@@ -10,10 +10,8 @@ from contune.contract.context import Context
 from contune.contract.parts import Head, Parameters
 from contune.contract.state import State
 from contune.errors import DataError
-from contune.head.linear import Cosine, Linear
+from contune.head.auxiliary import Auxiliary
 from contune.numerics.averages import summed_blocks
-
-LENT_SCALE = 1.0  # where the lent cosine head's learnt factor starts (APER, 2303.07338)
 
 
 def nearest_mean_scores(features: Tensor, means: Tensor, metric: str) -> Tensor:
@@ -34,15 +32,6 @@ def require_learned(learned: Tensor, forgotten: Tensor) -> None:
             f"class {column} has {int(learned[column])} learned examples and {int(forgotten[column])} are to be forgotten; "
             "give only examples that were learned, each once"
         )
-
-
-def auxiliary_head(kind: Literal["linear", "cosine"]) -> Linear | Cosine:
-    """A head trained by gradient, for a closed-form head to lend to an adapter.
-
-    >>> lent_head("cosine").name
-    'cosine'
-    """
-    return Linear() if kind == "linear" else Cosine(scale=LENT_SCALE)
 
 
 @final
@@ -66,7 +55,7 @@ class ClassMeans(Head):
         self.metric, self.auxiliary = metric, auxiliary
         self._sums = torch.zeros(0, 0, dtype=torch.float64)
         self._counts = torch.zeros(0, dtype=torch.int64)
-        self._lent = auxiliary_head(auxiliary)
+        self._lent = Auxiliary(auxiliary)
 
     def begin_task(self, context: Context) -> None:
         width = context.model.feature_size()
@@ -75,8 +64,7 @@ class ClassMeans(Head):
         if len(self._counts):
             sums[: len(self._sums)], counts[: len(self._counts)] = self._sums, self._counts
         self._sums, self._counts = sums, counts
-        if context.model.adapter_trainable and context.model.adapter.trained():
-            self._lent.begin_task(context)
+        self._lent.begin_task(context)
 
     def trained(self) -> Parameters:
         return self._lent.trained()
@@ -100,7 +88,7 @@ class ClassMeans(Head):
 
     def end_task(self, context: Context) -> None:
         del context
-        self._lent = auxiliary_head(self.auxiliary)
+        self._lent.drop()
 
     def logits(self, features: Tensor) -> Tensor:
         means = self._sums / self._counts.clamp(min=1).unsqueeze(1)
@@ -108,11 +96,8 @@ class ClassMeans(Head):
         return scores.masked_fill(self._counts == 0, float("-inf")).float()
 
     def state(self) -> State:
-        auxiliary = State.nested({"lent": self._lent.state()}).tensors
-        return State({"sums": self._sums, "counts": self._counts, **auxiliary})
+        return State({"sums": self._sums, "counts": self._counts, **self._lent.tensors()})
 
     def load_state(self, state: State, context: Context) -> None:
         self._sums, self._counts = state.tensors["sums"], state.tensors["counts"]
-        auxiliary = state.inner("lent")
-        if auxiliary.tensors:
-            self._lent.load_state(auxiliary, context)
+        self._lent.load(state, context)

@@ -13,7 +13,7 @@ from contune.contract.capability import Need, TaskModules, require
 from contune.contract.context import Context
 from contune.contract.parts import Head, Parameters
 from contune.contract.state import State
-from contune.head.class_means import auxiliary_head
+from contune.head.auxiliary import Auxiliary
 from contune.numerics.averages import summed_blocks
 
 
@@ -87,7 +87,7 @@ class SubspaceMeans(Head):
         self._counts = torch.zeros(0, 0, dtype=torch.int64)
         self._owners = torch.zeros(0, dtype=torch.int64)
         self._means = torch.zeros(0, 0, 0, dtype=torch.float64)
-        self._lent = auxiliary_head("cosine")
+        self._lent = Auxiliary("cosine")
 
     def begin_task(self, context: Context) -> None:
         shape = (context.task.seen, require(context.model.adapter, TaskModules).modules())
@@ -95,9 +95,7 @@ class SubspaceMeans(Head):
         self._counts = padded(self._counts, shape, 0)
         self._owners = padded(self._owners, shape[:1], -1)
         self._complete()
-        if context.model.adapter_trainable and context.model.adapter.trained():
-            self._lent = auxiliary_head("cosine")
-            self._lent.begin_task(context)
+        self._lent.begin_task(context)
 
     def trained(self) -> Parameters:
         return self._lent.trained()
@@ -127,7 +125,7 @@ class SubspaceMeans(Head):
 
     def end_task(self, context: Context) -> None:
         del context
-        self._lent = auxiliary_head("cosine")
+        self._lent.drop()
 
     def logits(self, features: Tensor) -> Tensor:
         blocks = features.double().cpu().reshape(len(features), *self._means.shape[1:])
@@ -147,16 +145,13 @@ class SubspaceMeans(Head):
         return scores.masked_fill(self._owners < 0, float("-inf")).float()
 
     def state(self) -> State:
-        auxiliary = State.nested({"lent": self._lent.state()}).tensors
-        return State({"sums": self._sums, "counts": self._counts, "owners": self._owners, **auxiliary})
+        return State({"sums": self._sums, "counts": self._counts, "owners": self._owners, **self._lent.tensors()})
 
     def load_state(self, state: State, context: Context) -> None:
         self._sums, self._counts = state.tensors["sums"], state.tensors["counts"]
         self._owners = state.tensors["owners"]
         self._complete()
-        auxiliary = state.inner("lent")
-        if auxiliary.tensors:
-            self._lent.load_state(auxiliary, context)
+        self._lent.load(state, context)
 
 
 def padded(values: Tensor, shape: tuple[int, ...], fill: int) -> Tensor:

@@ -3,7 +3,7 @@
 Anchored is everything trained by gradient that existed at the anchor: the adapter, and the head rows of old classes.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal, final
 
 import torch
@@ -88,15 +88,38 @@ def fisher(context: Context, count: int, kind: str) -> Tensors:
     return mean_over_examples(context, count, log_likelihood, 2)
 
 
-def anchor_state(anchor: Tensors, importance: Tensors) -> State:
-    """Anchor and importance as one state."""
-    return State.nested({"anchor": State(anchor), "importance": State(importance)})
+@final
+class Anchor:
+    """Where the last task left what is trained, and how much each of its entries matters; 1 where nothing is said."""
 
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+        self.importance: dict[str, Tensor] = {}
 
-def anchor_from_state(state: State, context: Context) -> Iterator[dict[str, Tensor]]:
-    """Anchor, then importance, where the model is."""
-    yield on_device(state.inner("anchor").tensors, context.model.backbone.device)
-    yield on_device(state.inner("importance").tensors, context.model.backbone.device)
+    def pull(self, context: Context, strength: float, *, weighed: bool = True) -> Tensor | None:
+        """`strength` times the distance to the anchor; None where there is none yet."""
+        if not strength or not self.values:
+            return None
+        return strength * anchored_distance(context.model.trained(), self.values, self.importance if weighed else None)
+
+    def move(self, values: Tensors, importance: Tensors | None = None, *, decay: float = 1.0) -> None:
+        """Anchor at these values; what matters is added to what did, times `decay`."""
+        if importance is not None:
+            decayed = (
+                {name: decay * tensor for name, tensor in self.importance.items()} if decay != 1 else self.importance
+            )
+            self.importance = added(decayed, importance)
+        self.values = dict(values)
+
+    def state(self) -> State:
+        """Values and importance as one state."""
+        return State.nested({"anchor": State(self.values), "importance": State(self.importance)})
+
+    def load_state(self, state: State, context: Context) -> None:
+        """Take back what `state` gave, where the model is."""
+        device = context.model.backbone.device
+        self.values = on_device(state.inner("anchor").tensors, device)
+        self.importance = on_device(state.inner("importance").tensors, device)
 
 
 @final
@@ -112,25 +135,23 @@ class L2(Rule):
 
     def __init__(self, *, strength: float = 0.01, from_start: bool = False) -> None:
         self.strength, self.from_start = strength, from_start
-        self._anchor: dict[str, Tensor] = {}
+        self._anchor = Anchor()
 
     def begin_task(self, context: Context) -> None:
-        if self.from_start and not self._anchor:
-            self._anchor = {name: t for name, t in snapshot(context).items() if name.startswith("adapter.")}
+        if self.from_start and not self._anchor.values:
+            self._anchor.move({name: t for name, t in snapshot(context).items() if name.startswith("adapter.")})
 
     def penalty(self, context: Context) -> Tensor | None:
-        if not self.strength or not self._anchor:
-            return None
-        return self.strength * anchored_distance(context.model.trained(), self._anchor)
+        return self._anchor.pull(context, self.strength, weighed=False)
 
     def end_task(self, context: Context) -> None:
-        self._anchor = snapshot(context)
+        self._anchor.move(snapshot(context))
 
     def state(self) -> State:
-        return anchor_state(self._anchor, {})
+        return self._anchor.state()
 
     def load_state(self, state: State, context: Context) -> None:
-        self._anchor, _ = anchor_from_state(state, context)
+        self._anchor.load_state(state, context)
 
 
 @final
@@ -154,24 +175,19 @@ class EWC(Rule):
         decay: float = 1.0,
     ) -> None:
         self.strength, self.examples, self.fisher, self.decay = strength, examples, fisher, decay
-        self._anchor: dict[str, Tensor] = {}
-        self._importance: dict[str, Tensor] = {}
+        self._anchor = Anchor()
 
     def penalty(self, context: Context) -> Tensor | None:
-        if not self.strength or not self._anchor:
-            return None
-        return self.strength / 2 * anchored_distance(context.model.trained(), self._anchor, self._importance)
+        return self._anchor.pull(context, self.strength / 2)
 
     def end_task(self, context: Context) -> None:
-        decayed = {name: self.decay * tensor for name, tensor in self._importance.items()}
-        self._importance = added(decayed, fisher(context, self.examples, self.fisher))
-        self._anchor = snapshot(context)
+        self._anchor.move(snapshot(context), fisher(context, self.examples, self.fisher), decay=self.decay)
 
     def state(self) -> State:
-        return anchor_state(self._anchor, self._importance)
+        return self._anchor.state()
 
     def load_state(self, state: State, context: Context) -> None:
-        self._anchor, self._importance = anchor_from_state(state, context)
+        self._anchor.load_state(state, context)
 
 
 @final
@@ -187,21 +203,17 @@ class MAS(Rule):
 
     def __init__(self, *, strength: float = 1.0, examples: int = 200) -> None:
         self.strength, self.examples = strength, examples
-        self._anchor: dict[str, Tensor] = {}
-        self._importance: dict[str, Tensor] = {}
+        self._anchor = Anchor()
 
     def penalty(self, context: Context) -> Tensor | None:
-        if not self.strength or not self._anchor:
-            return None
-        return self.strength * anchored_distance(context.model.trained(), self._anchor, self._importance)
+        return self._anchor.pull(context, self.strength)
 
     def end_task(self, context: Context) -> None:
         omega = mean_over_examples(context, self.examples, lambda logits, _row: logits.square().sum(), 1)
-        self._importance = added(self._importance, omega)
-        self._anchor = snapshot(context)
+        self._anchor.move(snapshot(context), omega)
 
     def state(self) -> State:
-        return anchor_state(self._anchor, self._importance)
+        return self._anchor.state()
 
     def load_state(self, state: State, context: Context) -> None:
-        self._anchor, self._importance = anchor_from_state(state, context)
+        self._anchor.load_state(state, context)

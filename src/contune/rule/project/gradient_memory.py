@@ -20,7 +20,7 @@ from contune.contract.parts import Rule, Tensors
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.rule.replay.buffer import Buffer, offered
+from contune.rule.replay.buffer import Buffer, Rehearsal, offered
 from contune.rule.replay.replay import check_sizes
 
 Vector = NDArray[np.float64]
@@ -147,22 +147,21 @@ class AverageGradientMemory(Rule):
     def __init__(self, *, size: int = 500, batch_size: int = 32) -> None:
         check_sizes(size, batch_size)
         self.size, self.batch_size = size, batch_size
-        self._buffer: Buffer | None = None
-        self._ready: Dataset | None = None
+        self._kept = Rehearsal()
         self._step = 0
         self._reference: Tensors = {}
 
     def begin_task(self, context: Context) -> None:
-        self._ready = self._buffer.dataset(context.model.backbone) if self._buffer else None
+        self._kept.prepare(context)
 
     def select(self, context: Context, epoch: int, step: int) -> Mapping[str, Selection]:
         self._step = step  # told anew at each step, so there is no state to save
         return {}
 
     def gradients(self, context: Context, gradients: Tensors) -> Tensors:
-        if self._ready is not None:
-            rows = drawn_rows(context, (self.name, self._step), len(self._ready), self.batch_size)
-            self._reference = loss_gradient(context, self._ready, rows)
+        if self._kept.ready is not None:
+            rows = drawn_rows(context, (self.name, self._step), len(self._kept.ready), self.batch_size)
+            self._reference = loss_gradient(context, self._kept.ready, rows)
         return gradients
 
     def updates(self, context: Context, updates: Tensors) -> Tensors:
@@ -170,17 +169,13 @@ class AverageGradientMemory(Rule):
         return not_uphill(updates, reference) if reference else updates
 
     def end_task(self, context: Context) -> None:
-        buffer = self._buffer or Buffer.empty(context.model.backbone.modality)
-        generator = numpy_generator(context.task.settings.seed, "buffer", context.task.index)
-        self._buffer = offered(buffer, context.task.data, self.size, "reservoir", generator, None)
+        self._kept.offer_reservoir(context, self.size)
 
     def state(self) -> State:
-        return State() if self._buffer is None else self._buffer.state()
+        return self._kept.state()
 
     def load_state(self, state: State, context: Context) -> None:
-        if state.values:
-            self._buffer = Buffer.from_state(state)
-            self.begin_task(context)
+        self._kept.load_state(state, context)
 
 
 @final
