@@ -16,7 +16,7 @@ from contune.checks.run import SETTINGS, digit_tasks, same_state, tiny_model
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.engine.learner import Learner
-from contune.errors import CombinationError, ConfigError
+from contune.errors import ConfigError
 from contune.head.linear import Linear
 from contune.method.catalog import build_method, compose
 from contune.numerics.averages import moved_average
@@ -258,8 +258,6 @@ def test_old_answers_are_kept_better_than_by_the_fast_one() -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    with pytest.raises(CombinationError, match="several tasks"):
-        compose({"adapter": "lora-per-task", "rules": ["ema-teacher"]})
     for options in ({"decay": 1.5}, {"weight": -1.0}, {"size": -1}):
         with pytest.raises(ConfigError):
             build_method("i-lora", options)
