@@ -159,7 +159,7 @@ def tokens_of_contune(chosen: argparse.Namespace, path: Path, texts: list) -> tu
 
     train = {**lora_tokens.TRAIN, "epochs": 1, "precision": chosen.precision, "group_by_length": False}
     model = ModelConfig(path=str(path), max_length=lora_tokens.TOKENS)
-    learner = Learner(model, "lora", kind="language", train=train, device=str(chosen.device))
+    learner = Learner(model, "lora", objective="write", train=train, device=str(chosen.device))
 
     def fit(part: list) -> tuple[int, float]:
         examples = language_examples(part, range(len(part)))

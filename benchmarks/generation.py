@@ -58,11 +58,11 @@ def share_of_stock(chosen, answers: list[str]) -> float:
 def with_contune(chosen) -> float:
     """The share that agrees."""
     from contune import Learner, Task
-    from contune.engine.evaluation import write_answers
+    from contune.objective.write import write_answers
     from contune.stream.conversation import Conversation, Message, language_examples
 
     texts = questions(chosen)
-    learner = Learner(str(chosen.shared / "weights" / "stories260k_llama"), "linear-probe", kind="language")
+    learner = Learner(str(chosen.shared / "weights" / "stories260k_llama"), "linear-probe", objective="write")
     conversations = [Conversation((Message("user", text),), ("yes",)) for text in texts]
     examples = language_examples(conversations, range(len(conversations)))
     task = Task("questions", ("answer",), examples.take(range(4)), examples)

@@ -51,7 +51,7 @@ def config_of(shared: Path, stories: Path, method: str, seed: int, chosen: argpa
     return {
         "model": {"path": str(shared / "weights" / "stories260k_llama")},
         "stream": {
-            "kind": "language",
+            "objective": "write",
             "data": {"train": data},
             "order_seed": None,
             "per_class": chosen.pieces,

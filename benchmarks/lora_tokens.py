@@ -65,7 +65,7 @@ def with_contune(chosen) -> float:
     """Loss per token of texts that nothing trains."""
     from contune import Learner, Task
     from contune.backbone.config import ModelConfig
-    from contune.engine.evaluation import read_answers
+    from contune.objective.write import read_answers
     from contune.stream.conversation import language_examples
 
     learned, asked = conversations(chosen)
@@ -73,7 +73,7 @@ def with_contune(chosen) -> float:
         path = model_folder(chosen, Path(name))
         model = ModelConfig(path=str(path), max_length=TOKENS)
         learner = Learner(
-            model, "lora", kind="language", train={**TRAIN, "epochs": chosen.epochs, "precision": chosen.precision}
+            model, "lora", objective="write", train={**TRAIN, "epochs": chosen.epochs, "precision": chosen.precision}
         )
         examples, test = (language_examples(each, range(len(each))) for each in (learned, asked))
         context = learner.begin(Task("texts", ("answer",), examples, test))

@@ -59,7 +59,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, float]:
 
     train = {"epochs": chosen.epochs, "batch_size": chosen.batch_size, "lr": 5e-3, "group_by_length": chosen.grouped}
     model = str(chosen.shared / "weights" / "stories260k_llama")
-    learner = Learner(model, "lora", kind="language", train={**train, "packing": chosen.side == "packed"})
+    learner = Learner(model, "lora", objective="write", train={**train, "packing": chosen.side == "packed"})
     context, positions, losses = learner.begin(instructions(chosen.texts)), [0], []
 
     def count(_, args) -> None:

@@ -93,8 +93,12 @@ class Features:
 
     @property
     def model(self):
+        from contune.objective.classify import Classify
+
         backbone = SimpleNamespace(device=torch.device("cpu"))
-        return SimpleNamespace(backbone=backbone, adapter_trainable=False, feature_size=lambda: WIDTH)
+        columns = torch.ones(1, CLASSES, dtype=torch.bool)
+        own = {"backbone": backbone, "adapter_trainable": False, "feature_size": lambda: WIDTH}
+        return SimpleNamespace(**own, objective=Classify(), class_tasks=columns)
 
     @cached_property
     def task(self):

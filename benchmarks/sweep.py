@@ -65,7 +65,7 @@ def streams(
         "text-stories": {"model": {"path": stories, "max_length": 256}, "stream": text},
         "text-written": {
             "model": {"path": stories, "max_length": 512, "cut_prompts": True},
-            "stream": {**text, "kind": "language", "language": written},
+            "stream": {**text, "objective": "write", "language": written},
         },
     }
     return {name: known[name] for name in names}

@@ -5,7 +5,6 @@ from typing import Any, ClassVar, final
 import pytest
 import torch
 
-from contune.adapter.around.around import Around
 from contune.adapter.around.ema import EmaAdapter
 from contune.adapter.around.with_base import WithBase
 from contune.adapter.bottleneck.merged import BottleneckMerged
@@ -16,6 +15,7 @@ from contune.adapter.lora.sd_lora import SdLora
 from contune.adapter.weights.freezable import FreezableParameters
 from contune.adapter.weights.half_fine_tuning import Half
 from contune.adapter.weights.sparse_deltas import SparseDeltas
+from contune.adapter.wrapper import Around
 from contune.checks.run import checked_run, digit_tasks, new_learner, same_state
 from contune.contract.capability import (
     BaseMatrices,
@@ -38,7 +38,7 @@ from contune.method.method import Method
 ABILITIES = (
     BaseMatrices, Freezable, InputFactors, LinearWeights, MergedLater, Modules, TaskFactors, TaskModules,
 )  # fmt: skip
-FLAGS = ("language", "classes", "needs_queries", "supports_packing", "lr_scale", "lifetime")
+FLAGS = ("needs_traits", "needs_queries", "supports_packing", "lr_scale", "lifetime")
 INNER = [
     "lora",
     "lora-per-task",

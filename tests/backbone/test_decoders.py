@@ -12,10 +12,10 @@ from word_tasks import tiny_folder
 
 from contune.backbone.reader.inputs import ModelInputs
 from contune.contract.data import Dataset
+from contune.contract.input_memory import input_moments
 from contune.engine.learner import Learner
 from contune.errors import CombinationError
 from contune.method.catalog import build_method
-from contune.numerics.subspaces import input_moments
 from contune.stream.conversation import language_examples
 from contune.stream.task import Task
 
@@ -32,7 +32,7 @@ def task_of(pairs: list[tuple[str, str]]) -> Task:
 def learner_of(model: str, method: str = "lora", **train: object) -> Learner:
     layers = {"layers": "all"} if method in ("corda", "inflora") else {}
     built = build_method(method, layers)
-    return Learner(str(tiny_folder(model)), built, kind="language", train={**TRAIN, **train})
+    return Learner(str(tiny_folder(model)), built, objective="write", train={**TRAIN, **train})
 
 
 @pytest.mark.parametrize("model", BOTH)

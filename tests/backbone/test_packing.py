@@ -96,7 +96,7 @@ def windowed(name: str) -> Any:
 
 def learner_of(folder: Path, method: str = "lora", *, packing: bool = True, **options: Any) -> Learner:
     own = options.pop("train", {})
-    return Learner(str(folder), method, kind="language", train={**TRAIN, "packing": packing, **own}, **options)
+    return Learner(str(folder), method, objective="write", train={**TRAIN, "packing": packing, **own}, **options)
 
 
 def stepped(context: Context, batch: Batch) -> dict[str, Tensor]:
@@ -172,7 +172,7 @@ def test_faults_are_caught(
 
 
 def test_a_model_that_does_not_keep_texts_apart_is_refused(folder_of: Callable[[str], Path]) -> None:
-    Learner(str(folder_of("bloom-writer")), "lora", kind="language")
+    Learner(str(folder_of("bloom-writer")), "lora", objective="write")
     with pytest.raises(ConfigError, match=r"bloom.* every text needs a row of its own; set train.packing: false"):
         learner_of(folder_of("bloom-writer"))
 
@@ -308,7 +308,7 @@ def test_tokens_come_back_to_their_places(lengths: list[int]) -> None:
 
 
 def test_padding_of_a_shared_row_is_seen_by_nobody() -> None:
-    backbone = Backbone.load(ModelConfig(path=str(tiny_folder("llama-writer"))), language=True)
+    backbone = Backbone.load(ModelConfig(path=str(tiny_folder("llama-writer"))), reads="language")
     packing = packing_of([4, 2, 3], [[0, 1], [2]])
     assert packing is not None
     ids = packing.pack(torch.arange(12).reshape(3, 4))

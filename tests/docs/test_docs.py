@@ -10,7 +10,7 @@ import yaml
 from word_tasks import tiny_folder
 
 from contune.checks.common import check_method, run_checks
-from contune.cli import load_plugins
+from contune.cli.plugins import load_plugins
 from contune.head.linear import Linear
 from contune.method.catalog import build_part
 from contune.method.method import Method
@@ -42,7 +42,7 @@ def test_python_blocks_about_language_run() -> None:
     assert len(scope["answers"]) == 1  # type: ignore[arg-type]
 
 
-YAML_PAGES = ("your-own-data", "your-own-model", "combining-parts", "language-models", "speed")
+YAML_PAGES = ("your-own-data", "your-own-model", "combining-parts", "language-models", "speed", "which-method")
 
 
 @pytest.mark.parametrize("page", [f"docs/{name}.md" for name in YAML_PAGES])

@@ -31,6 +31,7 @@ from contune.head.ridge import STRENGTHS, Ridge, RidgeSums, random_features
 from contune.method.catalog import build_method
 from contune.metric.ledger import Ledger
 from contune.numerics.averages import class_sums
+from contune.objective.classify import Classify
 from contune.rule.align.statistics import Form, Gaussians, measured, measured_blocks
 from contune.stream.build import load_stream
 from contune.stream.config import StreamConfig
@@ -54,7 +55,9 @@ class Features:
     @property
     def model(self) -> Any:
         backbone = SimpleNamespace(device=torch.device("cpu"))
-        return SimpleNamespace(backbone=backbone, adapter_trainable=False, feature_size=lambda: self.width)
+        columns = torch.ones(1, CLASSES, dtype=torch.bool)
+        own = {"backbone": backbone, "adapter_trainable": False, "feature_size": lambda: self.width}
+        return SimpleNamespace(**own, objective=Classify(), class_tasks=columns)
 
     @property
     def passes(self) -> "Features":

@@ -24,13 +24,13 @@ from contune.backbone.config import ModelConfig
 from contune.backbone.reader.language import score_rule
 from contune.checks.run import copied, same_state
 from contune.contract.context import Context
-from contune.engine.evaluation import read_answers
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError, DataError
 from contune.method.catalog import build_method, recipes
 from contune.metric.language import language_matrices
 from contune.metric.text import exact_match, judged, longest_common, named_option
-from contune.rule.anchor.distillation import distillation_rows
+from contune.numerics.divergences import softmax_divergence
+from contune.objective.write import read_answers
 from contune.stream import StreamConfig, load_stream
 from contune.stream.conversation import Conversation, Message, decoded
 from contune.stream.language import pieces
@@ -40,7 +40,7 @@ from contune.stream.task import Task
 def stream_of(tmp_path: Path, rows: list[dict[str, Any]], **language: Any):
     file = write_rows(tmp_path / "rows.jsonl", rows)
     data = {"train": {"one": file}, "test": {"one": file}}
-    return load_stream(StreamConfig(kind="language", data=data, language=language or None))  # type: ignore[arg-type]
+    return load_stream(StreamConfig(objective="write", data=data, language=language or None))  # type: ignore[arg-type]
 
 
 LAYOUTS = {
@@ -90,7 +90,7 @@ def test_the_end_of_a_text_is_held_out(tmp_path: Path) -> None:
     text = "".join(f"Line {number} of it.\n" for number in range(200))
     (tmp_path / "book.txt.gz").write_bytes(gzip.compress(text.encode()))
     config = {"train": {"book": str(tmp_path / "book.txt.gz")}}
-    task = load_stream(StreamConfig(kind="language", data=config, language={"piece": 100})).tasks[0]  # type: ignore[arg-type]
+    task = load_stream(StreamConfig(objective="write", data=config, language={"piece": 100})).tasks[0]  # type: ignore[arg-type]
     learned, asked = ("".join(one.answer for one in part.inputs) for part in (task.train, task.test))
     assert learned + asked == text
     assert 0.05 < len(asked) / len(text) < 0.15
@@ -130,7 +130,7 @@ def test_scores_and_loss_are_those_of_the_stock_model(name: str) -> None:
 @pytest.mark.parametrize("name", ["t5-writer", "bart-writer", "gpt2-writer"])
 def test_other_families_learn_and_resume(name: str, method: str) -> None:
     def learner() -> Learner:
-        return Learner(str(tiny_folder(name)), method, kind="language", train={**TRAIN, "epochs": 4})
+        return Learner(str(tiny_folder(name)), method, objective="write", train={**TRAIN, "epochs": 4})
 
     one = learner()
     one.learn(experience("big"))
@@ -192,23 +192,25 @@ def test_a_chat_template_is_the_tokenizers_own(template: str) -> None:
 
 def test_a_template_that_is_not_there_is_said() -> None:
     with pytest.raises(ConfigError, match="has no chat template"):
-        Backbone.load(ModelConfig(path=WRITER, template="chat"), language=True)
+        Backbone.load(ModelConfig(path=WRITER, template="chat"), reads="language")
 
 
 def test_long_prompts_are_an_error_or_lose_their_beginning() -> None:
     folder = WRITER
     long = conversation("x" * 40 + "the end", "right")
     with pytest.raises(DataError, match="the prompt of row 0"):
-        Backbone.load(ModelConfig(path=folder, max_length=20), language=True).prepare([long])
-    prepared = Backbone.load(ModelConfig(path=folder, max_length=20, cut_prompts=True), language=True).prepare([long])
+        Backbone.load(ModelConfig(path=folder, max_length=20), reads="language").prepare([long])
+    prepared = Backbone.load(ModelConfig(path=folder, max_length=20, cut_prompts=True), reads="language").prepare(
+        [long]
+    )
     assert (prepared.truncated, prepared.lengths.tolist(), prepared.units(np.arange(1))) == (1, [20], 6)
     with pytest.raises(DataError, match="the answer of row 0"):
-        Backbone.load(ModelConfig(path=folder, max_length=20), language=True).prepare([conversation("a", "y" * 30)])
+        Backbone.load(ModelConfig(path=folder, max_length=20), reads="language").prepare([conversation("a", "y" * 30)])
 
 
 def test_an_encoder_cannot_write() -> None:
     with pytest.raises(ConfigError, match="writes no text"):
-        Backbone.load(ModelConfig(path=str(tiny_folder("vit"))), language=True)
+        Backbone.load(ModelConfig(path=str(tiny_folder("vit"))), reads="language")
 
 
 def test_a_head_that_is_not_understood_is_refused() -> None:
@@ -254,7 +256,7 @@ def test_every_recipe_learns_language_and_resumes_or_says_why_not(name: str) -> 
         return
 
     def learner() -> Learner:
-        return Learner(WRITER, name, kind="language", train=TRAIN)
+        return Learner(WRITER, name, objective="write", train=TRAIN)
 
     one = learner()
     if one.method.joint:
@@ -275,20 +277,18 @@ def test_every_recipe_learns_language_and_resumes_or_says_why_not(name: str) -> 
 
 
 def test_a_recipe_learns_to_answer() -> None:
-    learner = Learner(WRITER, "lora", kind="language", train={"epochs": 40, "batch_size": 8, "lr": 2e-2})
+    learner = Learner(WRITER, "lora", objective="write", train={"epochs": 40, "batch_size": 8, "lr": 2e-2})
     task = experience("big")
-    before = Learner(WRITER, "linear-probe", kind="language")
+    before = Learner(WRITER, "linear-probe", objective="write")
     before.learn(task)
     learner.learn(task)
-    found, untouched = (one.evaluate(one.test_dataset(task)) for one in (learner, before))
-    assert found.reading is not None
-    assert untouched.reading is not None
-    assert found.reading.nats.sum() < 0.5 * untouched.reading.nats.sum()
-    assert found.scores.mean() > 0.7
+    found, untouched = (one.judge(one.test_dataset(task)) for one in (learner, before))
+    assert sum(found.columns["nats"]) < 0.5 * sum(untouched.columns["nats"])
+    assert found.score.mean() > 0.7
 
 
 def test_distillation_is_over_all_tokens() -> None:
-    learner = Learner(WRITER, "lwf", kind="language", train=TRAIN)
+    learner = Learner(WRITER, "lwf", objective="write", train=TRAIN)
     learner.learn(experience("big"))
     context = learner.begin(experience("red"))
     batch = context.passes.batch([(context.task.data, np.arange(4))])
@@ -296,7 +296,7 @@ def test_distillation_is_over_all_tokens() -> None:
     rule = learner.method.rules[0]
     assert rule.loss(context, batch, teacher).item() == 0  # type: ignore[union-attr]
     changed = replace(teacher, logits=teacher.logits + torch.randn(teacher.logits.shape[1]))
-    expected = distillation_rows(changed.logits, teacher.logits, 2.0).mean()
+    expected = softmax_divergence(changed.logits, teacher.logits, 2.0).mean()
     assert rule.loss(context, batch, changed).item() == pytest.approx(expected.item(), rel=1e-5)  # type: ignore[union-attr]
 
 
@@ -307,7 +307,7 @@ def mixed(context: Context) -> torch.Tensor:
 
 
 def test_rows_of_several_modules_keep_their_places() -> None:
-    learner = Learner(WRITER, "dualprompt", kind="language", train=TRAIN)
+    learner = Learner(WRITER, "dualprompt", objective="write", train=TRAIN)
     learner.learn(experience("big"))
     learner.learn(experience("red", "red", "blue"))
     dataset = learner.test_dataset(experience("red", "red", "blue"))
@@ -322,7 +322,7 @@ def test_rows_of_several_modules_keep_their_places() -> None:
 
 
 def test_reading_does_not_depend_on_the_company() -> None:
-    learner = Learner(WRITER, "lora", kind="language", train=TRAIN)
+    learner = Learner(WRITER, "lora", objective="write", train=TRAIN)
     learner.learn(experience("big"))
     dataset = learner.test_dataset(experience("big"))
     whole = read_answers(learner.reading(dataset), dataset)
@@ -350,7 +350,7 @@ def test_a_run_stores_what_was_written_and_every_score_can_be_recomputed(tmp_pat
 
 def test_a_class_head_is_refused_with_a_sentence() -> None:
     with pytest.raises(CombinationError, match="answers are written"):
-        Learner(WRITER, "nmc", kind="language")
+        Learner(WRITER, "nmc", objective="write")
 
 
 def test_a_glob_names_files_and_none_is_read_twice(tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ def test_a_glob_names_files_and_none_is_read_twice(tmp_path: Path) -> None:
 
     def load(train: Any, **more: Any):
         return load_stream(
-            StreamConfig(kind="language", data={"train": {"sums": train}, "test": {"sums": one}, **more})
+            StreamConfig(objective="write", data={"train": {"sums": train}, "test": {"sums": one}, **more})
         )  # type: ignore[arg-type]
 
     assert len(load(glob).tasks[0].train) == 2

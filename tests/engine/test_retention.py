@@ -24,7 +24,7 @@ def story() -> Task:
 
 
 def test_nothing_changes_where_nothing_is_trained() -> None:
-    learner = Learner(WRITER, "linear-probe", kind="language", train=TRAIN)
+    learner = Learner(WRITER, "linear-probe", objective="write", train=TRAIN)
     retention_set = made_retention_set(learner, story())
     learner.learn(experience("big"))
     found = retention(learner, retention_set)
@@ -34,7 +34,7 @@ def test_nothing_changes_where_nothing_is_trained() -> None:
 
 
 def test_training_moves_away_from_the_untouched_model() -> None:
-    learner = Learner(WRITER, "lora", kind="language", train={**TRAIN, "epochs": 20, "lr": 2e-2})
+    learner = Learner(WRITER, "lora", objective="write", train={**TRAIN, "epochs": 20, "lr": 2e-2})
     retention_set = made_retention_set(learner, story())
     learner.learn(experience("big"))
     found = retention(learner, retention_set)
@@ -45,7 +45,7 @@ def test_training_moves_away_from_the_untouched_model() -> None:
 
 
 def test_a_planted_full_change_is_seen_though_the_adapter_cannot_be_put_aside() -> None:
-    learner = Learner(WRITER, "finetune", kind="language", train=TRAIN)
+    learner = Learner(WRITER, "finetune", objective="write", train=TRAIN)
     retention_set = made_retention_set(learner, story())
     with torch.no_grad():
         for parameter in learner.backbone.base_parameters().values():
@@ -85,7 +85,7 @@ def test_a_run_measures_probes_before_and_after_every_task_and_a_resume_keeps_th
 
 def test_rows_that_go_through_different_modules_are_compared_with_themselves() -> None:
     method = compose({"adapter": "bottleneck-per-task", "head": "linear", "router": "centroids"})
-    learner = Learner(WRITER, method, kind="language", train={**TRAIN, "lr": 1e-12})
+    learner = Learner(WRITER, method, objective="write", train={**TRAIN, "lr": 1e-12})
     asked = [*experience("big").test.inputs, *experience("a house").test.inputs]
     mixed = [asked[row] for row in (0, 8, 1, 9, 2, 10, 11, 3)]
     examples = language_examples([Conversation(one.messages, (one.prompt,), (), "tokens") for one in mixed], range(8))

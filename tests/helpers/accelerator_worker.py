@@ -101,7 +101,7 @@ def answered(learner: Learner, tasks: Sequence[Task]) -> list[int]:
 def language(make: Make, device: str) -> list[Any]:
     """What is written after two tasks."""
     one = Learner(
-        str(tiny_folder("llama-writer")), make(), kind="language", train={**TRAIN, "batch_size": 4}, device=device
+        str(tiny_folder("llama-writer")), make(), objective="write", train={**TRAIN, "batch_size": 4}, device=device
     )
     tasks = [conversations("big", "yes"), conversations("red", "blue")]
     for experience in [tasks] if one.method.joint else tasks:

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from contune.adapter.lora.peft_adapter import lora
 from contune.checks.run import digit_tasks
-from contune.cli import find_processes
+from contune.cli.run import find_processes
 from contune.contract.parts import Rule
 from contune.engine.learner import Learner
 from contune.head.linear import Linear

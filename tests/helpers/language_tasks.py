@@ -27,7 +27,7 @@ def experience(name: str, odd: str = "yes", even: str = "no") -> Task:
 
 
 def writer(name: str = "llama-writer") -> Backbone:
-    return Backbone.load(ModelConfig(path=str(tiny_folder(name))), language=True)
+    return Backbone.load(ModelConfig(path=str(tiny_folder(name))), reads="language")
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -43,7 +43,7 @@ def config_of(tmp_path: Path, method: object) -> str:
     return json.dumps(
         {
             "model": {"path": WRITER},
-            "stream": {"kind": "language", "data": {"train": files, "test": files}, "order_seed": None},
+            "stream": {"objective": "write", "data": {"train": files, "test": files}, "order_seed": None},
             "method": method,
             "train": TRAIN,
         }

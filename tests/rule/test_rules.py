@@ -8,8 +8,8 @@ from contune.adapter.prompt.components import component_weights, orthonormal_row
 from contune.checks.run import digit_tasks, new_learner, same_state
 from contune.contract.state import State
 from contune.method.catalog import build_method
+from contune.numerics.divergences import softmax_divergence
 from contune.rule.anchor.anchor import anchored_distance
-from contune.rule.anchor.distillation import distillation_rows
 from contune.rule.replay.buffer import Buffer, class_balanced, reservoir
 
 
@@ -74,8 +74,8 @@ def test_anchor_has_no_pull_at_the_anchor_and_fisher_one_is_l2() -> None:
 
 def test_distillation_is_never_negative_and_zero_only_for_the_teacher() -> None:
     student, teacher = torch.randn(6, 4), torch.randn(6, 4)
-    assert bool((distillation_rows(student, teacher, 2.0) > 0).all())
-    assert distillation_rows(teacher, teacher, 2.0).abs().max() == 0
+    assert bool((softmax_divergence(student, teacher, 2.0) > 0).all())
+    assert softmax_divergence(teacher, teacher, 2.0).abs().max() == 0
 
 
 def test_ewc_keeps_more_of_the_first_task_than_it_would_without() -> None:

@@ -211,7 +211,7 @@ def stream_of(tmp_path: Path, **language: Any) -> Stream:
             file = tmp_path / f"{name}-{split}.jsonl"
             file.write_text("\n".join(json.dumps({"prompt": one.prompt, "completion": one.answer}) for one in rows))
             data[split][name] = str(file)
-    return load_stream(StreamConfig(kind="language", data=data, language=language or None, validation=0.2))  # type: ignore[arg-type]
+    return load_stream(StreamConfig(objective="write", data=data, language=language or None, validation=0.2))  # type: ignore[arg-type]
 
 
 def test_a_stream_recasts_its_training_data_alone(tmp_path: Path) -> None:
@@ -247,4 +247,4 @@ def test_options_of_the_training_data_are_the_wrong_answers(tmp_path: Path) -> N
 
 def test_a_share_that_is_none_is_refused() -> None:
     with pytest.raises(ValidationError, match="less than or equal to 1"):
-        StreamConfig(kind="language", data="x", language={"styles": {"share": 1.2}})  # type: ignore[arg-type]
+        StreamConfig(objective="write", data="x", language={"styles": {"share": 1.2}})  # type: ignore[arg-type]

@@ -12,7 +12,11 @@ from contune.contract.parts import Adapter
 
 @final
 class NoAdapter(Adapter):
-    """Nothing inside the model is trained."""
+    """Nothing inside the model is trained.
+
+    Memory: nothing.
+    Compute: features are computed once per example and kept.
+    """
 
     name: ClassVar[str] = "none"
     lifetime = Lifetime.NOTHING

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
@@ -27,6 +27,7 @@ from contune.backbone.reader.images import ImageReader, Preprocessing, read_prep
 from contune.backbone.reader.inputs import Reader
 from contune.backbone.reader.language import LanguageModel, language_model, language_reader, two_towers
 from contune.backbone.reader.text import TextReader, choose_max_length
+from contune.backbone.reader.words import word_reader
 from contune.errors import ConfigError
 from contune.stream.task import Modality
 
@@ -73,15 +74,16 @@ def assemble(
     device: torch.device | str,
     kernel: Kernel | None = None,
     *,
-    language: bool = False,
+    reads: str | None = None,
     plain_attention: bool = False,
 ) -> Assembly:
     """Load the model of `config` and find out how to read it; `kernel` is the attention the seam calls.
 
-    `language`: the model answers with its own language head. `plain_attention` asks for matrix products in place of
+    `reads` as of `Backbone.load`. `plain_attention` asks for matrix products in place of
     fused kernels.
     """
     where, local = source.locate(config.path)
+    language = reads == "language"
     with quiet():
         stock_config = load_model_config(where, local)
         stock = language_class(stock_config) if language else model_class(stock_config)
@@ -94,6 +96,9 @@ def assemble(
         model = load_model(where, local, stock_config, device, kernel, language=language)
     if language:
         return _assemble_language(config, model, tokenizer)
+    if reads == "words":
+        text = _assemble_text(config, model, tokenizer, where, local)
+        return replace(text, modality="words", reader=word_reader(text.reader, config.path))
     if settings is not None:
         return _assemble_image(config, model, read_preprocessing(settings, config.image_size, config.path))
     return _assemble_text(config, model, tokenizer, where, local)
@@ -261,11 +266,13 @@ def _modality(stock_config: Any, stock: Any) -> Literal["text", "image"]:
 def _refuse_unused(config: ModelConfig, modality: str, *, language: bool) -> None:
     if language and modality != "text":
         raise ConfigError(
-            f"{config.path} reads images and writes no text; a language stream needs a causal language model"
+            f"{config.path} reads images and writes no text; objective: write needs a causal language model"
         )
     if not language and (config.template != "auto" or config.cut_prompts):
         key = "cut_prompts" if config.cut_prompts else "template"
-        raise ConfigError(f"model.{key} is for streams of kind language, and this is none; leave it out")
+        raise ConfigError(
+            f"model.{key} is for answers that are written (objective: write), and here none are; leave it out"
+        )
     if modality == "text" and config.image_size is not None:
         raise ConfigError(f"model.image_size is {config.image_size} but {config.path} reads text; leave it out")
     if modality == "image" and config.max_length is not None:

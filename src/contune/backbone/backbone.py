@@ -50,12 +50,13 @@ class Backbone:
         config: ModelConfig,
         *,
         device: torch.device | str = "cpu",
-        language: bool = False,
+        reads: str | None = None,
         precision: Precision = "fp32",
     ) -> "Backbone":
         """The model of `config`: float32, evaluation mode, nothing trainable, nothing missing.
 
-        `language`: to be answered by its own language head, from prompts. With `precision` bf16 the model computes in
+        `reads`: `language` for a model that answers prompts by its own language head, `words` for one that gives a feature
+        to each word of a text; None for one feature an input. With `precision` bf16 the model computes in
         bf16, and `cast_frozen` stores its frozen matrices so too, once it is known what will be trained.
 
         Reads safetensors only and never runs code from a model's folder. Raises `ConfigError` where the model cannot be
@@ -63,7 +64,7 @@ class Backbone:
         """
         # On a CPU, the backward pass of PyTorch's fused attention kernels is several times slower in bf16 than products.
         plain = precision == "bf16" and torch.device(device).type == "cpu"
-        return cls(config, assemble(config, device, language=language, plain_attention=plain), precision)
+        return cls(config, assemble(config, device, reads=reads, plain_attention=plain), precision)
 
     def cast_frozen(self, trained: Collection[nn.Parameter]) -> None:
         """Where the precision is bf16, store in bf16 what is frozen and multiplied, all but these parameters.
@@ -226,6 +227,8 @@ class Backbone:
             return self.pool(encoded)
         if inputs.answers is not None:
             return encoded.states[inputs.targets]
+        if inputs.words:
+            return encoded.states[:, encoded.prompts :][inputs.targets]
         return pooling.before_targets(encoded, inputs.targets)
 
     def prompts_only(self, parts: Sequence[tuple[Prepared, Rows]], *, max_new_tokens: int = 0) -> ModelInputs:

@@ -72,7 +72,7 @@ def language_class(config: Any) -> Any:
         return (AutoModelForSeq2SeqLM if both else AutoModelForCausalLM)._model_mapping[type(config)]
     except KeyError as error:
         raise ConfigError(
-            f"a {config.model_type} model writes no text; a stream of kind language needs a causal model (Llama, "
+            f"a {config.model_type} model writes no text; objective: write needs a causal model (Llama, "
             "Qwen, Mistral, GPT-2, Pythia and their relatives) or an encoder with a decoder (T5, BART)"
         ) from error
 

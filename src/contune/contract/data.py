@@ -13,7 +13,7 @@ from torch import Tensor
 
 from contune.backbone.backbone import Backbone
 from contune.backbone.reader.inputs import ModelInputs, Prepared
-from contune.stream.task import Examples
+from contune.stream.task import Examples, Targets
 
 Rows = NDArray[np.int64]
 TASK = "task"  # the segment of a batch that holds the current task's own examples
@@ -43,6 +43,12 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def targets(self) -> Targets:
+        """What each example is to be answered with, in head columns, where one label does not say it."""
+        assert self.examples.targets is not None
+        return self.examples.targets
 
     @cached_property
     def key(self) -> str:
@@ -101,7 +107,7 @@ class Selection:
 class Batch:
     """The rows of one step on this process, in segments: the task's own, then what each rule added.
 
-    In language every token of an answer is a row of its own wherever this page says row: of `labels` (the token),
+    Where answers are tokens or tags, each of them is a row of its own wherever this page says row: of `labels` (the token),
     `tasks`, `segments`, `counts`, and of the outputs' features and logits. Inputs, queries, routes and cached states are
     those of whole texts.
 
@@ -202,8 +208,18 @@ def segments_of(
     return segments or {TASK: slice(0, len(labels))}, counts or {TASK: len(labels)}
 
 
-def target_columns(inputs: ModelInputs, labels: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels and tasks of all answers: one a row, or in language the tokens to predict with their row's task."""
+def target_columns(
+    parts: Sequence[tuple[Dataset, Rows]], inputs: ModelInputs, labels: Tensor, tasks: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Labels and tasks of all answers: one a row, or the tokens to predict, or the tags of words, with their row's task."""
     if inputs.targets is None:
         return labels, tasks
-    return inputs.target_ids(), tasks[inputs.target_rows()]
+    owners = inputs.target_rows()
+    if not inputs.words:
+        return inputs.target_ids(), tasks[owners]
+    if any(dataset.examples.targets is None for dataset, _ in parts):  # nobody knows the tags that are asked for
+        return torch.zeros_like(owners).to(labels.device), tasks[owners]
+    counts = torch.bincount(owners.cpu(), minlength=len(inputs)).tolist()
+    rows = ((dataset, row) for dataset, chosen in parts for row in chosen.tolist())
+    tags = [dataset.targets.of(row)[:count] for (dataset, row), count in zip(rows, counts, strict=True)]
+    return torch.from_numpy(np.concatenate(tags)).to(labels.device), tasks[owners]

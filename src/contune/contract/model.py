@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from contune.backbone.backbone import Backbone
 from contune.contract.capability import Modules, find, require
 from contune.contract.data import Batch, Outputs
-from contune.contract.parts import Adapter, Head, Router, Tensors
+from contune.contract.parts import Adapter, Head, Router, Tensors, Trait
+
+if TYPE_CHECKING:
+    from contune.contract.objective import Objective
 
 
 @final
@@ -31,6 +34,12 @@ class Model:
     adapter_trainable: bool
     class_tasks: Tensor
     tasks_named: bool
+    objective: "Objective"
+
+    @property
+    def per_example(self) -> bool:
+        """Whether each example has one feature and one row of scores."""
+        return Trait.EXAMPLE_ROWS in self.objective.traits
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Everything trained by gradient now, in name order."""

@@ -6,9 +6,9 @@ What a part remembers between steps is in `state()` and nowhere else. A part nev
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from enum import IntEnum
+from enum import Enum, IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from torch import Tensor, nn
 
@@ -25,12 +25,22 @@ Parameters = Mapping[str, nn.Parameter]
 Tensors = Mapping[str, Tensor]
 
 
+@final
+class Trait(Enum):
+    """What the scores of an objective are like; a part names those that it cannot do without."""
+
+    EXAMPLE_ROWS = "one row of scores for each example"
+    COMPETING = "scores of which one is right and the others wrong"
+    CLASSES = "answers that are names of classes"
+    WRITTEN = "answers that the model writes"
+
+
 class Part(ABC):  # noqa: B024  every hook of a part is optional; the rooms below name what is not
     """What all parts share: a name in the configuration, and a state."""
 
     name: ClassVar[str] = ""
-    language: ClassVar[bool] = True  # whether it makes sense where every token of an answer is a row
-    classes: ClassVar[bool] = True  # whether it makes sense where answers are classes
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset()
+    selectable: ClassVar[bool] = True  # whether a configuration may name it
 
     def state(self) -> State:
         """What this part remembers."""
@@ -123,12 +133,12 @@ class Head(Part):
     """How features become answers: one score per seen class.
 
     `takes_modules`: whether prediction features (B, m d) of a modular adapter's m modules side by side make sense to it:
-    not at all, while their number stays the same, or though it grows. `language` heads score tokens, not classes. `needs`:
-    what it asks of the adapter; the refusal of an adapter that lacks it is made from that.
+    not at all, while their number stays the same, or though it grows. `needs`: what it asks of the adapter; the refusal of
+    an adapter that lacks it is made from that.
     """
 
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.EXAMPLE_ROWS, Trait.COMPETING, Trait.CLASSES})
     closed_form: ClassVar[bool] = False
-    language: ClassVar[bool] = False
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "one"
     needs: ClassVar[tuple[Need, ...]] = ()
     loss_over: Literal["seen", "own-task"] = "seen"

@@ -96,6 +96,10 @@ class Passes(ABC):
         """The module (n,) for every example: the router's choice where nobody knows the task, else its task's own."""
 
     @abstractmethod
+    def routed_batches(self, dataset: Dataset) -> list[tuple[Rows, Tensor | None]]:
+        """Rows of like length together, with the routes of all rows; of several modules, a batch goes through one."""
+
+    @abstractmethod
     def logits(self, dataset: Dataset) -> Tensor:
         """Prediction scores (n, seen) of the whole data set, as the model stands."""
 

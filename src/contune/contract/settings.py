@@ -13,17 +13,19 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    epochs: int = Field(5, ge=0, description="passes over each task's data")
+    epochs: int = Field(5, ge=0, description="passes over the data of each task; methods bring their own number")
     batch_size: int = Field(32, ge=1, description="examples of the task in one step, over all processes together")
     batches: int | None = Field(
         None, ge=1, description="steps of an epoch in every task, whatever its size; null: every example once an epoch"
     )
-    lr: float = Field(1e-3, gt=0, description="learning rate")
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
-    weight_decay: float = Field(0.0, ge=0)
+    lr: float = Field(
+        1e-3, gt=0, description="learning rate, of which a part takes a multiple where it has an lr_scale"
+    )
+    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="how a step follows from the gradients")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd alone: share of the last step that the next one keeps")
+    weight_decay: float = Field(0.0, ge=0, description="how strongly a step pulls what is trained towards 0")
     schedule: Literal["constant", "cosine", "infinite"] = Field(
-        "constant", description="of the learning rate in every task; infinite: one fall in the first task, then level"
+        "constant", description="learning rate within each task; infinite: one fall in the first task, then level"
     )
     floor: float = Field(0.0, ge=0, lt=1, description="lowest share of lr, where cosine ends and infinite stays")
     cooldown: float = Field(0.3, gt=0, le=1, description="infinite: share of the first task's steps in which lr falls")
@@ -43,10 +45,9 @@ class TrainSettings(BaseModel):
     )
     precision: Precision = Field(
         "fp32",
-        description="bf16: frozen matrices and products in bf16, what is trained in float32; for GPUs and for processors "
-        "with bf16 instructions",
+        description="bf16: frozen matrices and products in bf16, the trained in float32; where the processor has bf16",
     )
-    seed: int = 0
+    seed: int = Field(0, description="seed of start values, order of examples and all draws of the method")
     checkpoint_seconds: float = Field(60.0, ge=0, description="longest time inside a task without a checkpoint")
     checkpoint_steps: int | None = Field(None, ge=1, description="also checkpoint after this many steps")
 
@@ -84,7 +85,9 @@ class CacheSettings(BaseModel):
 
     features: bool = Field(True, description="keep features and queries of frozen models")
     hidden: bool = Field(True, description="keep hidden states below the lowest trained layer")
-    memory_mb: int = Field(2048, ge=0, description="limit of what is kept in memory")
+    memory_mb: int = Field(
+        2048, ge=0, description="most megabytes kept in memory; those used longest ago are dropped first"
+    )
     folder: str | None = Field(None, description="keep on disk in this folder too, shared between runs")
     batch_size: int = Field(
         32, ge=1, description="examples in one forward pass without gradients; on a GPU 128 and more are faster"

@@ -1,7 +1,7 @@
 """What a part remembers, made explicit: named tensors and plain JSON values, and nothing else."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from contune.stream.conversation import decoded
-from contune.stream.task import Examples, Image
+from contune.stream.task import Examples, Image, Targets
 
 
 @final
@@ -45,10 +45,24 @@ def on_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, 
 
 
 def examples_state(examples: Examples) -> State:
-    """Examples as a state: texts as JSON, images as one flat run of bytes with their heights and widths."""
+    """Examples as a state, targets and all."""
+    inputs = inputs_state(examples)
+    if examples.targets is None:
+        return inputs
+    targets = {
+        "values": torch.from_numpy(examples.targets.values),
+        "offsets": torch.from_numpy(examples.targets.offsets),
+    }
+    return State({**inputs.tensors, **State.nested({"targets": State(targets)}).tensors}, inputs.values)
+
+
+def inputs_state(examples: Examples) -> State:
+    """Inputs, labels and ids as a state: texts as JSON, images as one flat run of bytes with their heights and widths."""
     tensors = {"labels": torch.from_numpy(examples.labels), "ids": torch.from_numpy(examples.ids)}
     if examples.modality == "text":
         return State(tensors, {"modality": "text", "texts": list(examples.inputs)})
+    if examples.modality == "words":
+        return State(tensors, {"modality": "words", "texts": [list(words) for words in examples.inputs]})
     if examples.modality == "language":
         return State(
             tensors, {"modality": "language", "texts": [str(conversation) for conversation in examples.inputs]}
@@ -61,9 +75,17 @@ def examples_state(examples: Examples) -> State:
 
 def examples_from_state(state: State) -> Examples:
     """The examples that `examples_state` put away."""
+    examples, found = inputs_from_state(state), state.inner("targets").tensors
+    if not found:
+        return examples
+    return replace(examples, targets=Targets(found["values"].numpy(), found["offsets"].numpy()))
+
+
+def inputs_from_state(state: State) -> Examples:
+    """The examples that `inputs_state` put away."""
     labels, ids = state.tensors["labels"].numpy(), state.tensors["ids"].numpy()
-    if state.values["modality"] == "text":
-        return Examples(list(state.values["texts"]), labels, ids, "text")
+    if state.values["modality"] in ("text", "words"):
+        return Examples(list(state.values["texts"]), labels, ids, state.values["modality"])
     if state.values["modality"] == "language":
         return Examples([decoded(text) for text in state.values["texts"]], labels, ids, "language")
     sizes = state.tensors["sizes"].numpy()

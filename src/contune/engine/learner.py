@@ -2,13 +2,13 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
@@ -16,19 +16,18 @@ from contune.contract.capability import Lifetime
 from contune.contract.context import Context, TaskView
 from contune.contract.data import Dataset, Rows
 from contune.contract.model import Model
+from contune.contract.objective import Judged, Objective, Prediction
 from contune.contract.parts import Rule
 from contune.contract.processes import Processes
 from contune.contract.settings import CacheSettings, TrainSettings
 from contune.contract.state import State
 from contune.engine.cache import FeatureCache, MemoryCache
-from contune.engine.evaluation import Evaluation, examined_language, write_answers
 from contune.engine.loop import AfterStep, StepReport, steps_of, train
 from contune.engine.observer import Observer
 from contune.engine.packing import refuse_packing
 from contune.engine.passes import CachedPasses
-from contune.errors import CombinationError, ConfigError, DataError
-from contune.head.language import Language
-from contune.method.catalog import build_method
+from contune.errors import ConfigError, DataError
+from contune.method.catalog import build_method, build_objective
 from contune.method.method import Method
 from contune.metric.ledger import Ledger
 from contune.stream.task import Examples, Inputs, Kind, Task, joined_examples
@@ -48,7 +47,8 @@ class Learner:
         model: str | Path | ModelConfig,
         method: str | Method = "lora",
         *,
-        kind: Kind = "class-incremental",
+        objective: str | Objective = "classify",
+        kind: Kind | None = None,
         train: Mapping[str, Any] | None = None,
         cache: CacheSettings | None = None,
         device: str = "cpu",
@@ -58,11 +58,13 @@ class Learner:
         **options: Any,
     ) -> None:
         given = build_method(method, options) if isinstance(method, str) else method
-        self.method = given.for_language() if kind == "language" else given.for_classes(kind)
-        if kind != "language" and given.head.language:
-            raise CombinationError(
-                f"head 'language' writes answers, but the stream is {kind}, where answers are classes; set kind: language, "
-                "or take another head"
+        self.objective = build_objective(objective) if isinstance(objective, str) else objective
+        self.method = given.for_objective(self.objective)
+        self.kind = kind or self.objective.kinds[0]
+        if self.kind not in self.objective.kinds:
+            raise ConfigError(
+                f"kind is {self.kind}, but objective: {self.objective.name} learns streams of kind "
+                f"{' or '.join(self.objective.kinds)}; take one of these"
             )
         self.settings = TrainSettings().with_changes({**self.method.train, **(train or {})})
         if self.settings.views is not None and not self.settings.augment:
@@ -71,15 +73,14 @@ class Learner:
                 "set train.augment: true, or leave train.views out"
             )
         if self.settings.packing:
-            refuse_packing(kind, self.method.adapter)
-        self.kind = kind
+            refuse_packing(self.objective, self.method.adapter)
         self.processes = processes or Processes()
         self.observer = observer or Observer()
         self.ledger = Ledger()
         config = model if isinstance(model, ModelConfig) else ModelConfig(path=str(model))
         with self.ledger.phase("load"):
             self.backbone = Backbone.load(
-                config, device=device, language=kind == "language", precision=self.settings.precision
+                config, device=device, reads=self.objective.reads, precision=self.settings.precision
             )
             if self.settings.packing:
                 self.backbone.require_packing()
@@ -105,8 +106,8 @@ class Learner:
         self.fit(context, lambda report: None)
         self.end(context)
 
-    def predict(self, inputs: Inputs, *, task: int | None = None) -> list[str]:
-        """The class of every input, or in language the text written to answer it.
+    def predict(self, inputs: Inputs, *, task: int | None = None) -> list[Prediction]:
+        """The answer to every input, as text that knows its score.
 
         `task` names the task where the stream is task-incremental, and only there.
         """
@@ -114,12 +115,9 @@ class Learner:
             raise ConfigError("the learner has not learned any task yet; call learn(task) first")
         rows = np.zeros(len(inputs), dtype=np.int64)
         examples = Examples(inputs, rows, np.arange(len(inputs)), self.backbone.modality)
-        dataset = Dataset.of(examples, self.backbone, rows, rows + (task or 0))
         allowed = self._allowed(task)
-        if self.kind == "language":
-            return write_answers(self.reading(dataset), dataset, self._max_new_tokens)
-        columns = self.answers(dataset, allowed)
-        return [self.class_names[column] for column in columns.tolist()]
+        dataset = Dataset.of(examples, self.backbone, rows, rows + (task or 0))
+        return self.objective.predict(self.reading(dataset), dataset, allowed)
 
     def begin(self, task: Task | Sequence[Task]) -> Context:
         """Meet a task: new classes get columns, adapter and head grow, rules look at the past while it is intact."""
@@ -131,6 +129,7 @@ class Learner:
             self.class_tasks.append(self.columns(each))
         context = self.context(tasks, known)
         with self.ledger.phase("begin"):
+            self.objective.begin_task(context)
             self.method.adapter.begin_task(context)
             if self.method.router is not None:
                 self.method.router.begin_task(context)
@@ -145,14 +144,16 @@ class Learner:
         datasets = []
         for offset, each in enumerate(tasks):
             labels = np.asarray(self.columns(each), dtype=np.int64)[each.train.labels]
-            datasets.append((each.train, labels, np.full(len(labels), index + offset, dtype=np.int64)))
+            datasets.append(
+                (self._in_columns(each.train, each), labels, np.full(len(labels), index + offset, dtype=np.int64))
+            )
         dataset = datasets[0][0] if len(datasets) == 1 else joined_examples([examples for examples, _, _ in datasets])
         labels = np.concatenate([labels for _, labels, _ in datasets])
         task_rows = np.concatenate([rows for _, _, rows in datasets])
         classes = tuple(dict.fromkeys(column for each in tasks for column in self.columns(each)))
         name = tasks[0].name if len(tasks) == 1 else f"all {len(tasks)} tasks"
-        seen = self._columns_seen
-        known = min(known, 1) * seen if self.kind == "language" else known
+        seen = self._score_columns(self.class_names)
+        known = self._score_columns(self.class_names[:known]) if known else 0
         prepared = Dataset.of(dataset, self.backbone, labels, task_rows)
         names = tuple(self.class_names)
         view = TaskView(index, name, classes, known, seen, self.kind, names, prepared, self.settings)
@@ -161,14 +162,15 @@ class Learner:
 
     def _context(self, task: TaskView, *, adapter_trainable: bool, inference: bool) -> Context:
         mask = torch.zeros(max(len(self.class_tasks), 1), task.seen, dtype=torch.bool)
-        if self.kind == "language":
+        if task.seen != len(self.class_names):
             mask[:] = True
         elif self.class_tasks:
             columns = [np.asarray(each, dtype=np.int64) for each in self.class_tasks]
             rows = np.repeat(np.arange(len(columns)), [len(each) for each in columns])
             mask[torch.from_numpy(rows), torch.from_numpy(np.concatenate(columns))] = True
         method, named = self.method, self.kind == "task-incremental"
-        model = Model(self.backbone, method.adapter, method.head, method.router, adapter_trainable, mask, named)
+        parts = (method.adapter, method.head, method.router)
+        model = Model(self.backbone, *parts, adapter_trainable, mask, named, self.objective)
         passes = CachedPasses(task, model, self.feature_cache, inference, self._base_fingerprint, self._extra_steps)
         return Context(task, model, passes)
 
@@ -228,7 +230,9 @@ class Learner:
         """
         labels = np.asarray(self.columns(task), dtype=np.int64)[task.test.labels]
         named = index if self.kind == "task-incremental" else 0
-        return Dataset.of(task.test, self.backbone, labels, np.full(len(labels), named, dtype=np.int64))
+        return Dataset.of(
+            self._in_columns(task.test, task), self.backbone, labels, np.full(len(labels), named, dtype=np.int64)
+        )
 
     def forget(self, task: Task) -> None:
         """Unlearn these training examples exactly, with a head of sums: as if they had never been learned.
@@ -244,40 +248,24 @@ class Learner:
         dataset = Dataset.of(task.train, self.backbone, labels, np.zeros(len(labels), dtype=np.int64))
         self.method.head.forget(self.reading(None).with_data(dataset).with_adapter_at_rest())
 
-    def answers(self, dataset: Dataset, allowed: Sequence[int] | None = None) -> NDArray[np.int64]:
-        """The best column (n,) for every example, among the allowed ones; depends on no other row."""
-        context = self.reading(dataset)
-        columns = np.zeros(len(dataset), dtype=np.int64)
-        for rows, scores in context.passes.logit_blocks(dataset):
-            if allowed is not None:
-                closed = torch.ones(scores.shape[1], dtype=torch.bool)
-                closed[list(allowed)] = False
-                scores = scores.masked_fill(closed, float("-inf"))
-            columns[rows] = scores.argmax(dim=1).numpy()
-        return columns
-
-    def evaluate(self, dataset: Dataset, allowed: Sequence[int] | None = None) -> Evaluation:
+    def judge(self, dataset: Dataset, allowed: Sequence[int] | None = None) -> Judged:
         """Answers to all examples and how good they are; depends on no other row."""
-        if self.kind == "language":
-            return examined_language(self.reading(dataset), dataset, self._max_new_tokens)
-        columns = self.answers(dataset, allowed)
-        given = [self.class_names[column] for column in columns.tolist()]
-        right = columns == dataset.labels
-        return Evaluation(given, right.astype(np.float64), np.ones(len(right), dtype=np.bool_))
+        return self.objective.judge(self.reading(dataset), dataset, allowed)
 
-    @property
-    def _max_new_tokens(self) -> int:
-        """Tokens that a written answer may have."""
-        head = self.method.head
-        assert isinstance(head, Language)
-        return head.max_new_tokens
+    def answers(self, dataset: Dataset, allowed: Sequence[int] | None = None) -> Rows:
+        """The best column (n,) for every example, where every answer is one class."""
+        place = {name: column for column, name in enumerate(self.class_names)}
+        found = self.judge(dataset, allowed).columns["prediction"]
+        return np.array([place[name] for name in found], dtype=np.int64)
 
-    @property
-    def _columns_seen(self) -> int:
-        """Columns of the head's scores: classes so far, or all tokens there are."""
-        if self.kind == "language":
-            return int(self.backbone.language.whole.get_output_embeddings().weight.shape[0])
-        return len(self.class_names)
+    def _score_columns(self, names: Sequence[str]) -> int:
+        return self.objective.score_columns(self.backbone, names)
+
+    def _in_columns(self, examples: Examples, task: Task) -> Examples:
+        """Examples whose targets, if they have any, are told in head columns."""
+        if examples.targets is None:
+            return examples
+        return replace(examples, targets=examples.targets.mapped(np.asarray(self.columns(task), dtype=np.int64)))
 
     def columns(self, task: Task) -> tuple[int, ...]:
         """The head column of each of the task's classes."""
@@ -290,6 +278,7 @@ class Learner:
     def state(self) -> State:
         """Everything the learner remembers."""
         parts = {"adapter": self.method.adapter.state(), "head": self.method.head.state()}
+        parts["objective"] = self.objective.state()
         if self.method.router is not None:
             parts["router"] = self.method.router.state()
         parts |= {f"rule{i}": rule.state() for i, rule in enumerate(self.method.rules)}
@@ -317,6 +306,7 @@ class Learner:
         self.trainable_parameters = int(own["trainable_parameters"])
         before = {column for columns in self.class_tasks[: self.learned] for column in columns}
         context = self.context(tasks, len(before)) if tasks else self.reading(None)
+        self.objective.load_state(state.inner("objective"), context)
         self.method.adapter.load_state(state.inner("adapter"), context)
         self.method.head.load_state(state.inner("head"), context)
         if self.method.router is not None:
@@ -340,7 +330,7 @@ class Learner:
         rows: Rows = np.zeros(0, dtype=np.int64)
         empty = Examples([], rows, rows, self.backbone.modality)
         data = dataset or Dataset(empty, self.backbone.prepare([]), rows, rows)
-        seen = self._columns_seen
+        seen = self._score_columns(self.class_names)
         index, names = max(self.learned - 1, 0), tuple(self.class_names)
         view = TaskView(index, "", (), seen, seen, self.kind, names, data, self.settings)
         return self._context(view, adapter_trainable=self.method.adapt == "every-task", inference=True)

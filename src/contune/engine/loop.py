@@ -4,7 +4,7 @@ for batch:
     rules.select         replay mixes in the past
     rules.before_step    perturb what is trained
     forward              from cached features, queries or lower layers where they are frozen
-    loss                 classification + the rules' terms + the adapter's and the router's own
+    loss                 the objective's + the rules' terms + the adapter's and the router's own
     finite?              otherwise stop before anything is changed
     backward, sum over processes, rules.gradients, clip, optimizer step, rules.moves
     after_step           running means of rules and adapter, then progress and checkpoints
@@ -17,7 +17,7 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter, functional
+from torch.nn import Parameter
 
 from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Outputs, Rows, Selection
@@ -171,7 +171,8 @@ def applied_update(before: Tensor, after: Tensor, made: Tensor, update: Tensor) 
     Adding before + (after - before) would not give after to the last bit. An entry whose move is -0.0 keeps every bit.
 
     >>> before, after = torch.tensor([1.0, 1.0]), torch.tensor([1.1, 1.1])
-    >>> moved(before, after, after - before, (after - before) * torch.tensor([1.0, 0.0])).tolist() == [after[0].item(), 1.0]
+    >>> found = applied_update(before, after, after - before, (after - before) * torch.tensor([1.0, 0.0]))
+    >>> found.tolist() == [after[0].item(), 1.0]
     True
     """
     return torch.where((update == made) & (update != 0), after, before + update)
@@ -198,7 +199,7 @@ def total_loss(
     terms: list[Tensor] = []
     if batch is not None:
         outputs = context.model.forward(batch)
-        terms.append(classification_loss(context, batch, outputs, selections))
+        terms.append(objective_loss(context, batch, outputs, selections))
         terms += [term for rule in rules if (term := rule.loss(context, batch, outputs)) is not None]
         if outputs.penalty is not None:
             terms.append(outputs.penalty)
@@ -237,14 +238,9 @@ def local_batch(
     return context.passes.batch(parts, segments=segments, counts=counts, augment=augment, view=view, packed=packed)
 
 
-def classification_loss(
-    context: Context, batch: Batch, outputs: Outputs, selections: Mapping[str, Selection]
-) -> Tensor:
-    """Cross-entropy over the classes that may compete: a mean over the task's and joined rows, and weighted terms."""
-    logits = outputs.logits
-    if not context.model.head.language:
-        logits = logits.masked_fill(~context.model.class_mask(batch.tasks), float("-inf"))
-    rows = functional.cross_entropy(logits, batch.labels, reduction="none")
+def objective_loss(context: Context, batch: Batch, outputs: Outputs, selections: Mapping[str, Selection]) -> Tensor:
+    """The objective's losses: a mean over the task's and joined rows, and weighted terms."""
+    rows = context.model.objective.losses(context.model, batch, outputs.logits)
     joined = [name for name, selection in selections.items() if selection.weight is None]
     count = sum(batch.counts[name] for name in joined)
     loss = torch.stack([rows[batch.segments[name]].sum() for name in joined]).sum() / count

@@ -1,16 +1,16 @@
-"""Whether texts may share rows with these parts, on this kind of stream."""
+"""Whether texts may share rows with these parts."""
 
-from contune.contract.parts import Adapter
+from contune.contract.objective import Objective
+from contune.contract.parts import Adapter, Trait
 from contune.errors import CombinationError, ConfigError
-from contune.stream.task import Kind
 
 
-def refuse_packing(kind: Kind, adapter: Adapter) -> None:
+def refuse_packing(objective: Objective, adapter: Adapter) -> None:
     """Raise where `train.packing` makes no sense; before any model is loaded."""
-    if kind != "language":
+    if Trait.WRITTEN not in objective.traits:
         raise ConfigError(
-            f"train.packing is on, but the stream is {kind}, where an example is one row of features; packing is for "
-            "streams of kind language, leave it out"
+            f"train.packing is on, but with objective: {objective.name} nothing is written; packing is for objective: "
+            "write, leave it out"
         )
     against = next((one.name for one in with_inner(adapter) if not one.supports_packing), None)
     if against is not None:

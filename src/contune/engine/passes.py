@@ -89,7 +89,7 @@ class CachedPasses(Passes):
         resume = None if augment is not None else self._resume(shown)
         groups = [(d.prepared, r) for d, r in shown]
         inputs = self.model.backbone.collate(groups, augment=augment, pixels=resume is None, packed=packed)
-        labels, tasks = target_columns(inputs, labels, tasks)
+        labels, tasks = target_columns(parts, inputs, labels, tasks)
         queries = None
         if self._needs_queries():
             queries = self._queries(shown, inputs, fresh=augment is not None)
@@ -104,7 +104,7 @@ class CachedPasses(Passes):
             inputs = self.model.backbone.prompts_only([(dataset.prepared, rows)], max_new_tokens=max_new_tokens)
         else:
             inputs = self.model.backbone.collate([(dataset.prepared, rows)], pixels=resume is None)
-        labels, tasks = target_columns(inputs, labels, tasks)
+        labels, tasks = target_columns(part, inputs, labels, tasks)
         queries = None
         if self.model.adapter.needs_queries:
             queries = self._queries(part, inputs, fresh=False)
@@ -199,6 +199,17 @@ class CachedPasses(Passes):
             values = [whole[m][torch.from_numpy(rows)] if m in whole else next(found)[1] for m in modules]
             yield rows, torch.cat(values, dim=1)
 
+    def routed_batches(self, dataset: Dataset) -> list[tuple[Rows, Tensor | None]]:
+        routes = self.routes(dataset) if self.model.modules is not None else None
+        size, lengths = self.batch_size, dataset.prepared.lengths
+        if routes is None:
+            return [(rows, None) for rows in fixed_batches(lengths, size)]
+        found: list[tuple[Rows, Tensor | None]] = []
+        for module in sorted(set(routes.tolist())):
+            rows = np.flatnonzero((routes == module).numpy())
+            found += [(rows[chosen], routes) for chosen in fixed_batches(lengths[rows], size)]
+        return found
+
     def logits(self, dataset: Dataset) -> Tensor:
         scores = torch.zeros(0, self.task.seen)
         for rows, chunk in self.logit_blocks(dataset):
@@ -230,7 +241,7 @@ class CachedPasses(Passes):
         return "none" if adapter.lifetime is Lifetime.NOTHING else frozen_key(adapter, adapter.state())
 
     def _features_kept(self, datasets: Sequence[Dataset]) -> bool:
-        if self.model.lowest_layer() < self.model.backbone.depth:
+        if self.model.lowest_layer() < self.model.backbone.depth or not self.model.per_example:
             return False
         width = self.model.adapter.feature_size(self.model.backbone)
         return self.feature_cache.keeps_features((sum(len(dataset) for dataset in datasets), width))

@@ -18,9 +18,9 @@ from contune.adapter.none import NoAdapter
 from contune.backbone.reader.language import PreparedConversations
 from contune.contract.context import Context
 from contune.contract.data import Dataset, Rows
-from contune.engine.evaluation import Watch, examined_language
 from contune.engine.learner import Learner
 from contune.head.language import SPARE_TOKENS
+from contune.objective.write import Watch, answered
 from contune.stream.task import Task
 
 MOST_BYTES = 256 * 2**20  # of log-probabilities that are kept of one set
@@ -109,9 +109,8 @@ def divergences(log_probabilities: Tensor, scores: Tensor) -> Tensor:
 
 
 def _values(context: Context, dataset: Dataset, max_new_tokens: int, watch: Watch) -> dict[str, float | None]:
-    found = examined_language(context, dataset, max_new_tokens, watch)
-    assert found.reading is not None
+    found = answered(context, dataset, max_new_tokens, watch)
     return {
         "score": float(found.scores.mean()),
-        "loss": float(found.reading.nats.sum() / max(int(found.reading.tokens.sum()), 1)),
+        "loss": float(found.likelihoods.nats.sum() / max(int(found.likelihoods.tokens.sum()), 1)),
     }

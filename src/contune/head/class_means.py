@@ -1,6 +1,6 @@
 """Nearest class mean: one vector per class, the mean of its features (arXiv 2210.04428; SimpleCIL in 2303.07338)."""
 
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -36,10 +36,13 @@ def require_learned(learned: Tensor, forgotten: Tensor) -> None:
 
 @final
 class ClassMeans(Head):
-    """The class with the nearest mean answers; sums are kept in float64, so order and batch size do not matter.
+    """The class with the nearest mean feature answers (arXiv 2210.04428; SimpleCIL in arXiv 2303.07338).
 
-    While an adapter trains (first-task adaptation), the `auxiliary` head trains it and is dropped: linear, or cosine with a
-    learnt factor that starts at 1 (APER, arXiv 2303.07338).
+    Sums are kept in float64, so order and batch size do not matter. While an adapter trains (first-task adaptation),
+    the `auxiliary` head trains it: linear, or cosine with a learnt factor that starts at 1 (APER).
+
+    Memory: d sums and a count per class.
+    Compute: one forward pass over every example.
     """
 
     name: ClassVar[str] = "class-means"
@@ -49,8 +52,10 @@ class ClassMeans(Head):
     def __init__(
         self,
         *,
-        metric: Literal["cosine", "euclidean"] = "cosine",
-        auxiliary: Literal["linear", "cosine"] = "linear",
+        metric: Annotated[Literal["cosine", "euclidean"], "how near a feature is to a mean", "SimpleCIL"] = "cosine",
+        auxiliary: Annotated[
+            Literal["linear", "cosine"], "head that trains a first-task adapter, then dropped"
+        ] = "linear",
     ) -> None:
         self.metric, self.auxiliary = metric, auxiliary
         self._sums = torch.zeros(0, 0, dtype=torch.float64)

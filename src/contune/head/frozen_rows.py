@@ -1,7 +1,7 @@
 """A head whose finished rows never move, with spare rows ahead for classes to come (SEQ*, arXiv 2312.07887)."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from contune.contract.randomness import torch_generator
 from contune.contract.state import State, on_device
 from contune.errors import ConfigError
 from contune.head.linear import grown
+from contune.head.options import HeadLrScale
 
 Kind = Literal["cosine", "linear"]
 
@@ -42,20 +43,28 @@ def with_rows(values: Tensor, columns: Sequence[int], rows: Tensor) -> Tensor:
 
 @final
 class FrozenRows(Head):
-    """A row for each class: those of the current task's classes train, all others keep every bit. `reserved_rows` are ahead.
+    """A row for each class: those of the current task's classes train, all others keep every bit (arXiv 2312.07887).
 
-    Spare rows stand for classes nobody has seen. With rule preallocation they compete in the loss and so move away from
-    the features of today; a new class takes the first of them as its start, and new ones are drawn behind. They never
-    answer. A class that comes back trains again, since the paper's classes never do. `kind` `cosine` gives no class an
-    advantage by the length of its row; it is `scale` x cos(x, w), with no bias, and the released code has 1 for `scale`;
-    `linear` has a bias. Rows start uniform in +-1/sqrt(d). Differs: the released code makes rows for all classes there
-    will ever be, here a fixed number is ahead at any time. Memory: (classes + spare) x (d + 1).
+    `reserved_rows` stand ready for classes nobody has seen. With rule preallocation they compete in the loss and so
+    move away from the features of today; a new class takes the first of them as its start, and new ones are drawn
+    behind. They never answer. A class that comes back trains again, since the paper's classes never do. The cosine
+    gives no class an advantage by the length of its row. Rows start uniform in +-1/sqrt(d).
+
+    Memory: (classes + reserved rows) x (d + 1).
+    Compute: a matrix product a step.
+    Differs:
+    - The released code makes rows for all classes there will ever be; here a fixed number is ahead at any time.
     """
 
     name: ClassVar[str] = "frozen-rows"
 
     def __init__(
-        self, *, kind: Kind = "cosine", scale: float = 1.0, reserved_rows: int = 0, lr_scale: float = 1.0
+        self,
+        *,
+        kind: Annotated[Kind, "cosine of feature and row, or linear with a bias", "paper, without replay"] = "cosine",
+        scale: Annotated[float, "factor of the cosines, above 0; more learns faster", "released code"] = 1.0,
+        reserved_rows: Annotated[int, "rows kept ready for classes to come; rule preallocation trains them"] = 0,
+        lr_scale: HeadLrScale = 1.0,
     ) -> None:
         if reserved_rows < 0 or scale <= 0:
             raise ConfigError(f"spare is {reserved_rows} and scale {scale}; give 0 or more rows, and a scale above 0")

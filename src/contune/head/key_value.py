@@ -1,6 +1,6 @@
 """A discrete key-value bottleneck: frozen random keys, and values that learn only where they are found (DKVB)."""
 
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from contune.contract.parts import Head, Parameters
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
+from contune.head.options import HeadLrScale, LossOver
 
 MOST_POINTS = 4096  # of the first task, that k-means looks at
 ROUNDS = 10  # of k-means after its start
@@ -70,15 +71,16 @@ def k_means(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 @final
 class KeyValue(Head):
-    """Each of `books` codebooks finds the nearest of its `pairs` keys and gives that key's value; scores are their mean.
+    """Each codebook finds the nearest of its keys and gives that key's value; scores are the mean (arXiv 2207.11240).
 
     A codebook sees a fixed random projection of the frozen feature to `key_size` numbers, standardised by the first
     task. Values (one number per class) start at zero and are all that is trained: a step changes at most batch x books
-    of them, so take plain SGD without momentum and weight decay. Keys never change after the first task began: with
-    `gaussian` they are drawn from a standard normal, which leaves room for later tasks; with `k-means` they are centres of
+    of them, so take plain SGD without momentum and weight decay. Keys never change after the first task began:
+    `gaussian` ones are drawn from a standard normal, which leaves room for later tasks; `k-means` ones are centres of
     the first task's own features (as many as it has, the rest normal), and later tasks may fall onto few of them.
 
-    Memory: books x pairs x (key_size + classes). Compute: books x pairs x key_size products per example.
+    Memory: books x pairs x (key_size + classes).
+    Compute: books x pairs x key_size products per example.
     """
 
     name: ClassVar[str] = "key-value"
@@ -87,12 +89,14 @@ class KeyValue(Head):
     def __init__(
         self,
         *,
-        books: int = 64,
-        pairs: int = 512,
-        key_size: int = 8,
-        keys: Literal["gaussian", "k-means"] = "gaussian",
-        loss_over: Literal["seen", "own-task"] = "seen",
-        lr_scale: float = 1.0,
+        books: Annotated[int, "codebooks, each with its own random view of the feature; paper: 256"] = 64,
+        pairs: Annotated[int, "keys, each with a value, in every codebook; paper: 4096"] = 512,
+        key_size: Annotated[int, "numbers that a codebook sees of a feature, from 1"] = 8,
+        keys: Annotated[
+            Literal["gaussian", "k-means"], "drawn at random, or centres of the first task's features"
+        ] = "gaussian",
+        loss_over: LossOver = "seen",
+        lr_scale: HeadLrScale = 1.0,
     ) -> None:
         if min(books, pairs, key_size) < 1:
             raise ConfigError(f"books is {books}, pairs {pairs} and key_size {key_size}; give at least 1 of each")

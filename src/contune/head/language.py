@@ -7,7 +7,7 @@ from torch import Tensor
 
 from contune.backbone.reader.language import PreparedConversations
 from contune.contract.context import Context
-from contune.contract.parts import Head
+from contune.contract.parts import Head, Trait
 from contune.contract.state import State
 
 SPARE_TOKENS = 8  # beyond the longest answer that was learned: room to be wrong in
@@ -17,12 +17,13 @@ SPARE_TOKENS = 8  # beyond the longest answer that was learned: room to be wrong
 class Language(Head):
     """Scores (T, V) of each of the T tokens to predict, from the states before them; nothing of it is trained.
 
-    Takes the place of a linear head in streams of kind `language`. Remembers how long the longest answer of the training
+    Takes the place of a linear head where answers are written. Remembers how long the longest answer of the training
     data was, in tokens: what is written gets that much room and a little more, and no test answer is looked at for it.
     """
 
     name: ClassVar[str] = "language"
-    language: ClassVar[bool] = True
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.WRITTEN})
+    selectable: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.max_new_tokens: int = 0

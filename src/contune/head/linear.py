@@ -1,16 +1,17 @@
 """Heads trained by gradient that grow with the classes: linear and cosine."""
 
 from collections.abc import Callable
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from contune.contract.context import Context
-from contune.contract.parts import Head, Parameters
+from contune.contract.parts import Head, Parameters, Trait
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
+from contune.head.options import HeadLrScale, LossOver
 
 
 def grown(weight: Tensor | None, rows: int, width: int, generator: torch.Generator) -> Tensor:
@@ -35,13 +36,20 @@ def strongest(scores: Callable[[Tensor], Tensor], features: Tensor, width: int) 
 class Linear(Head):
     """One weight row and one bias per class; where several modules answer, the surest one wins.
 
-    `loss_over` says which classes compete in the loss: all seen, or the task's own.
+    Memory: (d + 1) x classes.
+    Compute: a matrix product a step.
     """
 
     name: ClassVar[str] = "linear"
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset()
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "growing"
 
-    def __init__(self, *, loss_over: Literal["seen", "own-task"] = "seen", lr_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        loss_over: LossOver = "seen",
+        lr_scale: HeadLrScale = 1.0,
+    ) -> None:
         self.loss_over = loss_over
         self.lr_scale = lr_scale
         self._weight: nn.Parameter | None = None
@@ -81,13 +89,22 @@ class Linear(Head):
 
 @final
 class Cosine(Head):
-    """Cosine of feature and class weight, times a learnt scale (APER, arXiv 2303.07338: sigma starts at `scale`)."""
+    """Cosine of feature and class weight, times a learnt scale (APER, arXiv 2303.07338).
+
+    Memory: d x classes.
+    Compute: a matrix product a step.
+    """
 
     name: ClassVar[str] = "cosine"
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.COMPETING, Trait.CLASSES})
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "growing"
 
     def __init__(
-        self, *, loss_over: Literal["seen", "own-task"] = "seen", lr_scale: float = 1.0, scale: float = 10.0
+        self,
+        *,
+        loss_over: LossOver = "seen",
+        lr_scale: HeadLrScale = 1.0,
+        scale: Annotated[float, "where the learnt factor of the cosines starts"] = 10.0,
     ) -> None:
         self.loss_over = loss_over
         self.lr_scale = lr_scale

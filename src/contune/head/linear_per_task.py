@@ -14,6 +14,7 @@ from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.errors import CombinationError
 from contune.head.linear import grown
+from contune.head.options import HeadLrScale
 
 Row = tuple[Tensor, Tensor, Sequence[int]]
 
@@ -44,13 +45,18 @@ class LinearPerTask(Head):
     a domain-incremental stream the columns are the same for every task and the weights are not. Where tasks share a
     module (first-task adaptation), the module's head grows and goes on training. Needs a router, or the task's name.
     Memory: (d + 1) x classes of the task, per task.
+    Compute: a matrix product a step.
     """
 
     name: ClassVar[str] = "linear-per-task"
     needs: ClassVar[tuple[Need, ...]] = (Modules,)
     loss_over: Literal["seen", "own-task"] = "own-task"
 
-    def __init__(self, *, lr_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        lr_scale: HeadLrScale = 1.0,
+    ) -> None:
         self.lr_scale = lr_scale
         self._columns: dict[int, list[int]] = {}
         self._heads: dict[int, dict[str, nn.Parameter]] = {}

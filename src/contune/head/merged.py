@@ -1,6 +1,6 @@
 """Class means or ridge regression on the features that an adapter will have once its task is merged (SoTU)."""
 
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 from torch import Tensor
 
@@ -14,11 +14,14 @@ from contune.head.ridge import Ridge
 
 @final
 class Merged(Head):
-    """Learns each task in one pass over its features at the end, in the merged model of that time.
+    """Learns each task in one pass over its features at the end, in the merged model of that time (SoTU, arXiv 2411.02813).
 
-    `classifier` is `class-means` or `ridge` (with `random_features` and `strength` as there). A linear head over the
-    task's own classes trains the adapter and is dropped. Later merges change the features, and what was learned before
-    is not computed again, as no data of old tasks is at hand: old classes are answered from older features.
+    A linear head over the task's own classes trains the adapter and is dropped. Later merges change the features, and
+    what was learned before is not computed again, as no data of old tasks is at hand: old classes are answered from
+    older features.
+
+    Memory: that of the classifier.
+    Compute: one more pass over each task in the merged model.
     """
 
     name: ClassVar[str] = "merged"
@@ -28,9 +31,11 @@ class Merged(Head):
     def __init__(
         self,
         *,
-        classifier: Literal["class-means", "ridge"] = "class-means",
-        random_features: int = 0,
-        strength: float | None = None,
+        classifier: Annotated[
+            Literal["class-means", "ridge"], "what answers from the merged model's features"
+        ] = "class-means",
+        random_features: Annotated[int, Ridge] = 0,
+        strength: Annotated[float | None, Ridge] = None,
     ) -> None:
         self.classifier = classifier
         self._inner: ClassMeans | Ridge = (

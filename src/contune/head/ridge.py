@@ -6,7 +6,7 @@ matrix as the sums kept here, by Woodbury's identity.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from contune.contract.context import Context
 from contune.contract.data import Rows
-from contune.contract.parts import Head, Parameters
+from contune.contract.parts import Head, Parameters, Trait
 from contune.contract.randomness import numpy_generator, torch_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
@@ -100,7 +100,7 @@ class RidgeSums:
     def error(self, weight: Tensor) -> float:
         """The squared error of W (M, C), summed over all rows and columns.
 
-        >>> rows = Moments.empty(1, 1)
+        >>> rows = RidgeSums.empty(1, 1)
         >>> rows.add(torch.tensor([[1.0], [2.0]]).double(), torch.ones(2, 1).double())
         >>> rows.error(torch.ones(1, 1).double())
         1.0
@@ -137,30 +137,47 @@ def best_strength_of_sums(fit: RidgeSums, held: RidgeSums, strengths: Sequence[f
     return float(strengths[int(np.argmin(errors))])
 
 
+def counts_of(answers: Tensor) -> Tensor:
+    """How many rows (n, C) say something about each column (C,).
+
+    >>> counts_of(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).tolist()
+    [2, 0]
+    """
+    return (answers != 0).sum(dim=0).cpu()
+
+
 @final
 class Ridge(Head):
     """Scores h(x) W with W = (G + strength I)^-1 Q, where G and Q are sums over every example seen.
 
-    `random_features`: 0 for the features themselves; `projection` says how their weights are drawn. `strength`: None
-    chooses among 17 powers of ten on a seeded fifth of the current task's features, as RanPAC does; a number makes the
-    result independent of the order of tasks, and is what ACIL does. A task of one example keeps the strength before it.
+    Without a strength one of 17 powers of ten is chosen on a seeded fifth of the current task's features, as RanPAC
+    does; a number makes the result independent of the order of tasks, and is what ACIL does. A task of one example
+    keeps the strength before it.
 
-    Features come in blocks, so memory does not grow with the examples of a task. The search needs no second pass: of up to
-    M examples (M random features) the features are kept for it; of more, sums of the fitted and of the held-out part are
-    taken apart, which are two more matrices M x M. Differs from a search over rows in rounding alone.
+    Features come in blocks, so memory does not grow with the examples of a task. The search needs no second pass: of up
+    to M examples (M random features) the features are kept for it; of more, sums of the fitted and of the held-out part
+    are taken apart, which are two more matrices M x M. Differs from a search over rows in rounding alone.
 
     Sums and solutions are where the model is, so on a GPU's memory too, unless it has no float64.
 
     `forget` subtracts examples: exact as far as the same examples give the same features, so to the last bit of float32
     features where they come in other batches. A class without examples is never answered.
+
+    Memory: M x M + M x classes in float64 for M random features, or the features' own width.
+    Compute: one forward pass over every example, one Cholesky a task, and one eigenvalue problem for the search.
     """
 
     name: ClassVar[str] = "ridge"
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.EXAMPLE_ROWS})
     closed_form: ClassVar[bool] = True
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "fixed"
 
     def __init__(
-        self, *, random_features: int = 0, strength: float | None = None, projection: Start = "normal"
+        self,
+        *,
+        random_features: Annotated[int, "random ReLU features to regress on; 0: the features themselves"] = 0,
+        strength: Annotated[float | None, "ridge, from 0; null: searched on a fifth of each task", "RanPAC"] = None,
+        projection: Annotated[Start, "how random features are drawn; kaiming-uniform is ACIL's", "RanPAC"] = "normal",
     ) -> None:
         if random_features < 0 or (strength is not None and strength < 0):
             raise ConfigError(f"random_features is {random_features} and strength {strength}; neither may be below 0")
@@ -207,8 +224,8 @@ class Ridge(Head):
         self._weight = ridge_solution(self._gram, self._targets, self._used_strength)
 
     def forget(self, context: Context) -> None:
-        labels = torch.from_numpy(context.task.data.labels)
-        require_learned(self._counts, torch.bincount(labels, minlength=len(self._counts)))
+        rows = np.arange(len(context.task.data))
+        require_learned(self._counts, counts_of(self._answers(context, rows)))
         for features, one_hot, _ in self._blocks(context):
             self._add(features, one_hot, -1.0)
         self._targets[:, self._counts == 0] = 0.0
@@ -218,22 +235,23 @@ class Ridge(Head):
         """Features, targets and places of the task's rows, block by block."""
         for rows, features in context.passes.feature_blocks(context.task.data):
             here = features.to(self._gram.device)
-            yield here, self._one_hot(context.task.data.labels[rows]), torch.from_numpy(rows)
+            yield here, self._answers(context, rows), torch.from_numpy(rows)
 
-    def _one_hot(self, labels: Rows) -> Tensor:
-        places = torch.from_numpy(labels).to(self._gram.device)
-        return torch.nn.functional.one_hot(places, len(self._counts)).double()
+    def _answers(self, context: Context, rows: Rows) -> Tensor:
+        """What is right for these rows, as numbers (rows, C)."""
+        found = context.model.objective.target_matrix(context.model, context.task.data, rows)
+        return found.to(self._gram.device)
 
     def _add(self, features: Tensor, one_hot: Tensor, sign: float) -> None:
         h = random_features(features, self._projection)
         self._gram.addmm_(h.T, h, alpha=sign)
         self._targets.addmm_(h.T, one_hot, alpha=sign)
-        self._counts += (sign * one_hot.sum(dim=0)).long().cpu()
+        self._counts += int(sign) * counts_of(one_hot)
 
     def _add_and_search(self, context: Context) -> float:
         """Add the task to the sums and choose the strength on its held-out part."""
-        labels = context.task.data.labels
-        order = numpy_generator(context.task.settings.seed, "strength", context.task.index).permutation(len(labels))
+        count = len(context.task.data)
+        order = numpy_generator(context.task.settings.seed, "strength", context.task.index).permutation(count)
         cut = max(1, int(0.8 * len(order)))
         if cut < len(order) and cut >= len(self._gram):
             return self._add_and_search_sums(context, torch.from_numpy(order[cut:]))
@@ -245,19 +263,19 @@ class Ridge(Head):
             return self._used_strength or 1.0
         h, held_h = (random_features(seen[torch.from_numpy(r)], self._projection) for r in (order[:cut], order[cut:]))
         return best_strength(
-            h, self._one_hot(labels[order[:cut]]), held_h, self._one_hot(labels[order[cut:]]), STRENGTHS
+            h, self._answers(context, order[:cut]), held_h, self._answers(context, order[cut:]), STRENGTHS
         )
 
     def _add_and_search_sums(self, context: Context, held_out: Tensor) -> float:
         """The same for more examples than random features: sums for each part, so that one pass is enough."""
-        columns = torch.from_numpy(np.unique(context.task.data.labels))
+        columns = torch.tensor(sorted(context.task.classes))
         is_held = torch.zeros(len(context.task.data), dtype=torch.bool)
         is_held[held_out] = True
         fit, held = (RidgeSums.empty(len(self._gram), len(columns), self._gram.device) for _ in range(2))
         for features, one_hot, rows in self._blocks(context):
             for part, chosen in ((fit, ~is_held[rows]), (held, is_held[rows])):
                 part.add(random_features(features[chosen], self._projection), one_hot[chosen][:, columns])
-            self._counts += one_hot.sum(dim=0).long().cpu()
+            self._counts += counts_of(one_hot)
         for part in (fit, held):
             self._gram += part.gram
             self._targets[:, columns] += part.cross

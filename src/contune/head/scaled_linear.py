@@ -1,6 +1,6 @@
 """A linear head whose older rows answer from larger features (SLCA++, arXiv 2408.08295, released code)."""
 
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from contune.contract.context import Context
 from contune.contract.parts import Head, Parameters
 from contune.contract.state import State
 from contune.head.linear import Linear
+from contune.head.options import HeadLrScale, LossOver
 
 
 def scaled_scores(features: Tensor, weight: Tensor, bias: Tensor, ages: Tensor, scale: float) -> Tensor:
@@ -23,15 +24,23 @@ def scaled_scores(features: Tensor, weight: Tensor, bias: Tensor, ages: Tensor, 
 
 @final
 class ScaledLinear(Head):
-    """A linear head that multiplies the features of a class by 1 + scale * (tasks since it was last learned) to answer.
+    """A linear head that sees the features of a class times 1 + scale x (tasks since it was learned) to answer.
 
-    Training sees no factor, nor does rule alignment, which trains with a random one in its samples. `scale` 0 is linear.
+    Training sees no factor, nor does rule alignment, which trains with a random one in its samples. `scale` 0 is
+    linear.
+
+    Memory: (d + 1) x classes.
+    Compute: a matrix product a step.
     """
 
     name: ClassVar[str] = "scaled-linear"
 
     def __init__(
-        self, *, scale: float = 0.02, loss_over: Literal["seen", "own-task"] = "seen", lr_scale: float = 1.0
+        self,
+        *,
+        scale: Annotated[float, "growth of the features for each task since", "released code"] = 0.02,
+        loss_over: LossOver = "seen",
+        lr_scale: HeadLrScale = 1.0,
     ) -> None:
         self.scale, self.loss_over, self.lr_scale = scale, loss_over, lr_scale
         self._linear = Linear(loss_over=loss_over, lr_scale=lr_scale)

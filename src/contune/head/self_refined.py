@@ -1,6 +1,6 @@
 """A linear head that finds the module for an example by itself, from its own answers (MOS, arXiv 2412.09441)."""
 
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.head.class_means import nearest_mean_scores
 from contune.head.linear import Linear
+from contune.head.options import HeadLrScale, LossOver
 from contune.numerics.averages import summed_blocks
 
 
@@ -45,15 +46,17 @@ def ensemble(scores: Tensor, cosines: Tensor, modules: int) -> Tensor:
 
 @final
 class SelfRefined(Head):
-    """A linear head over all classes, asked through one module after the other until class and module agree.
+    """A linear head over all classes, asked through one module after the other until class and module agree (2412.09441).
 
-    Features of all m modules come side by side. The first module is that of the nearest class mean (by cosine) among the
-    features of module 0; then the head's answer through a module names the next, at most `rounds` in all (self-refined
-    retrieval). `ensemble` averages the softmax of that answer with the softmax of m times the cosines, as released. A row
-    chooses alone. Class means are of all examples through module 0, which no later task changes, and so need no
-    refreshing; without any yet, module 0 begins. A class that comes back belongs to the module of its last task. Where the
-    task is named, its module alone answers. Memory: d per class twice. Compute: a forward pass through every module for
-    an answer.
+    Features of all m modules come side by side. The first module is that of the nearest class mean (by cosine) among
+    the features of module 0; then the head's answer through a module names the next, at most `rounds` in all
+    (self-refined retrieval). `ensemble` averages the softmax of that answer with the softmax of m times the cosines. A
+    row chooses alone. Class means are of all examples through module 0, which no later task changes, and so need no
+    refreshing; without any yet, module 0 begins. A class that comes back belongs to the module of its last task. Where
+    the task is named, its module alone answers.
+
+    Memory: d per class twice.
+    Compute: a forward pass through every module for an answer.
     """
 
     name: ClassVar[str] = "self-refined"
@@ -63,10 +66,10 @@ class SelfRefined(Head):
     def __init__(
         self,
         *,
-        loss_over: Literal["seen", "own-task"] = "own-task",
-        lr_scale: float = 1.0,
-        rounds: int = 4,
-        ensemble: bool = True,
+        loss_over: LossOver = "own-task",
+        lr_scale: HeadLrScale = 1.0,
+        rounds: Annotated[int, "most modules that are asked for one answer, from 1", "MOS's released code"] = 4,
+        ensemble: Annotated[bool, "average the answer with that of the class means", "MOS's released code"] = True,
     ) -> None:
         if rounds < 1:
             raise ConfigError(f"rounds is {rounds}; give at least 1")

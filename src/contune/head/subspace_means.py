@@ -3,7 +3,7 @@
 Shapes: B rows, C classes, T modules (one per task), d width of one module's features.
 """
 
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -67,13 +67,17 @@ def subspace_scores(features: Tensor, means: Tensor, owners: Tensor, alpha: floa
 class SubspaceMeans(Head):
     """One mean per class and module; a class is scored in the module that its first task trained, and a little in others.
 
-    Sections 4.2 and 4.3 of the paper, as released: stand-ins for means that no example could give are all made anew after
-    every task, from real means alone. `alpha` 0.1 weighs the other modules together; with one module it plays no
-    part. The current module is trained through a cosine head over the task's own classes, dropped at the task's end.
-    A class that comes back adds its new examples to its means and keeps its owner. Sums are kept in float64, so order
-    and batch size do not matter. Memory: C x T x d. Where the task is named, its module alone answers.
-    Differs: owners come from what each task showed and not from equal task sizes; the released code's optional block of
-    the unadapted model (`beta`, 0 by default) is left out.
+    Sections 4.2 and 4.3 of EASE (arXiv 2403.12030), as released: stand-ins for means that no example could give are all
+    made anew after every task, from real means alone. The current module is trained through a cosine head over the
+    task's own classes, dropped at the task's end. A class that comes back adds its new examples to its means and keeps
+    its owner. Sums are kept in float64, so order and batch size do not matter. Where the task is named, its module
+    alone answers.
+
+    Memory: C x T x d.
+    Compute: one pass of each task's examples through every module so far.
+    Differs:
+    - Owners come from what each task showed and not from equal task sizes.
+    - The released code's optional block of the unadapted model (`beta`, 0 by default) is left out.
     """
 
     name: ClassVar[str] = "subspace-means"
@@ -81,7 +85,11 @@ class SubspaceMeans(Head):
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "growing"
     loss_over: Literal["seen", "own-task"] = "own-task"
 
-    def __init__(self, *, alpha: float = 0.1) -> None:
+    def __init__(
+        self,
+        *,
+        alpha: Annotated[float, "weight of all other modules together in a score", "released code"] = 0.1,
+    ) -> None:
         self.alpha = alpha
         self._sums = torch.zeros(0, 0, 0, dtype=torch.float64)
         self._counts = torch.zeros(0, 0, dtype=torch.int64)

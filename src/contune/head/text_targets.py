@@ -1,7 +1,7 @@
 """Frozen targets: each class is the text embedding of its name (LingoCL, arXiv 2403.16124)."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.head.linear import grown, strongest
+from contune.head.options import HeadLrScale, LossOver
 
 TEMPLATES = {"image": "a photo of a {}", "text": "{}"}
 
@@ -51,15 +52,15 @@ def cosine_scores(features: Tensor, targets: Tensor, scale: float) -> Tensor:
 
 @final
 class TextTargets(Head):
-    """Scores are `scale` times the cosine of a feature and the frozen text embedding of each class name.
-
-    `encoder` is a text model: a folder, a hub id or a packaged one. Without it, a learner that reads text takes its own
-    base model as it was before training, and one that reads images the packaged sentence encoder. `feature` is how its
-    states become one vector; CLIP's text half, saved by itself, wants `last-token`. `template` is what the name is put
-    into: "a photo of a {}" for images and the name alone for texts, where none is given.
+    """Scores are `scale` times the cosine of a feature and the frozen text embedding of each class name (arXiv 2403.16124).
 
     Where the widths of feature and embedding differ, a linear map without bias is trained between them, shared by all
-    classes: it may forget, the targets cannot. The encoder is loaded when classes arrive, on the CPU, and not kept.
+    classes: it may forget, the targets cannot. Without an encoder a learner that reads text takes its own base model as
+    it was before training, and CLIP's text half, saved by itself, wants feature: last-token. The encoder is loaded when
+    classes arrive, on the CPU, and not kept.
+
+    Memory: one embedding per class, and the map where widths differ.
+    Compute: one pass of the encoder per class name.
     """
 
     name: ClassVar[str] = "text-targets"
@@ -68,12 +69,14 @@ class TextTargets(Head):
     def __init__(
         self,
         *,
-        encoder: str | None = None,
-        template: str | None = None,
-        feature: Literal["auto", "class-token", "mean", "last-token"] = "auto",
-        scale: float = 20.0,
-        loss_over: Literal["seen", "own-task"] = "seen",
-        lr_scale: float = 1.0,
+        encoder: Annotated[str | None, "text model; null: the base model, for images a packaged one"] = None,
+        template: Annotated[str | None, "text around the name {}; null: 'a photo of a {}' for images"] = None,
+        feature: Annotated[
+            Literal["auto", "class-token", "mean", "last-token"], "how the encoder makes one vector of a text"
+        ] = "auto",
+        scale: Annotated[float, "factor of the cosines that are the scores"] = 20.0,
+        loss_over: LossOver = "seen",
+        lr_scale: HeadLrScale = 1.0,
     ) -> None:
         prompts_of([], template or "{}")
         self.encoder, self.template, self.feature, self.scale = encoder, template, feature, scale

@@ -5,15 +5,17 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
+from contune.contract.objective import Objective
 from contune.errors import ConfigError, ContuneError, did_you_mean
 from contune.method.method import Method
 from contune.method.needs import defaults
+from contune.method.options import Option, options_of
 from contune.method.rooms import CATEGORIES as CATEGORIES
-from contune.method.rooms import modules_of, plugins, public, returned
+from contune.method.rooms import modules_of, plugins, public, returned, room_of
 from contune.method.rooms import parts as parts
 
 Recipe = Callable[..., Method]
@@ -26,6 +28,7 @@ def add_plugin(module: ModuleType) -> None:
     recipes.cache_clear()
     parts.cache_clear()
     defaults.cache_clear()
+    objectives.cache_clear()
 
 
 @cache
@@ -43,9 +46,37 @@ def recipes() -> dict[str, Recipe]:
     return dict(sorted(found.items()))
 
 
+@cache
+def objectives() -> dict[str, type[Objective]]:
+    """All objectives by name."""
+    found = {}
+    for module in (*modules_of("contune.objective"), *plugins):
+        for _, cls in public(module, inspect.isclass):
+            if issubclass(cls, Objective) and cls.__dict__.get("name"):
+                found[cls.name] = cls
+    return dict(sorted(found.items()))
+
+
+def build_objective(name: str) -> Objective:
+    """A fresh objective of this name."""
+    known = objectives()
+    if name not in known:
+        raise ConfigError(f"objective {name!r} is unknown; {did_you_mean(name, known)}")
+    return known[name]()
+
+
+def accepts(recipe: str, objective: str) -> bool:
+    """Whether a recipe can be used with an objective, by default."""
+    try:
+        build_method(recipe, {}).for_objective(build_objective(objective))
+    except ContuneError:
+        return False
+    return True
+
+
 def class_recipes() -> list[str]:
-    """Names of the recipes that learn classes; the others write texts and refuse streams without language."""
-    return [name for name in recipes() if all(part.classes for part in build_method(name, {}).parts)]
+    """Names of the recipes that learn classes; the others are for other objectives alone."""
+    return [name for name in recipes() if accepts(name, "classify")]
 
 
 def build_method(name: str, options: Mapping[str, Any]) -> Method:
@@ -53,7 +84,7 @@ def build_method(name: str, options: Mapping[str, Any]) -> Method:
     known = recipes()
     if name not in known:
         raise ConfigError(f"method {name!r} is unknown; {did_you_mean(name, known)} (contune list methods)")
-    method: Method = call_checked(known[name], options, f"method {name!r}")
+    method: Method = call_checked(known[name], options, f"method {name!r}", f"contune show {name}")
     return method
 
 
@@ -91,48 +122,49 @@ def build_part(room: str, config: Any) -> Any:
     known = parts(room)
     if name not in known:
         raise ConfigError(f"{room} {name!r} is unknown; {did_you_mean(str(name), known)} (contune list parts)")
-    return call_checked(known[name], options or {}, f"{room} {name!r}")
+    return call_checked(known[name], options or {}, f"{room} {name!r}", f"contune show {room}:{name}")
 
 
-def call_checked(make: Callable[..., Any], options: Mapping[str, Any], what: str) -> Any:
-    """Call with options checked against the signature's names and types."""
-    allowed = option_defaults(make)
+def call_checked(make: Callable[..., Any], options: Mapping[str, Any], what: str, more: str) -> Any:
+    """Call with options checked against the signature's names and types; `more` is the command that explains them."""
+    allowed = options_of(make)
     if not isinstance(options, Mapping):
-        raise ConfigError(f"{what} is given {options!r}; give its options as key: value")
+        raise ConfigError(f"{what} is given {options!r}; give its options as key: value ({more})")
     for key in options:
         if key not in allowed:
             near = did_you_mean(str(key), allowed) if allowed else "it has none"
-            raise ConfigError(f"{what} has no option {key!r}; {near}")
-    target = make.__init__ if inspect.isclass(make) else make
-    options = with_inner_parts(target, options)
-    checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(_signature_only(target, allowed))
+            raise ConfigError(f"{what} has no option {key!r}; {near} ({more})")
+    options = with_inner_parts(allowed, options)
+    checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(_signature_only(allowed))
     try:
-        return make(**checked(**options))
+        values = checked(**options)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{what}, option {place}: given {first.get('input')!r}; {first['msg']}") from error
+        option = allowed[str(first["loc"][0])]
+        raise ConfigError(
+            f"{what}, option {option.name}: given {options.get(option.name)!r}; {first['msg']}; {option.sentence()}"
+        ) from error
+    try:
+        return make(**values)
     except (TypeError, ValueError) as error:
         if isinstance(error, ContuneError):
             raise
-        raise ConfigError(f"{what}: {error}") from error
+        raise ConfigError(f"{what}: {error} ({more})") from error
 
 
-def with_inner_parts(target: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def with_inner_parts(allowed: Mapping[str, Option], options: Mapping[str, Any]) -> dict[str, Any]:
     """The options with a part in place of every name or mapping that is given where the signature asks for a part."""
-    hints, found = get_type_hints(target), dict(options)
+    found = dict(options)
     for name, given in options.items():
-        asked = (hints.get(name), *get_args(hints.get(name)))
-        rooms = [room for room, (_, base) in CATEGORIES.items() if base in asked]
-        if rooms and isinstance(given, str | Mapping):
-            found[name] = build_part(rooms[0], given)
+        room = room_of(allowed[name].kind)
+        if room is not None and isinstance(given, str | Mapping):
+            found[name] = build_part(room, given)
     return found
 
 
 def option_defaults(make: Callable[..., Any]) -> dict[str, Any]:
     """The options of a recipe or part with their defaults."""
-    signature = inspect.signature(make)
-    return {name: parameter.default for name, parameter in signature.parameters.items()}
+    return {name: option.default for name, option in options_of(make).items()}
 
 
 def first_sentence(make: Callable[..., Any]) -> str:
@@ -140,17 +172,16 @@ def first_sentence(make: Callable[..., Any]) -> str:
     return (inspect.getdoc(make) or "").split("\n")[0]
 
 
-def _signature_only(target: Callable[..., Any], defaults: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
+def _signature_only(options: Mapping[str, Option]) -> Callable[..., dict[str, Any]]:
     """A function of the same keyword options that gives back those it was given, for pydantic to check."""
-    hints = get_type_hints(target)
     parameters = [
-        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=hints.get(n, Any))
-        for n, d in defaults.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.kind)
+        for name, option in options.items()
     ]
 
     def given(**options: Any) -> dict[str, Any]:
         return options
 
     given.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    given.__annotations__ = {name: hints.get(name, Any) for name in defaults}
+    given.__annotations__ = {name: option.kind for name, option in options.items()}
     return given

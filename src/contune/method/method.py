@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
 from contune.contract.capability import ANY_TRAINED, Modules, TaskModules, find
-from contune.contract.parts import Adapter, Head, Part, Router, Rule
+from contune.contract.objective import Objective
+from contune.contract.parts import Adapter, Head, Part, Router, Rule, Trait
 from contune.errors import CombinationError
-from contune.head.language import Language
 from contune.method.needs import refusal
 
 
@@ -61,7 +61,7 @@ class Method:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """All parts but the head, whose place a stream's kind decides."""
+        """All parts but the head, whose place the objective decides."""
         return (self.adapter, *self.rules, *([] if self.router is None else [self.router]))
 
     def diagnostics(self) -> dict[str, dict[str, float]]:
@@ -69,35 +69,23 @@ class Method:
         found = {part.name: dict(part.diagnostics()) for part in (*self.parts, self.head)}
         return {name: values for name, values in found.items() if values}
 
-    def for_language(self) -> "Method":
-        """This method with the model's own language head in place of a linear one."""
-        if self.head.name not in ("linear", "language"):
-            raise CombinationError(
-                f"head {self.head.name!r} scores classes, but in a stream of kind language answers are written; take a "
-                "method with a linear head, in whose place the model's own language head comes"
-            )
-        for part in self.parts:
-            if not part.language:
+    def for_objective(self, objective: Objective) -> "Method":
+        """This method with the head that gives the objective's scores; refused where a part needs other ones."""
+        head = objective.head(self.head)
+        for part in (*self.parts, head):
+            lacking = [trait.value for trait in Trait if trait in part.needs_traits - objective.traits]
+            if lacking:
                 raise CombinationError(
-                    f"{part.name!r} works on one feature or one row of scores per example, and in a stream of kind language "
-                    "every token of an answer has its own; take another method"
+                    f"{part.name!r} needs {lacking[0]}, which objective: {objective.name} does not have; take another "
+                    "method, or another objective"
                 )
-        if find(self.adapter, Modules) is not None and self.router is None:
+        several = find(self.adapter, Modules) is not None
+        if Trait.EXAMPLE_ROWS not in objective.traits and several and self.router is None:
             raise CombinationError(
-                f"adapter {self.adapter.name!r} has several modules, and written answers come through one of them; add a "
-                "router that chooses it"
+                f"adapter {self.adapter.name!r} has several modules, and with objective: {objective.name} answers come "
+                "through one of them; add a router that chooses it"
             )
-        return self if self.head.language else replace(self, head=Language())
-
-    def for_classes(self, kind: str) -> "Method":
-        """This method, unless one of its parts makes sense only where answers are written."""
-        for part in self.parts:
-            if not part.classes:
-                raise CombinationError(
-                    f"{part.name!r} makes sense only where answers are written, and in a {kind} stream they are classes; "
-                    "set stream.kind: language and take a model that writes, or take another method"
-                )
-        return self
+        return self if head is self.head else replace(self, head=head)
 
     def _check_modules(self) -> None:
         adapter, head = self.adapter, self.head

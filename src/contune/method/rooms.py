@@ -6,7 +6,7 @@ import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from contune.contract.parts import Adapter, Head, Part, Router, Rule
 
@@ -23,18 +23,28 @@ plugins: list[ModuleType] = []  # modules that the user named
 def parts(room: str) -> dict[str, Callable[..., Any]]:
     """All parts of a room by name: final classes that have a name, and functions that return the room's class.
 
-    The language head is not among them: it takes the linear head's place by itself in streams of kind `language`.
+    Not among them is what takes another part's place by itself, as the language head does.
     """
     package, base = CATEGORIES[room]
     found: dict[str, Callable[..., Any]] = {}
     for module in (*modules_of(package), *plugins):
         for _, cls in public(module, inspect.isclass):
-            if issubclass(cls, base) and cls.__dict__.get("name") and not (base is Head and cls.language):
+            if issubclass(cls, base) and cls.__dict__.get("name") and cls.selectable:
                 found[cls.__dict__["name"]] = cls
         for name, function in public(module, inspect.isfunction):
             if returned(function) is base:
                 found[name.replace("_", "-")] = function
     return dict(sorted(found.items()))
+
+
+def room_of(kind: Any) -> str | None:
+    """The room of the parts that an option of this type takes, or None where it takes plain values.
+
+    >>> room_of(Adapter | None), room_of(int | None)
+    ('adapter', None)
+    """
+    asked = (kind, *get_args(kind))
+    return next((room for room, (_, base) in CATEGORIES.items() if base in asked), None)
 
 
 def modules_of(package: str) -> Iterator[ModuleType]:

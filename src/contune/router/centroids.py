@@ -1,6 +1,6 @@
 """K-means centres of each task's frozen features: the module of the nearest centre answers (S-Prompts, 2207.12819)."""
 
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -49,17 +49,24 @@ def nearest_centres(points: Tensor, centres: Tensor, distance: str) -> Tensor:
 
 @final
 class Centroids(Router):
-    """Keeps `count` K-means centres of each task's frozen features, scaled to length 1; the nearest centre's module answers.
+    """Keeps K-means centres of each task's frozen features, scaled to length 1; the nearest centre's module answers.
 
-    The centres of a task depend on its own examples and the seed alone, and no later task changes them. `distance` is
-    `l1`, which the official code measures, or `euclidean`. Training images are seen in the deterministic view, as at
-    prediction, where the official code clusters augmented ones. Memory: count x d per task. Compute: one pass of the
-    frozen model over every example, kept, and ten runs of K-means per task.
+    S-Prompts (arXiv 2207.12819). The centres of a task depend on its own examples and the seed alone, and no later task
+    changes them. Training images are seen in the deterministic view, as at prediction, where the official code clusters
+    augmented ones.
+
+    Memory: count x d per task.
+    Compute: one pass of the frozen model over every example, kept, and ten runs of K-means per task.
     """
 
     name: ClassVar[str] = "centroids"
 
-    def __init__(self, *, count: int = 5, distance: Literal["l1", "euclidean"] = "l1") -> None:
+    def __init__(
+        self,
+        *,
+        count: Annotated[int, "K-means centres of each task, from 1", "official code"] = 5,
+        distance: Annotated[Literal["l1", "euclidean"], "how near a feature is to a centre", "official code"] = "l1",
+    ) -> None:
         if count < 1:
             raise ConfigError(f"count is {count}; give at least 1 centre per task")
         self.count, self.distance = count, distance

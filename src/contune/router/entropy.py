@@ -1,7 +1,7 @@
 """The surest module answers: that with the lowest entropy over its own classes (HNET+ENT, arXiv 1906.00695)."""
 
 import math
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from contune.contract.capability import Modules, require
 from contune.contract.context import Context
 from contune.contract.data import Dataset
-from contune.contract.parts import Router
+from contune.contract.parts import Router, Trait
 
 CHUNK = 4096  # rows scored at once
 
@@ -42,19 +42,25 @@ def classes_of_modules(context: Context) -> dict[int, Tensor]:
 
 @final
 class Entropy(Router):
-    """Asks every module and takes the one whose answer over its own classes has the lowest entropy.
+    """Asks every module and takes the one whose answer over its own classes has the lowest entropy (arXiv 1906.00695).
 
-    `relative` divides by log C, the largest entropy of C classes: without it a module with few classes looks sure, and one
-    with a single class would answer everything. With it, a module of one class answers only where no other has more than
-    one, or is as unsure as can be. Tasks of equal size make no difference. Nothing is trained or kept.
-    Trained modules are sure of themselves on foreign examples too, so expect less of this router than of `centroids`
-    where tasks look different. Compute: a pass through every module for every answer.
+    Use it where nothing may be trained or kept for routing. Trained modules are sure of themselves on foreign examples
+    too, so expect less of it than of `centroids` where tasks look different. Without `relative` a module with few
+    classes looks sure, and one with a single class would answer everything; with it, a module of one class answers only
+    where no other has more than one, or is as unsure as can be. Tasks of equal size make no difference.
+
+    Memory: nothing.
+    Compute: a pass through every module for every answer.
     """
 
     name: ClassVar[str] = "entropy"
-    language: ClassVar[bool] = False  # a text has one route, and each token of its answer an entropy
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.EXAMPLE_ROWS, Trait.COMPETING})
 
-    def __init__(self, *, relative: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        relative: Annotated[bool, "divide by the largest entropy of so many classes, so that few look no surer"] = True,
+    ) -> None:
         self.relative = relative
 
     def route(self, context: Context, dataset: Dataset) -> Tensor:

@@ -4,14 +4,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
 from contune.contract.context import Context
 from contune.contract.data import Dataset
-from contune.contract.parts import Router
+from contune.contract.parts import Router, Trait
 from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.router.keys import own_module
@@ -52,7 +52,7 @@ def words_of(text: str) -> list[str]:
 def idf(texts: Sequence[str]) -> dict[str, float]:
     """ln((1 + n) / (1 + texts with the word)) + 1 for every word of n texts, as scikit-learn smooths it.
 
-    >>> rarities(["red sea", "red"])["red"]
+    >>> idf(["red sea", "red"])["red"]
     1.0
     """
     holding = Counter(word for text in texts for word in set(words_of(text)))
@@ -105,7 +105,7 @@ def mean_cosines(groups: Sequence[Sequence[str]], documents: Sequence[Sequence[s
 def best_match(cosines: Sequence[float], threshold: float) -> int | None:
     """The place of the largest value, the last of equal ones, or None where it is below the threshold.
 
-    >>> likest([0.4, 0.9, 0.9], 0.5), likest([0.4], 0.5)
+    >>> best_match([0.4, 0.9, 0.9], 0.5), best_match([0.4], 0.5)
     (2, None)
     """
     best = max(range(len(cosines)), key=lambda at: (cosines[at], at), default=None)
@@ -115,7 +115,7 @@ def best_match(cosines: Sequence[float], threshold: float) -> int | None:
 def most_common(texts: Sequence[str], keep: int) -> list[str]:
     """The `keep` different texts that come most often; equally frequent ones in the order in which they come.
 
-    >>> commonest(["a", "b", "c", "b"], 2)
+    >>> most_common(["a", "b", "c", "b"], 2)
     ['b', 'a']
     """
     return [text for text, _ in Counter(texts).most_common(keep)]
@@ -125,31 +125,40 @@ def most_common(texts: Sequence[str], keep: int) -> list[str]:
 class Instructions(Router):
     """Keeps each module's instructions as text; the module whose instructions are most like the example's answers it.
 
-    The instruction of an example is a `line` of its prompt: the `first`, where the instruction column, the domain's
-    instruction and a system turn stand, the `last`, where the released code looks, or `all`. For every task its `keep` most
-    frequent instructions join its module's. Likeness is the mean cosine of TF-IDF over all pairs, as released: an exact
-    copy of a module's instructions has 1 only where they are a single text. An example whose best mean is below `threshold`
-    is answered by the last module, as released; equal ones by the later of them.
+    LCIA (arXiv 2410.10868). The instruction of an example is a `line` of its prompt: the first, where the instruction
+    column, the domain's instruction and a system turn stand, or the last, where the released code looks. Likeness is
+    the mean cosine of TF-IDF over all pairs, as released: an exact copy of a module's instructions has 1 only where
+    they are a single text. An example whose best mean is below `threshold` is answered by the last module, as released;
+    equal ones by the later.
 
-    An adapter such as `lora-experts` asks `matching_module` whether a task may go on with an earlier module: the same mean
-    over all pairs of the task's instructions and the module's. Differs: rarities are those of all stored texts and not of
-    each pair alone; a text of stop words alone keeps them; each example chooses for itself, where the
-    released code looks at all test data of a task. Thresholds there are 0.9 for one fixed instruction per task and 0.3 for
-    diverse ones.
+    An adapter such as `lora-experts` asks `matching_module` whether a task may go on with an earlier module: the same
+    mean over all pairs of the task's instructions and the module's. Documents have no instruction.
 
-    In a stream of classes nothing is instructed, and it is refused; where it is not `strict`, all examples are alike and
-    the last module answers. Documents have no instruction either. Memory: the texts. Compute: counting words.
+    Memory: the texts.
+    Compute: counting words.
+    Differs:
+    - Rarities of words are those of all stored texts and not of each pair alone; a text of stop words alone keeps them.
+    - Each example chooses for itself, where the released code looks at all test data of a task.
+    - One threshold; the released ones are 0.9 for one fixed instruction per task and 0.3 for diverse ones.
     """
 
     name: ClassVar[str] = "instructions"
 
-    def __init__(self, *, threshold: float = 0.3, line: Line = "first", keep: int = 100, strict: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        threshold: Annotated[float, "least cosine to go on with a module, 0 to 1", "released, diverse"] = 0.3,
+        line: Annotated[Line, "part of a prompt that is its instruction: first or last line, or all"] = "first",
+        keep: Annotated[int, "most frequent instructions kept of every task, from 1"] = 100,
+        strict: Annotated[bool, "refuse streams of classes; false: there the last module answers all"] = True,
+    ) -> None:
         if not 0 <= threshold <= 1:
             raise ConfigError(f"threshold is {threshold}; give a cosine from 0 to 1")
         if keep < 1:
             raise ConfigError(f"keep is {keep}; give at least 1 instruction per task")
         self.threshold, self.keep, self.strict = threshold, keep, strict
-        self.classes = not strict  # type: ignore[misc]  # lcia lets its router be idle where answers are classes
+        needs = {Trait.WRITTEN} if strict else set[Trait]()
+        self.needs_traits = frozenset(needs)  # type: ignore[misc]  # lcia lets its router be idle where answers are classes
         self.line: Line = line
         self._books: dict[int, list[str]] = {}
 

@@ -1,6 +1,6 @@
 """One trained key per task: the module whose key is nearest to the frozen feature answers (DualPrompt, 2204.04799)."""
 
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -35,17 +35,24 @@ def frozen_queries(batch: Batch) -> Tensor:
 class Keys(Router):
     """Draws each task's key to the frozen features of its examples by cosine; the nearest key's module answers.
 
-    Loss: -`pull` x mean over the task's own rows of cos(q(x), k_t) (section 4; 1 as in the official code). A finished
-    key is frozen to the bit, and only keys of tasks that were met compete, so none that was never trained can win. Each
-    row chooses for itself, where the official code lets a batch vote for CIFAR-100. Keys start uniform in [0, 0.01) and
-    are not copied from task to task. Memory: d per task. Compute: one pass of the frozen model over every example, kept;
-    with augmented images one more for every step.
+    Loss: -`pull` x mean over the task's own rows of cos(q(x), k_t) (DualPrompt, section 4). A finished key is frozen to
+    the bit, and only keys of tasks that were met compete, so none that was never trained can win. Each row chooses for
+    itself, where the official code lets a batch vote for CIFAR-100. Keys start uniform in [0, 0.01) and are not copied
+    from task to task.
+
+    Memory: d per task.
+    Compute: one pass of the frozen model over every example, kept; with augmented images one more for every step.
     """
 
     name: ClassVar[str] = "keys"
     needs_queries: ClassVar[bool] = True
 
-    def __init__(self, *, pull: float = 1.0, lr_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        pull: Annotated[float, "weight of drawing a task's key to its features, from 0", "official code"] = 1.0,
+        lr_scale: Annotated[float, "learning rate of the keys, as a multiple of train.lr"] = 1.0,
+    ) -> None:
         self.pull, self.lr_scale = pull, lr_scale
         self._keys: dict[int, nn.Parameter] = {}
         self._current: int | None = None

@@ -1,6 +1,6 @@
 """Gaussians with one shared covariance: the module of the likeliest one answers (distance of arXiv 1807.03888)."""
 
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -49,18 +49,26 @@ def shrunk(covariance: Tensor, shrinkage: float) -> Tensor:
 
 @final
 class Mahalanobis(Router):
-    """A Gaussian of the frozen features for each task (or for each class of a task); all share one covariance.
+    """A Gaussian of the frozen features for each task or class; all share one covariance (distance of arXiv 1807.03888).
 
-    The covariance is the pooled scatter around the own means over all tasks so far, so it is refined by later tasks while
-    means stay; sums are kept in float64 and do not depend on the order of tasks. `shrinkage` draws it to a multiple of the
-    identity, without which few examples leave it singular. `per` `class` fits tasks whose classes lie apart. Memory: d x d
-    and a mean of d per task or class. Compute: one pass of the frozen model over every example, kept, and one Cholesky
-    of d x d to answer. Differs from the paper of the distance, which detects foreign examples and shrinks nothing.
+    The covariance is the pooled scatter around the own means over all tasks so far, so it is refined by later tasks
+    while means stay; sums are kept in float64 and do not depend on the order of tasks. Without shrinkage few examples
+    would leave it singular.
+
+    Memory: d x d and a mean of d per task or class.
+    Compute: one pass of the frozen model over every example, kept, and one Cholesky of d x d to answer.
+    Differs:
+    - The paper of the distance detects foreign examples and shrinks nothing.
     """
 
     name: ClassVar[str] = "mahalanobis"
 
-    def __init__(self, *, shrinkage: float = 0.05, per: Literal["task", "class"] = "task") -> None:
+    def __init__(
+        self,
+        *,
+        shrinkage: Annotated[float, "how far the covariance is drawn to the identity, above 0 to 1"] = 0.05,
+        per: Annotated[Literal["task", "class"], "one Gaussian a task, or one a class where those lie apart"] = "task",
+    ) -> None:
         if not 0 < shrinkage <= 1:
             raise ConfigError(f"shrinkage is {shrinkage}; give a share above 0 and at most 1")
         self.shrinkage, self.per = shrinkage, per

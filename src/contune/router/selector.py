@@ -1,7 +1,7 @@
 """A trained classifier over modules with an adapter of its own: it says which module answers (ConPET, arXiv 2309.14763)."""
 
 import hashlib
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional
 from contune.contract.capability import Modules, require
 from contune.contract.context import Context
 from contune.contract.data import Batch, Dataset, Rows
+from contune.contract.options import Alpha, Layers, Rank, Targets
 from contune.contract.parts import Parameters, Router
 from contune.contract.state import State
 from contune.errors import ConfigError
@@ -48,11 +49,11 @@ class Selector(Router):
     def __init__(
         self,
         *,
-        rank: int = 4,
-        alpha: float = 8.0,
-        targets: str | list[str] = "query-value",
-        layers: str | list[int] = "all",
-        lr_scale: float = 1.0,
+        rank: Annotated[Rank, "paper"] = 4,
+        alpha: Alpha = 8.0,
+        targets: Targets = "query-value",
+        layers: Layers = "all",
+        lr_scale: Annotated[float, "learning rate of the selector, as a multiple of train.lr"] = 1.0,
     ) -> None:
         if rank < 1:
             raise ConfigError(f"rank is {rank}; give at least 1")

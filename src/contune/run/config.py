@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, final
+from typing import Any, final, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -25,13 +25,13 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: ModelConfig
-    stream: StreamConfig
+    model: ModelConfig = Field(description="the frozen model that a run starts from")
+    stream: StreamConfig = Field(description="which data arrives in which tasks")
     method: str | dict[str, Any] | None = Field(None, description="a recipe's name, {name, options}, or parts")
     methods: list[str | dict[str, Any]] | None = Field(None, description="several methods, compared")
     sweep: dict[str, list[Any]] | None = Field(None, description="values to try by key, such as train.seed: [0, 1]")
     train: dict[str, Any] = Field(default_factory=dict, description="what differs from the method's own settings")
-    cache: CacheSettings = CacheSettings()
+    cache: CacheSettings = Field(CacheSettings(), description="where results of the frozen model are kept")
     device: str = Field("auto", description="auto (cuda where there is one, else cpu), cpu, cuda, cuda:1 or mps")
 
     @field_validator("device")
@@ -201,12 +201,28 @@ def explain(error: ValidationError, root: type[BaseModel] = RunConfig) -> str:
     tags = ("name", "mapping") if root is RunConfig else ()  # how pydantic tells the forms of stream.data apart
     place = [str(part) for part in first["loc"] if part not in tags]
     if first["type"] == "extra_forbidden":
-        model: type[BaseModel] = root
-        for part in place[:-1]:
-            inner = model.model_fields[part].annotation if part in model.model_fields else None
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                model = inner
         home = ".".join(place[:-1]) or "the top level"
-        return f"unknown key {place[-1]!r} in {home}; {did_you_mean(place[-1], model.model_fields)}"
+        return f"unknown key {place[-1]!r} in {home}; {did_you_mean(place[-1], section_at(root, place).model_fields)}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(place)}: {message} (given {first.get('input')!r})" if place else message
+    if not place:
+        return message
+    field = section_at(root, place).model_fields.get(place[-1])
+    meaning = f"; {place[-1]} is: {field.description}" if field is not None and field.description else ""
+    return f"{'.'.join(place)}: {message} (given {first.get('input')!r}){meaning}"
+
+
+def section_at(root: type[BaseModel], place: Sequence[str]) -> type[BaseModel]:
+    """The section of the configuration that holds the last of these keys."""
+    model = root
+    for part in place[:-1]:
+        found = model_in(model.model_fields[part].annotation) if part in model.model_fields else None
+        model = found or model
+    return model
+
+
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds, alone or among other forms."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (model_in(each) for each in get_args(annotation))
+    return next((model for model in found if model is not None), None)

@@ -25,6 +25,7 @@ from contune._files import atomic_path, write_json
 from contune.backbone.precision import emulated
 from contune.contract.context import Context
 from contune.contract.data import Dataset
+from contune.contract.objective import Measure
 from contune.contract.processes import Processes
 from contune.contract.state import State
 from contune.engine.cache import MemoryCache
@@ -39,7 +40,7 @@ from contune.metric.summary import summary
 from contune.run.config import RunConfig, explain
 from contune.run.folder.directory import RunDirectory
 from contune.run.folder.events import EventFile
-from contune.run.folder.predictions import COLUMNS, LANGUAGE_COLUMNS, matrices, prediction_table
+from contune.run.folder.predictions import Matrix, filled, matrices, prediction_table
 from contune.run.folder.run_cache import RunCache
 from contune.stream.task import Stream, Task
 
@@ -72,6 +73,7 @@ def make_learner(
         return Learner(
             config.model,
             method,
+            objective=stream.objective,
             kind=stream.kind,
             train=config.train,
             cache=config.cache,
@@ -170,8 +172,9 @@ class _Execution:
         self.experiences: list[Sequence[Task]] = (
             [stream.tasks] if learner.method.joint else [[task] for task in stream.tasks]
         )
-        self.columns = LANGUAGE_COLUMNS if stream.kind == "language" else COLUMNS
+        self.columns = learner.objective.table_schema()
         self.rows = self.columns.empty_table()
+        self.measured = self._measured(self.rows)
         self.tests: dict[int, Dataset] = {}
         # Before anything is restored: the untouched model is what they are compared with.
         self.retention_sets = [made_retention_set(learner, task) for task in stream.retention_sets]
@@ -251,6 +254,7 @@ class _Execution:
         if path.exists() and experience:
             table = pq.read_table(path, schema=self.columns)
             self.rows = table.filter(pc.less(table["after_task"], self._matrix_row(experience)))
+            self.measured = self._measured(self.rows)
             self._restore_measured(experience)
         memory = {
             name.removeprefix("optimizer/"): t for name, t in state.tensors.items() if name.startswith("optimizer/")
@@ -314,21 +318,30 @@ class _Execution:
     def _evaluate(self, experience: int, context: Context) -> None:
         row = self._matrix_row(experience + 1) - 1
         seen = self.stream.tasks[: self.learner.learned]
-        tables, accuracies = [self.rows], []
+        tables = []
         with self.learner.ledger.phase("evaluate"):
             for index, task in enumerate(seen):
                 dataset = self.tests.setdefault(index, self.learner.test_dataset(task))
                 allowed = self.learner.class_tasks[index] if self.stream.kind == "task-incremental" else None
-                found = self.learner.evaluate(dataset, allowed)
-                tables.append(prediction_table(row, index, task, dataset, found, self.learner.class_names))
-                accuracies.append(float(found.scores.mean()))
+                judged = self.learner.judge(dataset, allowed)
+                tables.append(prediction_table(row, index, task, judged, self.learner.objective))
             self.diagnostics.append(self.learner.method.diagnostics())
             for retention_set in self.retention_sets:
                 for name, value in retention(self.learner, retention_set).items():
                     self.retention[retention_set.name][name].append(value)
-        self.rows = pa.concat_tables(tables)
+        new = pa.concat_tables(tables)
+        self.rows, self.measured = pa.concat_tables([self.rows, new]), filled(self.measured, self._measured(new))
+        accuracies = [value for value in self._main_matrix[row] if value is not None]
         self._event("accuracy", task=row, accuracies=accuracies)
         self.observer.evaluated(context.task, accuracies)
+
+    def _measured(self, rows: pa.Table) -> dict[str, Matrix]:
+        classes = [task.class_names for task in self.stream.tasks]
+        return matrices(rows, classes, self.learner.objective.measures)
+
+    @property
+    def _main_matrix(self) -> Matrix:
+        return self.measured[self.learner.objective.measures[0].name]
 
     def _commit(self, experience: int) -> None:
         if self.main:
@@ -345,8 +358,8 @@ class _Execution:
 
     def _summary(self, finished: bool) -> dict[str, Any]:
         learner, tasks = self.learner, self.stream.tasks
-        matrix, more = matrices(self.rows, len(tasks))
-        done = matrix[: self._matrix_row(learner.learned if not learner.method.joint else 1)]
+        rows = self._matrix_row(learner.learned if not learner.method.joint else 1)
+        done, (main, *others) = self._main_matrix[:rows], learner.objective.measures
         sizes = [len(task.test) for task in tasks]
         ledger = learner.ledger.values()
         seconds = ledger["seconds"]
@@ -359,6 +372,7 @@ class _Execution:
             "stream": {
                 "name": self.stream.name,
                 "kind": self.stream.kind,
+                "objective": learner.objective.name,
                 "tasks": len(tasks),
                 "task_names": [task.name for task in tasks],
                 "classes_per_task": [len(task.class_names) for task in tasks],
@@ -370,9 +384,14 @@ class _Execution:
                 "hash": self.stream.content_hash(),
             },
             "accuracy_matrix": done,
+            "measure": described(main),
             **({"retention": self.retention} if self.retention else {}),
             **({"diagnostics": self.diagnostics} if any(self.diagnostics) else {}),
-            **({"language": {name: found[: len(done)] for name, found in more.items()}} if more else {}),
+            **(
+                {"measures": [{**described(one), "matrix": self.measured[one.name][:rows]} for one in others]}
+                if others
+                else {}
+            ),
             "metrics": summary(done, sizes[: len(done[0])] if done else []),
             "cost": {
                 "trainable_parameters": learner.trainable_parameters,
@@ -397,3 +416,14 @@ class _Execution:
     def _event(self, event: str, **values: Any) -> None:
         if self.events is not None:
             self.events.write(event, **values)
+
+
+def described(measure: Measure) -> dict[str, Any]:
+    """What a reader of results needs to know of a measure."""
+    return {
+        "name": measure.name,
+        "title": measure.title,
+        "meaning": measure.meaning,
+        "higher_is_better": measure.higher_is_better,
+        "share": measure.share,
+    }

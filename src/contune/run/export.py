@@ -11,6 +11,7 @@ from typing import Any, Literal
 from contune._files import fresh_folder, require_free, write_json
 from contune.backbone import source
 from contune.contract.capability import Modules, find
+from contune.contract.parts import Trait
 from contune.contract.state import State
 from contune.engine.learner import Learner
 from contune.errors import CombinationError
@@ -74,7 +75,7 @@ def save_state(state: State, folder: Path, name: str) -> None:
 
 def write_surroundings(learner: Learner, folder: Path, form: Format) -> None:
     """Head, labels, router and the note that says how they go together."""
-    written = learner.kind == "language"
+    written = Trait.WRITTEN in learner.objective.traits
     if not written:
         save_state(learner.method.head.state(), folder, "head")
         write_json(folder / "labels.json", list(learner.class_names))
@@ -85,6 +86,7 @@ def write_surroundings(learner: Learner, folder: Path, form: Format) -> None:
     note = {
         "format": 1,
         "form": form,
+        "objective": learner.objective.name,
         "kind": learner.kind,
         "base_model": {"path": backbone.config.path, "sha256": learner.base_hash},
         "model": backbone.config.model_dump(),

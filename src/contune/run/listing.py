@@ -1,17 +1,19 @@
 """What is there, and what a configuration would do, in tables for the terminal."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
+from contune.contract.parts import Trait
 from contune.contract.processes import Processes
 from contune.engine.learner import Learner
 from contune.engine.observer import Observer
 from contune.errors import ConfigError
 from contune.method.catalog import CATEGORIES, first_sentence, option_defaults, parts, recipes
+from contune.method.options import shown_value
 from contune.run.config import RunConfig
 from contune.run.execute import make_learner
 from contune.stream.build import load_stream
@@ -20,30 +22,44 @@ from contune.stream.builtin.registry import BUILTIN_STREAMS
 
 def listing(what: str) -> Table:
     """A table of methods, streams or parts: name, what it is, options with their defaults."""
+    makers = {"methods": method_rows, "parts": part_rows, "streams": stream_rows}
+    if what not in makers:
+        raise ConfigError(f"{what!r} cannot be listed; give methods, streams or parts")
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
-    if what == "methods":
-        for name, recipe in recipes().items():
-            table.add_row(name, described(first_sentence(recipe), option_defaults(recipe)))
-    elif what == "parts":
-        for room in CATEGORIES:
-            table.add_row(f"{room}:", "")
-            for name, part in parts(room).items():
-                table.add_row(f"  {name}", described(first_sentence(part), option_defaults(part)))
-    elif what == "streams":
-        for name, stream in BUILTIN_STREAMS.items():
-            table.add_row(name, described(stream.description, {"tasks": stream.tasks}))
-    else:
-        raise ConfigError(f"{what!r} cannot be listed; give methods, streams or parts")
+    for name, text in makers[what]():
+        table.add_row(name, text)
+    if what != "streams":
+        table.add_row("", Text("contune show NAME says what every option does", style="dim"))
     return table
+
+
+def method_rows() -> Iterator[tuple[str, Text]]:
+    """Every recipe."""
+    for name, recipe in recipes().items():
+        yield name, described(first_sentence(recipe), option_defaults(recipe))
+
+
+def part_rows() -> Iterator[tuple[str, Text]]:
+    """Every part below its category."""
+    for category in CATEGORIES:
+        yield f"{category}:", Text()
+        for name, part in parts(category).items():
+            yield f"  {name}", described(first_sentence(part), option_defaults(part))
+
+
+def stream_rows() -> Iterator[tuple[str, Text]]:
+    """Every built-in stream."""
+    for name, stream in BUILTIN_STREAMS.items():
+        yield name, described(stream.description, {"tasks": stream.tasks})
 
 
 def described(sentence: str, options: Mapping[str, object]) -> Text:
     """A sentence with the options and their defaults below it, kept in the background."""
     text = Text(sentence)
     if options:
-        text.append("\n" + "  ".join(f"{name}={value}" for name, value in options.items()), style="dim")
+        text.append("\n" + "  ".join(f"{name}={shown_value(value)}" for name, value in options.items()), style="dim")
     return text
 
 
@@ -73,9 +89,12 @@ def explanation(config: RunConfig, base: Path) -> Table:
     examples = sum(len(task.train) for task in stream.tasks)
     tests = sum(len(task.test) for task in stream.tasks)
     layer, depth = context.model.lowest_layer(), learner.backbone.depth
-    answers = "written answers" if stream.kind == "language" else f"{len(stream.class_names)} classes"
+    written = Trait.WRITTEN in learner.objective.traits
+    answers = "written answers" if written else f"{len(stream.class_names)} classes"
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title=config.label(), title_justify="left")
-    table.add_row("stream", f"{stream.name}: {len(stream.tasks)} tasks, {answers}, {stream.kind}")
+    table.add_row(
+        "stream", f"{stream.name}: {len(stream.tasks)} tasks, {answers}, {stream.kind}, objective: {stream.objective}"
+    )
     table.add_row("data", f"{examples:,} training and {tests:,} test examples")
     table.add_row(
         "model", f"{config.model.path}: {total:,} parameters, {depth} layers, feature: {learner.backbone.feature}"

@@ -30,6 +30,7 @@ def load_learner(directory: Path) -> Learner:
     learner = Learner(
         model,
         make_method(config),
+        objective=config.stream.objective,
         kind=config.stream.kind,
         train=config.train,
         cache=config.cache,

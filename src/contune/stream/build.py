@@ -37,7 +37,7 @@ def load_stream(config: StreamConfig, *, base: Path | None = None) -> Stream:
     >>> [task.class_names for task in stream.tasks]
     [('4', '6'), ('2', '7'), ('3', '5'), ('9', '0'), ('8', '1')]
     """
-    if config.kind == "language":
+    if config.objective == "write":
         return load_language_stream(config, (base or Path.cwd()).absolute())
     source = _decoded(read_source(config, (base or Path.cwd()).absolute()))
     train = source.splits["train"]

@@ -11,6 +11,8 @@ from contune.stream.task import Kind
 PathText = Annotated[str, Field(min_length=1)]
 Paths = PathText | Annotated[list[PathText], Field(min_length=1)]
 Files = Paths | Annotated[dict[str, Paths], Field(min_length=1)]
+ObjectiveName = Literal["classify", "multi-label", "regress", "tag", "write"]
+KIND_OF_OBJECTIVE: Mapping[str, Kind] = {"write": "domain-incremental", "regress": "domain-incremental"}
 TEXT_SUFFIXES = (".txt", ".txt.gz", ".md")
 
 
@@ -23,9 +25,8 @@ def _refuse_repeats(key: str, names: Sequence[str] | None) -> None:
 class DataConfig(BaseModel):
     """Where the examples are, and in which columns.
 
-    Exactly one of `train` (with `test`), `folder` and `hub` says where. `train`, `test` and `validation` are a path, a
-    glob, a list of them, or a mapping from domain to any of these; beside `hub` they are names of its splits. Columns
-    left out are found by their usual names.
+    Exactly one of `train` (with `test`), `folder` and `hub` says where. Beside `hub`, `train`, `test` and `validation` are
+    names of its splits.
 
     >>> DataConfig(train="train.csv", test="test.csv").text is None
     True
@@ -33,18 +34,32 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    train: Files | None = None
-    test: Files | None = None
-    validation: Files | None = None
-    folder: PathText | None = None
-    hub: PathText | None = None
-    name: str | None = None
-    text: str | None = None
-    image: str | None = None
-    label: str | None = None
+    train: Files | None = Field(
+        None, description="training files: a path, a glob, a list, or a mapping from domain to them"
+    )
+    test: Files | None = Field(None, description="test files, in the form of train; plain text may do without")
+    validation: Files | None = Field(None, description="validation files, in the form of train")
+    folder: PathText | None = Field(None, description="folder of images, one folder a class, in place of files")
+    hub: PathText | None = Field(None, description="id of a hub data set, whose splits train, test and validation name")
+    name: str | None = Field(None, description="hub: which part of the data set, where it has several")
+    text: str | None = Field(None, description="column of the texts; null: found by its usual names")
+    image: str | None = Field(None, description="column of the images; null: found by its usual names")
+    label: str | None = Field(None, description="column of the classes; null: found by its usual names")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        self._check_place()
+        if self.text is not None and self.image is not None:
+            raise ValueError("data.text and data.image are both given; a stream has texts or images, name one of them")
+        if self.hub is not None:
+            for split in ("train", "test", "validation"):
+                if not isinstance(getattr(self, split), str | None):
+                    raise ValueError(f"data.{split} beside data.hub must be the name of one split")
+        elif self.folder is None:
+            self._check_files()
+        return self
+
+    def _check_place(self) -> None:
         if self.folder is not None and self.hub is not None:
             raise ValueError("data has both folder and hub; give one of them")
         if self.folder is not None and (self.train or self.test or self.validation):
@@ -55,15 +70,6 @@ class DataConfig(BaseModel):
             )
         if self.name is not None and self.hub is None:
             raise ValueError(f"data.name is {self.name!r} but names a part of a hub data set; give data.hub too")
-        if self.text is not None and self.image is not None:
-            raise ValueError("data.text and data.image are both given; a stream has texts or images, name one of them")
-        if self.hub is not None:
-            for split in ("train", "test", "validation"):
-                if not isinstance(getattr(self, split), str | None):
-                    raise ValueError(f"data.{split} beside data.hub must be the name of one split")
-        elif self.folder is None:
-            self._check_files()
-        return self
 
     def _plain_text(self) -> bool:
         """Whether every training file is plain text, whose own end can test what was learned."""
@@ -95,44 +101,51 @@ class StylesConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    share: float = Field(0.2, ge=0.0, le=1.0, description="share of the training exchanges that are recast; ours")
 
 
 class LanguageConfig(BaseModel):
-    """How rows become prompts and answers, and documents pieces (`kind: language`).
+    """How rows become prompts and answers, and documents pieces (`objective: write`).
 
-    `prompt` is a template over the columns of a table, such as `"{question}\\n{context}"`, and `answer` the column of the
-    right answer (one text, or a list of which each is right); left out, the usual layouts are known. `instructions` come
-    before the prompts of the domains they name, `name_in_prompt` puts the domain's name there, off because it tells the
-    model which task it is in. `options` are what answers are chosen from: a list, a column of lists, or `answers` for
-    every answer that the domain's training data has.
+    `prompt` is a template over the columns of a table, such as `"{question}\\n{context}"`; left out, the usual layouts are
+    known.
 
     `measure`: `exact-match` (case, punctuation and articles aside), `rouge-l`, `number` (the last one), `options` (the
     option that a written answer names), `likelihood` (the option with the highest mean log-probability per token), and
     for documents always `tokens` (share of next tokens that are right). `auto` is likelihood where there are options,
     else exact-match.
 
-    Plain text is cut into pieces of at most `piece` characters; `boundary` separates documents in a file, and `held_out` is
-    the share at each file's end that tests, where no test file is given. `test_examples` is the most a domain is tested
-    on, chosen by `stream.seed`. `retention_sets` are files of any of these forms that no task learns: how the model answers
-    them is measured before the first task and after every task (retained ability). `styles` recasts a share of the training
-    exchanges into other answer styles (multiple choice, yes or no, phrase, sentence), never those that test.
+    `retention_sets` are files of any of these forms: how the model answers them is measured before the first task and
+    after every task (retained ability). `styles` recasts training exchanges (multiple choice, yes or no, phrase,
+    sentence), never those that test.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prompt: PathText | None = None
-    answer: str | None = None
-    instructions: dict[str, str] | None = None
-    name_in_prompt: bool = False
-    options: Literal["answers"] | str | Annotated[list[str], Field(min_length=2)] | None = None
-    measure: Literal["auto"] | Measure = "auto"
-    piece: Annotated[int, Field(ge=50)] = 600
-    boundary: PathText | None = None
-    held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-    test_examples: Annotated[int, Field(ge=1)] | None = None
-    retention_sets: Annotated[dict[str, Paths], Field(min_length=1)] | None = None
-    styles: StylesConfig | None = None
+    prompt: PathText | None = Field(None, description="template of a prompt over the columns; null: the usual layouts")
+    answer: str | None = Field(None, description="column of the right answer, or of a list of which each is right")
+    instructions: dict[str, str] | None = Field(
+        None, description="a sentence before the prompts of each domain, by the domain's name"
+    )
+    name_in_prompt: bool = Field(False, description="put the domain's name before its prompts, which tells the task")
+    options: Literal["answers"] | str | Annotated[list[str], Field(min_length=2)] | None = Field(
+        None, description="what answers are chosen from: a list, a column, or answers for all that a domain has"
+    )
+    measure: Literal["auto"] | Measure = Field(
+        "auto", description="how answers are judged; auto: by likelihood where there are options, else exact match"
+    )
+    piece: int = Field(600, ge=50, description="characters in a piece of plain text, at most")
+    boundary: PathText | None = Field(None, description="what separates documents in a file of plain text")
+    held_out: float = Field(
+        0.1, gt=0.0, lt=1.0, description="share at the end of each text file that tests, where no test file is given"
+    )
+    test_examples: int | None = Field(None, ge=1, description="most examples that a domain is tested on; null: all")
+    retention_sets: Annotated[dict[str, Paths], Field(min_length=1)] | None = Field(
+        None, description="files that no task learns, to measure what the model keeps of its abilities"
+    )
+    styles: StylesConfig | None = Field(
+        None, description="recast a share of the training exchanges in other answer styles"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -151,14 +164,9 @@ def _data_tag(value: Any) -> str:
 class StreamConfig(BaseModel):
     """Which data arrives in which tasks.
 
-    `data` is a built-in name, a folder, a hub id, or a mapping with the keys of `DataConfig`. `tasks` cuts the ordered
-    classes into parts whose sizes differ by at most one (the first ones larger), `sizes` gives the classes per task.
-    `by` names the column whose values are the tasks (for an image folder: the folder level above the classes);
-    `domains` and `classes` declare their order, which is sorted otherwise. `order_seed` permutes that order; null
-    keeps it. `validation` is the share of each class's training examples that is held out, `per_class` the most
-    training examples a class keeps within a task, both chosen by `seed` alone. `skip_bad` leaves out bad rows and
-    says so in the stream's notes. `kind: language` takes `data` as mappings from domain to file, one task a domain, and
-    reads them as `language` says.
+    Without `by` or files by domain, `tasks` cuts the ordered classes into parts whose sizes differ by at most one, the
+    first ones larger. What `validation` and `per_class` choose depends on `seed` alone. `objective: write` takes `data` as
+    mappings from domain to file, one task a domain, and reads them as `language` says.
 
     >>> StreamConfig(data="digits").kind
     'class-incremental'
@@ -166,19 +174,37 @@ class StreamConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    data: Annotated[Annotated[PathText, Tag("name")] | Annotated[DataConfig, Tag("mapping")], Discriminator(_data_tag)]
-    kind: Kind = "class-incremental"
-    tasks: Annotated[int, Field(ge=1)] | None = None
-    sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
-    by: str | None = None
-    domains: Annotated[list[str], Field(min_length=1)] | None = None
-    classes: Annotated[list[str], Field(min_length=1)] | None = None
-    order_seed: Annotated[int, Field(ge=0)] | None = 0
-    validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    per_class: Annotated[int, Field(ge=1)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    skip_bad: bool = False
-    language: LanguageConfig | None = None
+    data: Annotated[
+        Annotated[PathText, Tag("name")] | Annotated[DataConfig, Tag("mapping")], Discriminator(_data_tag)
+    ] = Field(description="a built-in name, a folder, a hub id, or a mapping that says where the files are")
+    objective: ObjectiveName = Field(
+        "classify", description="what an answer is: one class, several labels, a tag for each word, numbers, or a text"
+    )
+    kind: Kind = Field(
+        "class-incremental",
+        description="what is new in a task: classes, domains, or named tasks; numbers and texts come by domain",
+    )
+    tasks: int | None = Field(
+        None, ge=1, description="number of tasks; null: that of the built-in stream, or of the groups"
+    )
+    sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = Field(
+        None, description="classes of each task, in place of tasks"
+    )
+    by: str | None = Field(None, description="column whose values are the tasks; folder of images: the level above")
+    domains: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="order of the domains, by name; null: the data's own, else sorted"
+    )
+    classes: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="order of the classes, by name; null: the data's own, else sorted"
+    )
+    order_seed: int | None = Field(0, ge=0, description="seed that permutes the order; null: the order as declared")
+    validation: float = Field(0.0, ge=0.0, lt=1.0, description="share of each class's training examples held out")
+    per_class: int | None = Field(None, ge=1, description="most training examples of a class within a task; null: all")
+    seed: int = Field(0, ge=0, description="seed that chooses what validation and per_class take")
+    skip_bad: bool = Field(
+        False, description="leave out rows that cannot be read, and say so; false: stop at the first"
+    )
+    language: LanguageConfig | None = Field(None, description="objective write: how rows become prompts and answers")
 
     @property
     def grouped_files(self) -> bool:
@@ -190,12 +216,27 @@ class StreamConfig(BaseModel):
         """Whether tasks are groups that the data names, and not parts of the class order."""
         return self.kind == "domain-incremental" or self.by is not None or self.grouped_files
 
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_of_objective(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        if values.get("kind") == "language":
+            raise ValueError(
+                "kind: language is now objective: write, with kind: domain-incremental or no kind; set objective: write"
+            )
+        if values.get("kind") is None:
+            return {**values, "kind": KIND_OF_OBJECTIVE.get(values.get("objective", "classify"), "class-incremental")}
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         _refuse_repeats("classes", self.classes)
         _refuse_repeats("domains", self.domains)
-        if self.language is not None and self.kind != "language":
-            raise ValueError(f"language says how text is learned as text, but kind is {self.kind}; set kind: language")
+        if self.language is not None and self.objective != "write":
+            raise ValueError(
+                f"language says how text is learned as text, but objective is {self.objective}; set objective: write"
+            )
         if self.tasks is not None and self.sizes is not None:
             raise ValueError("tasks and sizes are both given; give one of them")
         if self.by is not None and self.grouped_files:
@@ -206,6 +247,10 @@ class StreamConfig(BaseModel):
             raise ValueError("sizes cuts the class order, but here every domain is one task; leave sizes out")
         if not self.grouped and self.domains is not None:
             raise ValueError("domains is given, but nothing says where they are; give by, the column with the domain")
+        self._check_data()
+        return self
+
+    def _check_data(self) -> None:
         if isinstance(self.data, DataConfig):
             if self.validation > 0 and self.data.validation is not None:
                 raise ValueError(
@@ -217,4 +262,3 @@ class StreamConfig(BaseModel):
                     "kind is domain-incremental, but nothing says which domain a row is from; give by (a column), or "
                     "data.train and data.test as mappings from domain to file"
                 )
-        return self

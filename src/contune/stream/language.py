@@ -52,11 +52,13 @@ def load_language_stream(config: StreamConfig, base: Path) -> Stream:
     data, how = config.data, config.language or LanguageConfig()
     if not isinstance(data, DataConfig) or not isinstance(data.train, dict):
         raise ConfigError(
-            "kind is language, where every domain is a task; give data.train (and data.test) as mappings from the name of "
+            "objective is write, where every domain is a task; give data.train (and data.test) as mappings from the name of "
             "the domain to its file"
         )
     if data.validation is not None:
-        raise ConfigError("data.validation is not read where kind is language; hold a share out with stream.validation")
+        raise ConfigError(
+            "data.validation is not read where objective is write; hold a share out with stream.validation"
+        )
     names = list(config.domains or data.train)
     unknown = [name for name in names if name not in data.train]
     if unknown or len(names) != len(data.train):
@@ -75,7 +77,8 @@ def load_language_stream(config: StreamConfig, base: Path) -> Stream:
     retention_sets = tuple(
         _retention_set(name, files, config, base) for name, files in (how.retention_sets or {}).items()
     )
-    return Stream(", ".join(names), "language", tuple(ordered), config.order_seed, notes, retention_sets)
+    name, order = ", ".join(names), config.order_seed
+    return Stream(name, config.kind, tuple(ordered), order, notes, retention_sets, config.objective)
 
 
 def _retention_set(name: str, files: Paths, config: StreamConfig, base: Path) -> Task:

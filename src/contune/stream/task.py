@@ -4,17 +4,64 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contune.errors import DataError
 
-Modality = Literal["text", "image", "language"]
-Kind = Literal["class-incremental", "domain-incremental", "task-incremental", "language"]
+Modality = Literal["text", "image", "language", "words"]
+Kind = Literal["class-incremental", "domain-incremental", "task-incremental"]
 Image = NDArray[np.uint8]
 Inputs = Sequence[Any]  # of texts, of images, or of exchanges
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What is to be answered where one label an example does not say it: example i has `values[offsets[i]:offsets[i + 1]]`.
+
+    Whole numbers are places of names (labels, or a tag for each word), other numbers are values, one for each name.
+
+    >>> some = Targets.of_rows([[0, 2], [], [1]])
+    >>> some.take([2, 0]).of(1).tolist()
+    [0, 2]
+    """
+
+    values: NDArray[Any]
+    offsets: NDArray[np.int64]
+
+    @staticmethod
+    def of_rows(rows: Sequence[Sequence[Any]], *, numbers: bool = False) -> "Targets":
+        """Targets from a list for each example: places of names, or with `numbers` values, None where one is missing."""
+        kind: Any = np.float64 if numbers else np.int64
+        each = [np.array([np.nan if x is None else x for x in row], dtype=kind) for row in rows]
+        offsets = np.cumsum([0, *(len(row) for row in each)]).astype(np.int64)
+        return Targets(np.concatenate([np.zeros(0, kind), *each]), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def of(self, row: int) -> NDArray[Any]:
+        """What example `row` has."""
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    def take(self, rows: NDArray[np.int64] | Sequence[int]) -> "Targets":
+        """The targets of the examples at `rows`, in that order."""
+        each = [self.of(int(row)) for row in rows]
+        offsets = np.cumsum([0, *(len(values) for values in each)]).astype(np.int64)
+        return Targets(np.concatenate([self.values[:0], *each]), offsets)
+
+    def mapped(self, places: NDArray[np.int64]) -> "Targets":
+        """The same with other places for the names: names are renumbered, values move to the place of their name."""
+        if self.values.dtype.kind == "i":
+            return Targets(places[self.values], self.offsets)
+        width = int(places.max(initial=-1)) + 1
+        wide = np.full((len(self), width), np.nan)
+        for row in range(len(self)):
+            wide[row, places] = self.of(row)
+        return Targets(wide.ravel(), np.arange(len(self) + 1, dtype=np.int64) * width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +76,7 @@ class Examples:
     labels: NDArray[np.int64]
     ids: NDArray[np.int64]
     modality: Modality
+    targets: Targets | None = None
 
     def __post_init__(self) -> None:
         if not len(self.inputs) == len(self.labels) == len(self.ids):
@@ -44,7 +92,8 @@ class Examples:
         """The examples at `rows`, in that order."""
         chosen = np.asarray(rows, dtype=np.int64)
         inputs = [self.inputs[int(row)] for row in chosen]
-        return Examples(inputs, self.labels[chosen], self.ids[chosen], self.modality)
+        targets = None if self.targets is None else self.targets.take(chosen)
+        return Examples(inputs, self.labels[chosen], self.ids[chosen], self.modality, targets)
 
     def content_hash(self) -> str:
         """Hex sha256 over every input and label in order."""
@@ -56,6 +105,9 @@ class Examples:
                 data, shape = str(item).encode(), "text"
             digest.update(f"|{label}|{shape}|{len(data)}|".encode())
             digest.update(data)
+        if self.targets is not None:
+            digest.update(self.targets.offsets.tobytes())
+            digest.update(self.targets.values.tobytes())
         return digest.hexdigest()
 
 
@@ -64,7 +116,17 @@ def joined_examples(parts: Sequence[Examples]) -> Examples:
     inputs = [item for part in parts for item in part.inputs]
     labels = np.concatenate([part.labels for part in parts])
     ids = np.concatenate([part.ids for part in parts])
-    return Examples(inputs, labels, ids, parts[0].modality)
+    return Examples(inputs, labels, ids, parts[0].modality, joined_targets([part.targets for part in parts]))
+
+
+def joined_targets(parts: Sequence[Targets | None]) -> Targets | None:
+    """Targets one after the other; parts without examples may have none."""
+    there = [part for part in parts if part is not None]
+    if not there:
+        return None
+    ends = np.cumsum([0, *(int(part.offsets[-1]) for part in there)])
+    offsets = [part.offsets[1:] + end for part, end in zip(there, ends, strict=False)]
+    return Targets(np.concatenate([part.values for part in there]), np.concatenate([np.zeros(1, np.int64), *offsets]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +156,8 @@ class Stream:
     """Tasks in the order they arrive.
 
     `kind` says what changes from task to task: new classes (`class-incremental`), the same classes from new domains
-    (`domain-incremental`), new classes with the task named at prediction time (`task-incremental`), or what text is about
-    and what is asked of it, learned and answered as text (`language`). `retention_sets` are asked and never learned.
+    (`domain-incremental`), or new classes with the task named at prediction time (`task-incremental`). `objective` names
+    what an answer is. `retention_sets` are asked and never learned.
     """
 
     name: str
@@ -104,6 +166,7 @@ class Stream:
     order_seed: int | None = None
     notes: tuple[str, ...] = ()
     retention_sets: tuple[Task, ...] = ()
+    objective: str = "classify"
 
     @property
     def modality(self) -> Modality:
@@ -121,5 +184,6 @@ class Stream:
 
     @cached_property
     def _content_hash(self) -> str:
-        parts = [self.kind, *(task.content_hash() for task in self.tasks)]
+        own = [] if self.objective == "classify" else [self.objective]
+        parts = [self.kind, *own, *(task.content_hash() for task in self.tasks)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()

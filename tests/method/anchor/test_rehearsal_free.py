@@ -15,8 +15,8 @@ from contune.contract.state import State
 from contune.engine.learner import Learner
 from contune.errors import CombinationError
 from contune.method.catalog import build_method, compose
+from contune.numerics.divergences import softmax_divergence
 from contune.rule.anchor.anchor import anchored_distance
-from contune.rule.anchor.distillation import distillation_rows
 from contune.rule.anchor.extractor_anchor import ExtractorAnchor
 from contune.rule.anchor.feature_distillation import FeatureDistillation, feature_distance
 
@@ -162,7 +162,7 @@ def test_every_model_has_projections(name: str) -> None:
 def test_prediction_distillation_has_no_gradient_at_the_teacher() -> None:
     teacher = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     student = teacher.clone().requires_grad_()
-    distillation_rows(student, teacher, 2.0).sum().backward()
+    softmax_divergence(student, teacher, 2.0).sum().backward()
     assert student.grad is not None
     assert float(student.grad.abs().max()) < 1e-6
 

@@ -29,7 +29,7 @@ Values = dict[str, Tensor]
 
 def learner_of(case: str = "digits", **options: Any) -> Learner:
     model = tiny_model() if case == "digits" else str(tiny_folder(case))
-    kind = {"kind": "language"} if case == "llama-writer" else {}
+    kind = {"objective": "write"} if case == "llama-writer" else {}
     return Learner(model, build_method("i-lora", options), train=TRAIN, device="cpu", **kind)
 
 

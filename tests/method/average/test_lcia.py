@@ -46,7 +46,7 @@ def three_tasks() -> list[Task]:
 
 def learner_of(case: str = "digits", train: dict[str, Any] = TRAIN, **options: Any) -> Learner:
     model = tiny_model() if case == "digits" else str(tiny_folder(case))
-    kind = {"kind": "language"} if case.endswith("writer") else {}
+    kind = {"objective": "write"} if case.endswith("writer") else {}
     settings = {**train, "batch_size": 4} if kind else train
     return Learner(model, build_method("lcia", options), train=settings, device="cpu", **kind)
 
@@ -296,7 +296,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         build_method("lcia", {"routing": "instructions"}),
         compose({"adapter": "lora-experts", "router": "instructions"}),
     ):
-        with pytest.raises(CombinationError, match="kind: language"):
+        with pytest.raises(CombinationError, match="objective: write"):
             Learner(tiny_model(), method, train=TRAIN)
     with pytest.raises(CombinationError, match="several tasks"):
         compose({"adapter": "lora-per-task", "rules": ["adaptive-ema"]})

@@ -230,4 +230,4 @@ def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(CombinationError, match="set head: frozen-rows"):
         compose({"adapter": "lora", "rules": ["preallocation"]})
     with pytest.raises(CombinationError, match="answers are written"):
-        Learner(str(tiny_folder("llama-writer")), "seq-star", kind="language")
+        Learner(str(tiny_folder("llama-writer")), "seq-star", objective="write")

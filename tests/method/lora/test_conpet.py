@@ -389,7 +389,7 @@ def test_decoders_are_learned_by_their_features() -> None:
 def test_language_is_learned_by_the_static_form_and_by_the_parts_of_the_dynamic_one() -> None:
     writer = str(tiny_folder("llama-writer"))
     with pytest.raises(CombinationError, match="linear-per-task"):
-        Learner(writer, "conpet-dynamic", kind="language")
+        Learner(writer, "conpet-dynamic", objective="write")
     parts = {
         "adapter": "lora-experts",
         "head": "linear",
@@ -397,7 +397,7 @@ def test_language_is_learned_by_the_static_form_and_by_the_parts_of_the_dynamic_
         "rules": [{"task-replay": {"weight": 0.0}}],
     }
     for method in (build_method("conpet-static", {}), compose(parts)):
-        learner = Learner(writer, method, kind="language", train={**TRAIN, "batches": 3, "batch_size": 4})
+        learner = Learner(writer, method, objective="write", train={**TRAIN, "batches": 3, "batch_size": 4})
         for task in (experience("big"), experience("red", "red", "blue")):
             learner.learn(task)
         assert all(isinstance(text, str) for text in learner.predict(["Is sun big", "Is sun red"]))

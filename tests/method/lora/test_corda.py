@@ -18,10 +18,10 @@ from contune.adapter.lora import corda
 from contune.adapter.lora.corda import Corda, damped, decomposed, kept_texts, sampled, start_factors, wrapped_matrix
 from contune.checks.run import SETTINGS, digit_tasks, same_state, tiny_model
 from contune.contract.data import Dataset
+from contune.contract.input_memory import input_moments
 from contune.engine.learner import Learner
 from contune.errors import ConfigError, DataError
 from contune.method.catalog import build_method
-from contune.numerics.subspaces import input_moments
 from contune.run.export import export_run
 from contune.run.predict import load_learner
 from contune.stream.task import Task
@@ -32,7 +32,7 @@ MODES = ["keep", "preview"]
 
 def learner_of(case: str = "digits", train: dict[str, Any] | None = None, **options: Any) -> Learner:
     model = tiny_model() if case == "digits" else str(tiny_folder(case))
-    kind = {"kind": "language"} if case.endswith("writer") else {}
+    kind = {"objective": "write"} if case.endswith("writer") else {}
     method = build_method("corda", {"rank": 4, **options})
     return Learner(model, method, train={**SETTINGS, **(train or {})}, **kind)  # type: ignore[arg-type]
 
@@ -233,7 +233,7 @@ def test_few_samples_are_drawn_by_the_seed_and_the_task() -> None:
 @pytest.mark.parametrize("case", ["digits", "bert", "gpt2-writer"])
 def test_with_nothing_to_keep_yet_the_first_task_is_plain_lora(case: str) -> None:
     model = tiny_model() if case == "digits" else str(tiny_folder(case))
-    kind = {"kind": "language"} if case.endswith("writer") else {}
+    kind = {"objective": "write"} if case.endswith("writer") else {}
     options = {"rank": 4, "alpha": 4.0, "targets": "all-linear"}
     plain = Learner(model, build_method("o-lora", options), train=SETTINGS, **kind)  # type: ignore[arg-type]
     ours = learner_of(case, train={"warmup": 0.0})

@@ -25,7 +25,7 @@ TRAIN = {**SETTINGS, "lr": 1e-3}
 
 def learner_of(case: str = "digits", train: dict[str, Any] = TRAIN, **options: Any) -> Learner:
     model = tiny_model() if case == "digits" else str(tiny_folder(case))
-    kind = {"kind": "language"} if case == "llama-writer" else {}
+    kind = {"objective": "write"} if case == "llama-writer" else {}
     return Learner(model, build_method("reg-lora", options), train=train, device="cpu", **kind)
 
 

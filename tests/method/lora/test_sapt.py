@@ -32,7 +32,7 @@ PLANTED = ["Is owl big __ans__ yes", "Is elk huge __ans__ no", "Is yak big", "Is
 
 def learner_of(case: str = "digits", **options: Any) -> Learner:
     model = tiny_model() if case == "digits" else str(tiny_folder(case))
-    kind = {"kind": "language"} if case.endswith("writer") else {}
+    kind = {"objective": "write"} if case.endswith("writer") else {}
     if kind and "source" not in options:
         options["source"] = "kept"
     return Learner(model, build_method("sapt", options), train=TRAIN, **kind)  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ CASES = ["digits", "bert", "llama-writer", "gpt2-writer"]
 
 def learner_of(case: str = "digits", **options: Any) -> Learner:
     model = tiny_model() if case == "digits" else str(tiny_folder(case))
-    kind = {"kind": "language"} if case.endswith("writer") else {}
+    kind = {"objective": "write"} if case.endswith("writer") else {}
     train = {**TRAIN, "batch_size": 4} if kind else TRAIN
     return Learner(model, build_method("slm", {"key_steps": 60, **options}), train=train, device="cpu", **kind)
 

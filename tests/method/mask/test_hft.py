@@ -76,7 +76,7 @@ def test_what_rests_keeps_every_bit_and_the_rest_moves(case: str, train: dict[st
 @pytest.mark.parametrize("seed", range(4))
 def test_counts_of_a_llama(seed: int) -> None:
     """Per layer two of four attention matrices; of three in the MLP two in ceil(L / 2) layers and one in the others."""
-    learner = Learner(WRITER, "hft", kind="language", train={**TRAIN, "seed": seed})
+    learner = Learner(WRITER, "hft", objective="write", train={**TRAIN, "seed": seed})
     learner.begin(experience("big"))
     assert [len(found) for found in resting_modules(learner, "attention")] == [2, 2, 2]
     assert sorted(len(found) for found in resting_modules(learner, "feed-forward")) == [1, 2, 2]

@@ -380,7 +380,7 @@ def test_texts_resume_exactly(name: str) -> None:
 
 
 def test_in_language_an_answers_score_is_the_mean_over_its_tokens() -> None:
-    learner = Learner(str(tiny_folder("llama-writer")), "ogd", kind="language", train={**SETTINGS, "epochs": 1})
+    learner = Learner(str(tiny_folder("llama-writer")), "ogd", objective="write", train={**SETTINGS, "epochs": 1})
     context = learner.begin(experience("big"))
     found = answer_gradient(context, np.array([1]))
     batch = context.passes.batch([(context.task.data, np.array([1]))])

@@ -386,7 +386,7 @@ def test_state_holds_nothing_but_prefixes_and_keys() -> None:
 
 def test_in_language_every_token_of_an_answer_has_the_feature_of_its_text() -> None:
     method = compose({"adapter": "prefix-per-task", "head": "linear", "router": "keys"})
-    learner = Learner(str(tiny_folder("llama-writer")), method, kind="language", train=SETTINGS)
+    learner = Learner(str(tiny_folder("llama-writer")), method, objective="write", train=SETTINGS)
     context = learner.begin(experience("big"))
     batch = context.passes.batch([(context.task.data, np.arange(3))])
     assert batch.queries is not None

@@ -23,7 +23,7 @@ from contune.contract.state import State
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
 from contune.method.catalog import build_method, compose
-from contune.rule.anchor.distillation import distillation_rows
+from contune.numerics.divergences import softmax_divergence
 from contune.rule.replay import pseudo_replay
 from contune.rule.replay.pseudo_replay import SAMPLES, WRITING, PseudoReplay, dealt_share
 from contune.rule.replay.pseudo_samples import (
@@ -50,7 +50,7 @@ PLANTED = [
 
 def learner_of(model: str = "llama-writer", **options: Any) -> Learner:
     made = {"length": 4, "attempts": 8, **options}
-    return Learner(str(tiny_folder(model)), build_method("lfpt5", made), kind="language", train=TRAIN)
+    return Learner(str(tiny_folder(model)), build_method("lfpt5", made), objective="write", train=TRAIN)
 
 
 def rule_of(learner: Learner) -> PseudoReplay:
@@ -208,7 +208,7 @@ def test_the_loss_is_as_defined(planted: None) -> None:
         now = context.model.forward(again).logits
         with context.model.swapped(rule._teacher):
             before = context.model.forward(again).logits
-    distance = distillation_rows(now, before, 1.0).sum() / len(batch.parts[1][1])
+    distance = softmax_divergence(now, before, 1.0).sum() / len(batch.parts[1][1])
     assert distance > 0.01
     weight = rule.select(context, 0, 0)[WRITING].weight
     found = rule.loss(context, batch, outputs)
@@ -261,7 +261,7 @@ def test_without_both_terms_it_is_prompt_tuning_on_the_union(planted: None) -> N
 
 def test_without_samples_and_terms_it_is_plain_prompt_tuning_to_the_bit() -> None:
     settings = {**build_method("lfpt5", {}).train, **TRAIN}
-    plain = Learner(WRITER, compose({"adapter": {"prompt": {"length": 4}}}), kind="language", train=settings)
+    plain = Learner(WRITER, compose({"adapter": {"prompt": {"length": 4}}}), objective="write", train=settings)
     ours, full = learner_of(writing=0.0, distillation=0.0, attempts=0), learner_of()
     for task in (chosen("big"), chosen("red", "red", "blue")):
         for learner in (plain, ours, full):
@@ -317,7 +317,7 @@ def test_a_model_that_has_learned_to_write_replays_itself() -> None:
     rule = {"pseudo-replay": {"writing": 1.0, "attempts": 16, "top": 2, "repetition_penalty": 1.0}}
     method = compose({"adapter": {"lora": {"rank": 16, "targets": "all-linear"}}, "rules": [rule]})
     train = {"epochs": 40, "batch_size": 8, "lr": 2e-2}
-    learner = Learner(WRITER, method, kind="language", train=train)
+    learner = Learner(WRITER, method, objective="write", train=train)
     learner.learn(chosen("big"))
     context = learner.begin(chosen("red", "red", "blue"))
     replay = rule_of(learner)

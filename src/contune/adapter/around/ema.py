@@ -1,12 +1,12 @@
 """An adapter that learns, and a slow running mean of it that answers beside it (LAE, arXiv 2303.10070)."""
 
-from typing import final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor
 
-from contune.adapter.around.around import Around, exchanged
 from contune.adapter.lora.calibrated import CalibratedLora
+from contune.adapter.wrapper import Around, exchanged
 from contune.backbone.backbone import Backbone
 from contune.contract.capability import Lifetime, Modules, find
 from contune.contract.context import Context
@@ -88,6 +88,21 @@ class EmaAdapter(Around):
         self._offline = on_device(state.inner("offline").tensors, device)
 
 
-def ema_adapter(*, adapter: Adapter | None = None, decay: float = 0.9999) -> Adapter:
-    """An adapter, by default calibrated-lora, and a running mean of it; both answer (LAE, arXiv 2303.10070)."""
+def ema_adapter(
+    *,
+    adapter: Annotated[
+        Adapter | None, "what learns: a name, or {name: {option: value}}; null: calibrated-lora", "released code"
+    ] = None,
+    decay: Annotated[
+        float, "share of the mean that a step keeps, 0 to 1; less follows faster", "released code"
+    ] = 0.9999,
+) -> Adapter:
+    """An adapter that learns, and a slow running mean of it; both answer, each class by the surer one (arXiv 2303.10070).
+
+    Use it where one adapter lives through the whole stream and its last task must not have the last word. Any adapter
+    with one module that goes on learning will do, such as calibrated-lora, lora or bottleneck.
+
+    Memory: the adapter twice.
+    Compute: two forward passes to answer.
+    """
     return EmaAdapter(CalibratedLora() if adapter is None else adapter, decay)

@@ -1,12 +1,12 @@
 """The untouched model beside the adapted one: both are modules, so a head may answer from both (APER, 2303.07338)."""
 
-from typing import final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor
 
-from contune.adapter.around.around import Around
 from contune.adapter.bottleneck.single import Bottleneck
+from contune.adapter.wrapper import Around
 from contune.backbone.backbone import Backbone
 from contune.contract.capability import Modules, find
 from contune.contract.context import Context
@@ -82,6 +82,18 @@ class WithBase(Around):
         self.inner.load_state(state.inner("inner"), context)
 
 
-def with_base(*, adapter: Adapter | None = None) -> Adapter:
-    """The features of the untouched model beside those of `adapter`, by default a bottleneck (arXiv 2303.07338)."""
+def with_base(
+    *,
+    adapter: Annotated[
+        Adapter | None, "beside the base: a name, or {name: {option: value}}; null: bottleneck", "paper"
+    ] = None,
+) -> Adapter:
+    """The features of the untouched model beside those of an adapted one, twice as wide (arXiv 2303.07338).
+
+    Use it with a closed-form head and adapt: first-task, where the adapted features should not replace the general
+    ones.
+
+    Memory: the adapter.
+    Compute: two forward passes to answer; features of the untouched model are computed once and kept.
+    """
     return WithBase(Bottleneck() if adapter is None else adapter)

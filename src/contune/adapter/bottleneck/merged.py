@@ -1,16 +1,18 @@
 """Bottlenecks per task that go on from the last task's and are drawn to the mean of all earlier (MOS, arXiv 2412.09441)."""
 
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from contune.adapter.around.around import Around
 from contune.adapter.bottleneck.per_task import BottleneckPerTask
+from contune.adapter.bottleneck.single import Bottleneck
+from contune.adapter.wrapper import Around
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Layers
 from contune.contract.parts import Tensors
 from contune.contract.state import State
 from contune.errors import ConfigError
@@ -51,16 +53,20 @@ def spread(features: Tensor, means: Tensor) -> Tensor:
 
 @final
 class BottleneckMerged(Around):
-    """Module t is the frozen model with the bottlenecks of task t, which start as those of task t - 1 ended.
+    """Module t has the bottlenecks of task t, which start as those of task t - 1 ended, in the frozen model (2412.09441).
 
-    After every step they become (1 - `share`) times themselves plus `share` times the mean of all earlier sets
-    (progressively merged adapters), so that modules stay near one another. The first task is not merged. The released
-    code adds `spread` times a term that holds the features of a batch and the means of old classes apart; so do we.
-    Other options as of `bottleneck`. Memory: one set per task, 0.31 million weights for size 16 in ViT-B/16, one more
-    while it trains, and a mean per class. Compute: as `bottleneck-per-task`, and one more pass over each task for the
-    means. Differs: the released code merges once more at every layer of every forward pass, in answering too, where it
-    changes finished adapters; here a step merges once and what is finished stays. A class that comes back has the mean
-    of its last task. With several processes each holds its own rows apart.
+    After every step they become (1 - `share`) times themselves plus `share` times the mean of all earlier sets, so that
+    modules stay near one another. The first task is not merged. As in the released code, a term of weight `spread`
+    holds the features of a batch and the means of old classes apart.
+
+    Memory: one set per task, 0.31 million weights for size 16 in ViT-B/16, one more while it trains, and a mean per
+    class.
+    Compute: as `bottleneck-per-task`, and one more pass over each task for the means.
+    Differs:
+    - The released code merges once more at every layer of every forward pass, in answering too, where it changes
+      finished adapters; here a step merges once and what is finished stays.
+    - A class that comes back has the mean of its last task.
+    - With several processes each holds its own rows apart.
     """
 
     name: ClassVar[str] = "bottleneck-merged"
@@ -68,12 +74,12 @@ class BottleneckMerged(Around):
     def __init__(
         self,
         *,
-        size: int = 16,
-        share: float = 0.1,
-        spread: float = 0.1,
-        scale: float | None = None,
-        dropout: float = 0.1,
-        layers: str | list[int] = "all",
+        size: Annotated[int, Bottleneck, "released code, CIFAR-100"] = 16,
+        share: Annotated[float, "how far a step draws it to the mean of earlier tasks', 0 to 1", "released code"] = 0.1,
+        spread: Annotated[float, "weight of the term that keeps classes apart, from 0", "released code"] = 0.1,
+        scale: Annotated[float | None, Bottleneck] = None,
+        dropout: Annotated[float, Bottleneck, "released code"] = 0.1,
+        layers: Layers = "all",
     ) -> None:
         if not 0 <= share <= 1 or spread < 0:
             raise ConfigError(f"share is {share} and spread {spread}; give a share from 0 to 1 and at least 0")

@@ -1,27 +1,29 @@
 """One set of bottlenecks per task, finished ones frozen and kept as modules of their own (EASE, arXiv 2403.12030)."""
 
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, final
 
 from torch import Tensor
 
-from contune.adapter.bottleneck.single import SHARES, Bottlenecks, check_bottleneck
+from contune.adapter.bottleneck.single import SHARES, Bottleneck, Bottlenecks, Form, check_bottleneck
 from contune.adapter.task_sets import TaskSets
 from contune.backbone.backbone import Backbone
-from contune.backbone.chosen_layers import resolve_layers
+from contune.backbone.targets import resolve_layers
 from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Layers
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.state import State
 
 
 @final
 class BottleneckPerTask(Adapter):
-    """Module t is the frozen model with the bottlenecks that task t trained; each task starts a fresh set.
+    """Module t is the frozen model with the bottlenecks that task t trained from a fresh start (arXiv 2403.12030).
 
-    Options as of `bottleneck`. Memory: one set per task, 1.19 million weights for size 64 in ViT-B/16. Compute: a task
-    trains through its own set alone; without a router an answer takes one forward pass per task. Where the adapter
-    learns in the first task only, later tasks add no set and go through the first.
+    Where the adapter learns in the first task only, later tasks add no set and go through the first.
+
+    Memory: one set per task, 1.19 million weights for size 64 in ViT-B/16.
+    Compute: a task trains through its own set alone; without a router an answer takes one forward pass per task.
     """
 
     name: ClassVar[str] = "bottleneck-per-task"
@@ -31,11 +33,11 @@ class BottleneckPerTask(Adapter):
     def __init__(
         self,
         *,
-        size: int = 64,
-        form: Literal["parallel", "houlsby", "pfeiffer"] = "parallel",
-        scale: float | None = None,
-        dropout: float = 0.0,
-        layers: str | list[int] = "all",
+        size: Annotated[int, Bottleneck] = 64,
+        form: Annotated[Form, Bottleneck] = "parallel",
+        scale: Annotated[float | None, Bottleneck] = None,
+        dropout: Annotated[float, Bottleneck] = 0.0,
+        layers: Layers = "all",
     ) -> None:
         check_bottleneck(size, dropout)
         self.size, self.form, self.layers, self.dropout = size, form, layers, dropout

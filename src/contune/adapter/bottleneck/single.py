@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from contune.adapter.bottleneck.sublayers import Sublayers, branch, changed_output, find_sublayers
 from contune.backbone.backbone import Backbone
-from contune.backbone.chosen_layers import resolve_layers
+from contune.backbone.targets import resolve_layers
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Layers
 from contune.contract.parts import Adapter, Parameters, Tensors
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
@@ -114,9 +115,14 @@ def check_bottleneck(size: int, dropout: float) -> None:
 class Bottleneck(Adapter):
     """One set of bottlenecks with ReLU for the whole stream, in the chosen layers; it starts as the identity.
 
-    `scale` None is the form's own: 0.1 for `parallel`, 1 for the sequential forms. Count: 2 x size x d + size + d for
-    each place, about 1.19 million for size 64 in ViT-B/16. Differs: `houlsby` starts exactly at the identity, where the
-    paper starts close to it, and leaves the layer norms frozen, which the paper trains.
+    Forms: `parallel` (AdaptFormer, arXiv 2205.13535) beside each MLP, `houlsby` (arXiv 1902.00751) behind attention and
+    MLP, `pfeiffer` (arXiv 2110.04366, section 2.2) behind each layer.
+
+    Memory: 2 x size x d + size + d for each place, about 1.19 million for size 64 in ViT-B/16.
+    Compute: a backward pass down to the lowest layer that has one.
+    Differs:
+    - `houlsby` starts exactly at the identity, where the paper starts close to it, and leaves the layer norms frozen,
+      which the paper trains.
     """
 
     name: ClassVar[str] = "bottleneck"
@@ -124,11 +130,11 @@ class Bottleneck(Adapter):
     def __init__(
         self,
         *,
-        size: int = 64,
-        form: Literal["parallel", "houlsby", "pfeiffer"] = "parallel",
-        scale: float | None = None,
-        dropout: float = 0.0,
-        layers: str | list[int] = "all",
+        size: Annotated[int, "hidden units of each bottleneck, from 1", "AdaptFormer as APER and EASE use it"] = 64,
+        form: Annotated[Form, "beside the MLP, behind attention and MLP, or behind the layer"] = "parallel",
+        scale: Annotated[float | None, "factor of what it adds; null: 0.1 in form parallel, else 1"] = None,
+        dropout: Annotated[float, "share of hidden units dropped in training, from 0 to below 1"] = 0.0,
+        layers: Layers = "all",
     ) -> None:
         check_bottleneck(size, dropout)
         self.size, self.form, self.layers, self.dropout = size, form, layers, dropout

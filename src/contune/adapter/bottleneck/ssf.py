@@ -3,16 +3,16 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from contune.adapter.bottleneck.sublayers import changed_output, probe_inputs
 from contune.backbone.backbone import Backbone
-from contune.backbone.chosen_layers import resolve_layers
 from contune.backbone.layers import is_norm
 from contune.backbone.linear import is_linear
+from contune.backbone.targets import resolve_layers
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters, Tensors
@@ -72,17 +72,24 @@ def channels(backbone: Backbone, places: dict[str, nn.Module]) -> dict[str, int]
 
 @final
 class Ssf(Adapter):
-    """A trained scale and shift behind every linear map and norm of the chosen layers.
+    """A trained scale and shift behind every linear map and norm of the chosen layers (arXiv 2210.08823).
 
-    With `layers: all` the patch or word embedding's own operations and the final norm have theirs too, as in the
-    released code; else the layers alone, so that those below can be cached. Not the identity at the start: scales are
-    drawn around 1 and shifts around 0 with a spread of 0.02. Count: 2 per output channel, about 0.2 million in ViT-B/16.
-    Differs: the pairs are kept beside the weights and not folded into them after training, which changes no value.
+    Not the identity at the start: scales are drawn around 1 and shifts around 0 with a spread of 0.02. With named
+    layers in place of `all`, the states below them can be cached.
+
+    Memory: 2 numbers per output channel, about 0.2 million in ViT-B/16.
+    Compute: a backward pass down to the lowest chosen layer.
+    Differs:
+    - The pairs are kept beside the weights and not folded into them after training, which changes no value.
     """
 
     name: ClassVar[str] = "ssf"
 
-    def __init__(self, *, layers: str | list[int] = "all") -> None:
+    def __init__(
+        self,
+        *,
+        layers: Annotated[str | list[int], "as of lora; all takes the embeddings too", "released code"] = "all",
+    ) -> None:
         self.layers = layers
         self._places: dict[str, nn.Module] = {}
         self._weights: dict[str, nn.Parameter] = {}

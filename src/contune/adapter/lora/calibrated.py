@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from contune.adapter.around.around import Around, exchanged
 from contune.adapter.lora.peft_adapter import PeftAdapter, lora_config
+from contune.adapter.wrapper import Around, exchanged
 from contune.backbone.backbone import Backbone
-from contune.backbone.chosen_layers import resolve_layers
-from contune.backbone.targets import key_value_modules
+from contune.backbone.targets import key_value_modules, resolve_layers
 from contune.contract.context import Context
+from contune.contract.options import LowLayers, Rank
 from contune.contract.parts import Parameters
 from contune.contract.state import State
 from contune.errors import ConfigError
@@ -36,14 +36,21 @@ def chosen_layers(layers: str | list[int], depth: int) -> list[int]:
 class CalibratedLora(Around):
     """W x + s B A x on keys and values, with a number s for every wrapped matrix that starts at 1 and is trained.
 
-    Rank 5 and layers 0 to 4 as in the released code, whose scale alpha / rank is 1. A starts Kaiming-uniform and B at
-    zero, so the adapter starts as the identity. Where a model has one matrix for query, key and value, the update reaches
-    the query too. Count: rank (d_in + d_out) + 1 per matrix.
+    A starts Kaiming-uniform and B at zero, so the adapter starts as the identity; the scale alpha / rank is 1, as in
+    the released code. Where a model has one matrix for query, key and value, the update reaches the query too.
+
+    Memory: rank (d_in + d_out) + 1 numbers per matrix.
+    Compute: a backward pass down to the lowest chosen layer.
     """
 
     name: ClassVar[str] = "calibrated-lora"
 
-    def __init__(self, *, rank: int = 5, layers: str | list[int] = "lowest-five") -> None:
+    def __init__(
+        self,
+        *,
+        rank: Annotated[Rank, "released code"] = 5,
+        layers: Annotated[LowLayers, "released code"] = "lowest-five",
+    ) -> None:
         if rank < 1:
             raise ConfigError(f"rank is {rank}; give at least 1")
         super().__init__(PeftAdapter("lora", self._config, [], linear=True))

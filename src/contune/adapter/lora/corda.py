@@ -4,15 +4,15 @@ kept, or much to what is to be learned (CorDA, arXiv 2406.05223)."""
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from contune.adapter.around.around import Around
 from contune.adapter.lora.per_task import LoraPerTask
+from contune.adapter.wrapper import Around
 from contune.backbone.backbone import Backbone
 from contune.backbone.linear import matrix_of
 from contune.backbone.reader.language import LanguageReader
@@ -20,10 +20,11 @@ from contune.backbone.reader.text import TextReader
 from contune.contract.capability import InputFactors, TaskFactors
 from contune.contract.context import Context
 from contune.contract.data import Dataset
+from contune.contract.input_memory import input_moments
+from contune.contract.options import Layers, Rank, Targets
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.numerics.subspaces import input_moments
 from contune.stream.config import TEXT_SUFFIXES, LanguageConfig
 from contune.stream.conversation import Conversation, language_examples
 from contune.stream.language import document_exchanges, read_exchanges, read_text
@@ -96,7 +97,7 @@ def joined_factors(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) 
 def kept_texts(path: Path, modality: Modality, tokens: int) -> Examples:
     """Examples to calibrate on from a text file, in pieces, or from a table in one of the layouts of language streams.
 
-    A model of kind language reads them as exchanges, a text encoder as their prompts with their answers. Pieces have so
+    A model that writes reads them as exchanges, a text encoder as their prompts with their answers. Pieces have so
     few characters that they fit in `tokens`, and at most as many as those of language streams.
     """
     if path.name.lower().endswith(TEXT_SUFFIXES):
@@ -146,6 +147,9 @@ class Corda(Around):
     in the deterministic view, all tokens alike.
 
     Nothing holds A and B in these directions once training starts.
+
+    Memory: 2 rank (d_in + d_out) per wrapped matrix and task, and with `keep` a d_in x d_in matrix per input.
+    Compute: a pass over `samples` examples a task, and a Cholesky and a singular value decomposition per matrix.
     """
 
     name: ClassVar[str] = "corda"
@@ -154,13 +158,13 @@ class Corda(Around):
     def __init__(
         self,
         *,
-        rank: int = 8,
-        mode: Mode = "keep",
-        keep_file: str | None = None,
-        samples: int = 256,
-        damp: float = 0.01,
-        targets: str | list[str] = "all-linear",
-        layers: str | list[int] = "all",
+        rank: Rank = 8,
+        mode: Annotated[Mode, "train what matters least to old tasks, or most to the new one"] = "keep",
+        keep_file: Annotated[str | None, "texts to keep as a task before the first; null: none"] = None,
+        samples: Annotated[int, "examples of a task that the decomposition looks at, from 1", "paper"] = 256,
+        damp: Annotated[float, "share of its mean diagonal added to the second moment, above 0", "paper"] = 0.01,
+        targets: Targets = "all-linear",
+        layers: Layers = "all",
     ) -> None:
         if samples < 1 or not damp > 0:
             raise ConfigError(f"samples is {samples} and damp {damp}; give at least 1 example and a damping above 0")

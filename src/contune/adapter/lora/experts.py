@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from contune.adapter.lora.peft_adapter import factors_of, inject, lora_config, merged_in_place, save_one, set_dropout
 from contune.backbone.backbone import Backbone
-from contune.backbone.chosen_layers import resolve_layers
 from contune.backbone.linear import linear_layers
+from contune.backbone.targets import resolve_layers
 from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Alpha, Dropout, Layers, Rank, Targets
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import derived_seed
 from contune.contract.state import State
@@ -40,11 +41,11 @@ class LoraExperts(Adapter):
     def __init__(
         self,
         *,
-        rank: int = 8,
-        alpha: float = 16.0,
-        dropout: float = 0.0,
-        targets: str | list[str] = "query-value",
-        layers: str | list[int] = "all",
+        rank: Rank = 8,
+        alpha: Alpha = 16.0,
+        dropout: Dropout = 0.0,
+        targets: Targets = "query-value",
+        layers: Layers = "all",
     ) -> None:
         self.rank, self.alpha, self.dropout, self.targets, self.layers = rank, alpha, dropout, targets, layers
         self._wrapped: PeftModel | None = None

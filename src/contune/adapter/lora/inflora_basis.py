@@ -2,21 +2,23 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from contune.adapter.around.around import Around
 from contune.adapter.lora.per_task import LoraPerTask
+from contune.adapter.wrapper import Around
 from contune.backbone.backbone import Backbone
 from contune.backbone.targets import key_value_targets
 from contune.contract.capability import InputFactors
 from contune.contract.context import Context
+from contune.contract.input_memory import InputMemory, input_moments
+from contune.contract.options import KeyValueTargets, Layers, Rank
 from contune.contract.parts import Parameters
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.numerics.subspaces import InputMemory, Subspace, closing_threshold, directions, input_moments
+from contune.numerics.subspaces import Subspace, closing_threshold, directions
 
 SIZE = 3**-0.5  # of every row of A: the variance that Kaiming's uniform start with a = sqrt(5) would give
 
@@ -45,8 +47,11 @@ class InfloraBasis(Around):
 
     A_t spans the strongest input directions of the new task that are orthogonal to the inputs of finished tasks, and is
     shared by modules that read the same tensor. B_t starts at zero. After the task its inputs join the memory, until it
-    holds the share `threshold` of their energy; the threshold closes by `growth` of what is left to 1 with every task.
-    A projection that makes queries, keys and values in one is wrapped whole, so there queries learn as well.
+    holds the share `threshold` of their energy. A projection that makes queries, keys and values in one is wrapped
+    whole, so there queries learn as well.
+
+    Memory: rank (d_in + d_out) per wrapped matrix and task, at most d_in^2 / 2 values per layer for old inputs.
+    Compute: two more passes over each task and two eigenvalue problems of size d_in per layer, in float64.
     """
 
     name: ClassVar[str] = "inflora-basis"
@@ -55,11 +60,11 @@ class InfloraBasis(Around):
     def __init__(
         self,
         *,
-        rank: int = 10,
-        threshold: float = 0.95,
-        growth: float = 0.1,
-        targets: str | list[str] = "key-value",
-        layers: str | list[int] = "all",
+        rank: Annotated[Rank, "released code, CIFAR-100"] = 10,
+        threshold: Annotated[float, "share of old inputs' energy that updates keep off", "released code"] = 0.95,
+        growth: Annotated[float, "share of its way to 1 that each task raises it", "paper, ten tasks"] = 0.1,
+        targets: Annotated[KeyValueTargets, "paper"] = "key-value",
+        layers: Layers = "all",
     ) -> None:
         for name, value in (("threshold", threshold), ("growth", growth)):
             if not 0 <= value < 1:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from contune.backbone.linear import matrix_of
 from contune.contract.capability import LinearWeights, require
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Rank, Targets
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.state import State
 
@@ -42,14 +43,23 @@ def is_light(name: str, module: nn.Module) -> bool:
 class LoraNormBias(Adapter):
     """W + scale B A in every linear layer, A starting at the top right singular vectors of W and B at zero.
 
-    All norms, biases and the class token of the base model are trained as well, so the base is changed. `lr_scale` is
-    the share of the learning rate of both.
+    All norms, biases and the class token of the base model are trained as well, so the base is changed.
+
+    Memory: rank (d_in + d_out) per linear layer, and norms and biases: about a percent of the model.
+    Compute: a full backward pass.
     """
 
     name: ClassVar[str] = "lora-norm-bias"
 
     def __init__(
-        self, *, rank: int = 4, scale: float = 0.8, targets: str | list[str] = "all-linear", lr_scale: float = 0.1
+        self,
+        *,
+        rank: Annotated[Rank, "released code"] = 4,
+        scale: Annotated[float, "factor of the low-rank update B A", "released code"] = 0.8,
+        targets: Targets = "all-linear",
+        lr_scale: Annotated[
+            float, "learning rate of all of it, as a multiple of train.lr", "released, from task 2"
+        ] = 0.1,
     ) -> None:
         self.rank, self.lr_scale = rank, lr_scale
         self._lora = lora(rank=rank, alpha=scale * rank, targets=targets)

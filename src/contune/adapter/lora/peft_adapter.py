@@ -4,18 +4,18 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Annotated, Any, final
 
 import torch
 from torch import Tensor, nn
 
 from contune.backbone.backbone import Backbone
-from contune.backbone.chosen_layers import resolve_layers
 from contune.backbone.linear import linear_layers
-from contune.backbone.targets import key_value_modules, target_modules
+from contune.backbone.targets import key_value_modules, resolve_layers, target_modules
 from contune.contract.capability import LinearWeights
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Alpha, Dropout, Layers, Rank, Targets
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import derived_seed
 from contune.contract.state import State
@@ -141,13 +141,19 @@ def set_dropout(model: "PeftModel", training: bool) -> None:
 
 def lora(
     *,
-    rank: int = 8,
-    alpha: float = 16.0,
-    dropout: float = 0.0,
-    targets: str | list[str] = "query-value",
-    layers: str | list[int] = "all",
+    rank: Rank = 8,
+    alpha: Alpha = 16.0,
+    dropout: Dropout = 0.0,
+    targets: Annotated[Targets, "LoRA (2106.09685), section 7.1"] = "query-value",
+    layers: Layers = "all",
 ) -> Adapter:
-    """Low-rank updates W + (alpha / rank) B A (arXiv 2106.09685, section 4.1), one for the whole stream."""
+    """Low-rank updates W + (alpha / rank) B A (arXiv 2106.09685, section 4.1), one for the whole stream.
+
+    Use it as the plain choice: small, exported as a peft folder, merged into the weights without cost at answering.
+
+    Memory: rank (d_in + d_out) numbers per wrapped matrix.
+    Compute: a backward pass down to the lowest wrapped layer.
+    """
 
     def config(backbone: Backbone) -> "PeftConfig":
         return lora_config(backbone, rank, alpha, dropout, targets, layers)
@@ -167,8 +173,15 @@ def lora_config(
     return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules)
 
 
-def ia3(*, layers: str | list[int] = "all") -> Adapter:
-    """Learnt factors on keys and values (IA3, arXiv 2205.05638, section 3.3; its factor inside the MLP is left out)."""
+def ia3(
+    *,
+    layers: Layers = "all",
+) -> Adapter:
+    """Learnt factors on keys and values (IA3, arXiv 2205.05638, section 3.3; its factor inside the MLP is left out).
+
+    Memory: one number per output of each key and value projection.
+    Compute: a backward pass down to the lowest chosen layer.
+    """
 
     def config(backbone: Backbone) -> "PeftConfig":
         from peft import IA3Config
@@ -180,12 +193,16 @@ def ia3(*, layers: str | list[int] = "all") -> Adapter:
 
 def peft(
     *,
-    type: str = "DORA",  # noqa: A002  the word of peft's own configuration files
-    targets: str | list[str] = "query-value",
-    layers: str | list[int] = "all",
-    options: dict[str, Any] | None = None,
+    type: Annotated[str, "kind of peft adapter by its type name: DORA, LOHA, LOKR, VERA, OFT, ..."] = "DORA",  # noqa: A002  the word of peft's own configuration files
+    targets: Targets = "query-value",
+    layers: Layers = "all",
+    options: Annotated[dict[str, Any] | None, "that kind's options, as peft names them; null: its own"] = None,
 ) -> Adapter:
-    """Any other injectable kind of `peft` by its type name, with that kind's own options: LOHA, LOKR, VERA, OFT, ..."""
+    """Any other injectable kind of `peft` by its type name, with that kind's own options: LOHA, LOKR, VERA, OFT, ...
+
+    Memory: that of the chosen kind.
+    Compute: a backward pass down to the lowest chosen layer.
+    """
 
     def config(backbone: Backbone) -> "PeftConfig":
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING

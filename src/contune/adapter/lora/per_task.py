@@ -3,18 +3,19 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from contune.adapter.lora.peft_adapter import factors_of, inject, lora_config, merged_in_place, save_one, set_dropout
 from contune.backbone.backbone import Backbone
-from contune.backbone.chosen_layers import resolve_layers
 from contune.backbone.linear import linear_layers
+from contune.backbone.targets import resolve_layers
 from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Alpha, Dropout, Layers, Rank, Targets
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import derived_seed
 from contune.contract.state import State
@@ -30,6 +31,8 @@ class LoraPerTask(Adapter):
     The finished ones are kept as one LoRA whose A is all A_i stacked and whose B is all B_i side by side, so that a
     forward pass costs two low-rank products however many tasks there were. Memory: rank (d_in + d_out) per wrapped
     matrix and task.
+
+    Compute: as `lora`, and one more low-rank product however many tasks there were, of rank `rank` x tasks.
     """
 
     name: ClassVar[str] = "lora-per-task"
@@ -38,11 +41,11 @@ class LoraPerTask(Adapter):
     def __init__(
         self,
         *,
-        rank: int = 8,
-        alpha: float = 32.0,
-        dropout: float = 0.0,
-        targets: str | list[str] = "query-value",
-        layers: str | list[int] = "all",
+        rank: Annotated[Rank, "released code"] = 8,
+        alpha: Annotated[Alpha, "released code"] = 32.0,
+        dropout: Dropout = 0.0,
+        targets: Annotated[Targets, "released code"] = "query-value",
+        layers: Layers = "all",
     ) -> None:
         self.rank, self.alpha, self.dropout, self.targets, self.layers = rank, alpha, dropout, targets, layers
         self.scale = alpha / rank if rank else 0.0

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,12 @@ from contune.adapter.bottleneck.sublayers import find_sublayers
 from contune.adapter.prompt.components import orthonormal_rows
 from contune.adapter.task_sets import TaskSets
 from contune.backbone.backbone import Backbone
-from contune.backbone.chosen_layers import resolve_layers
 from contune.backbone.linear import sizes_of
-from contune.backbone.targets import target_modules
+from contune.backbone.targets import resolve_layers, target_modules
 from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Layers, Rank
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import derived_seed, torch_generator
 from contune.contract.state import State
@@ -50,7 +50,7 @@ def key_shares(similarity: Tensor, top: int) -> tuple[Tensor, Tensor]:
 
     A key with a similarity of 0 or less has no weight; where all are so, nothing is added.
 
-    >>> [found.tolist() for found in shares(torch.tensor([[0.75, -0.5, 0.25], [-0.1, -0.2, -0.3]]), 2)]
+    >>> [found.tolist() for found in key_shares(torch.tensor([[0.75, -0.5, 0.25], [-0.1, -0.2, -0.3]]), 2)]
     [[[0, 2], [0, 1]], [[0.75, 0.25], [0.0, 0.0]]]
     """
     values, chosen = similarity.topk(min(top, similarity.shape[1]), dim=1)
@@ -108,19 +108,19 @@ def trained_keys(
 class RetrievedIncrements(Adapter):
     """Each task adds `keys_per_task` low-rank increments with keys; an example is answered with the `top` nearest to it.
 
-    h = W x + sum over i of w_i a_i^T b_i x with the weights of `key_shares`: cosines of the frozen model's own feature of
-    the example to the keys, piece by piece in `groups` pieces and then averaged, and scaled to sum 1. b starts normal and a
-    at zero, so that the output is the base's to the bit until a step is taken; earlier increments keep every bit. Training
-    and answering choose among all keys so far, and each example for itself, where the released code averages similarities
-    over the batch and an answer depends on its neighbours.
+    h = W x + sum over i of w_i a_i^T b_i x with the weights of `key_shares`: cosines of the frozen model's own feature
+    of the example to the keys, piece by piece in `groups` pieces and then averaged, and scaled to sum 1. b starts
+    normal and a at zero, so that the output is the base's to the bit until a step is taken; earlier increments keep
+    every bit. Training and answering choose among all keys so far, and each example for itself, where the released code
+    averages similarities over the batch and an answer depends on its neighbours.
 
-    A task's keys are trained before its increments on its examples alone, `key_steps` steps that draw every piece to its
-    `key_top` nearest keys while a share `key_dropout` of them cannot be chosen, and never change again. They start
-    orthonormal. `targets`: `attention-output`, as in the paper, or as `lora` names them. Where the adapter learns in the
-    first task only, later tasks add nothing. A document is asked nothing, so that all documents choose alike.
+    A task's keys are trained before its increments on its examples alone, and never change again. They start
+    orthonormal. Where the adapter learns in the first task only, later tasks add nothing. A document is asked nothing,
+    so that all documents choose alike.
 
-    Memory: rank (d_in + d_out) per increment and wrapped matrix, d per key; `top` increments of each example are in memory
-    at once. Compute: a pass of the frozen model over every example, kept, and in each forward pass `top` low-rank products.
+    Memory: rank (d_in + d_out) per increment and wrapped matrix, d per key; `top` increments of each example are in
+    memory at once.
+    Compute: a pass of the frozen model over every example, kept, and in each forward pass `top` low-rank products.
     """
 
     name: ClassVar[str] = "retrieved-increments"
@@ -131,16 +131,16 @@ class RetrievedIncrements(Adapter):
     def __init__(
         self,
         *,
-        keys_per_task: int = 4,
-        top: int = 4,
-        groups: int = 6,
-        rank: int = 12,
-        key_top: int = 2,
-        key_dropout: float = 0.25,
-        key_steps: int = 300,
-        key_lr: float = 1e-2,
-        targets: str | list[str] = "attention-output",
-        layers: str | list[int] = "all",
+        keys_per_task: Annotated[int, "increments, each with a key, that a task adds", "released for BERT"] = 4,
+        top: Annotated[int, "increments with the nearest keys that answer", "released for BERT"] = 4,
+        groups: Annotated[int, "pieces in which feature and key are compared", "released for BERT"] = 6,
+        rank: Annotated[Rank, "released for BERT"] = 12,
+        key_top: Annotated[int, "keys that a feature draws to itself while keys are trained, 1 to keys_per_task"] = 2,
+        key_dropout: Annotated[float, "share of keys that a training step leaves out, 0 to 1", "released code"] = 0.25,
+        key_steps: Annotated[int, "steps of key training, before the increments; 0: keys as drawn"] = 300,
+        key_lr: Annotated[float, "learning rate of the keys, above 0"] = 1e-2,
+        targets: Annotated[str | list[str], "attention-output, or targets as of lora", "paper"] = "attention-output",
+        layers: Layers = "all",
     ) -> None:
         if min(keys_per_task, top, groups, rank, key_lr) <= 0 or key_steps < 0:
             raise ConfigError(

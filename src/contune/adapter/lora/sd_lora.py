@@ -4,18 +4,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from contune.adapter.around.around import Around
 from contune.adapter.bottleneck.sublayers import changed_output
 from contune.adapter.lora.per_task import LoraPerTask
+from contune.adapter.wrapper import Around
 from contune.backbone.backbone import Backbone
 from contune.contract.capability import TaskFactors
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Layers, Rank, Targets
 from contune.contract.parts import Parameters
 from contune.contract.state import State
 
@@ -48,10 +49,12 @@ def inverse(sizes: Tensor) -> Tensor:
 class SdLora(Around):
     """h = W x + sum over k < t of alpha_k B_k A_k x / (||B_k||_F ||A_k||_F) + alpha_t B_t A_t x (SD-LoRA, section 4).
 
-    Trained are A_t, B_t and all magnitudes alpha_1 to alpha_t. There is one magnitude per task, shared by all layers and
-    by queries and values, as in the released code; norms are of each matrix alone. A finished direction goes from its own
-    size to size 1 when the next task begins, so answers jump there. `magnitudes`: at that moment `restart` sets all of
-    them to `magnitude` again, as the released code does; `carry` keeps what was learned and starts the new one there.
+    Trained are A_t, B_t and all magnitudes alpha_1 to alpha_t. There is one magnitude per task, shared by all layers
+    and by queries and values, as in the released code; norms are of each matrix alone. A finished direction goes from
+    its own size to size 1 when the next task begins, so answers jump there.
+
+    Memory: rank (d_in + d_out) per wrapped matrix and task, and one number per task.
+    Compute: as `lora`, and one more low-rank product for all finished tasks together.
     """
 
     name: ClassVar[str] = "sd-lora"
@@ -60,11 +63,13 @@ class SdLora(Around):
     def __init__(
         self,
         *,
-        rank: int = 10,
-        magnitude: float = 0.8,
-        magnitudes: Literal["restart", "carry"] = "restart",
-        targets: str | list[str] = "query-value",
-        layers: str | list[int] = "all",
+        rank: Annotated[Rank, "released code"] = 10,
+        magnitude: Annotated[float, "where the magnitude of a task's update starts", "released code"] = 0.8,
+        magnitudes: Annotated[
+            Literal["restart", "carry"], "set anew by each task, or learned on", "released code"
+        ] = "restart",
+        targets: Annotated[Targets, "paper"] = "query-value",
+        layers: Layers = "all",
     ) -> None:
         self.rank, self.magnitude, self.magnitudes = rank, magnitude, magnitudes
         self._lora = LoraPerTask(rank=rank, alpha=rank, targets=targets, layers=layers)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar, final
+from typing import Annotated, Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from contune.backbone.targets import target_modules
 from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Alpha, Layers, Rank, Targets
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State, on_device
@@ -117,12 +118,12 @@ class SharedAttention(Adapter):
     def __init__(
         self,
         *,
-        rank: int = 4,
-        alpha: float = 32.0,
-        hidden: int = 100,
-        temperature: float = 1.0,
-        targets: str | list[str] = "query-value",
-        layers: str | list[int] = "all",
+        rank: Annotated[Rank, "T5 on SuperNI"] = 4,
+        alpha: Annotated[Alpha, "T5 on SuperNI"] = 32.0,
+        hidden: Annotated[int, "width of the network that makes queries, from 1", "released code"] = 100,
+        temperature: Annotated[float, "softens the attention over tasks, above 0", "T5 on SuperNI"] = 1.0,
+        targets: Targets = "query-value",
+        layers: Layers = "all",
     ) -> None:
         if rank < 1 or hidden < 1 or temperature <= 0:
             raise ConfigError(

@@ -1,16 +1,17 @@
 """Prompts as weighted sums of components, more of them with every task (CODA-Prompt, arXiv 2211.13218)."""
 
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from contune.backbone.backbone import Backbone
-from contune.backbone.chosen_layers import resolve_layers
+from contune.backbone.targets import resolve_layers
 from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import LowLayers
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
@@ -52,6 +53,9 @@ class PromptComponents(Adapter):
 
     Per chosen layer p = sum over m of cos(q * A_m, K_m) P_m, whose first half of rows are keys and the rest values in
     front of that layer's own. New slices start orthonormal to all earlier ones, as released, while the width has room.
+
+    Memory: tasks x components_per_task x (length + 2) x d per layer.
+    Compute: a backward pass down to the lowest chosen layer; the query is computed once per example and kept.
     Differs: the pool grows with the tasks, where the official code divides a fixed pool by their number, known in
     advance.
     """
@@ -64,10 +68,10 @@ class PromptComponents(Adapter):
     def __init__(
         self,
         *,
-        components_per_task: int = 10,
-        length: int = 8,
-        layers: str | list[int] = "lowest-five",
-        orthogonality: float = 0.0,
+        components_per_task: Annotated[int, "prompt components that each task adds", "paper, ten tasks"] = 10,
+        length: Annotated[int, "rows of a prompt: half are keys, half values", "released code"] = 8,
+        layers: Annotated[LowLayers, "released code"] = "lowest-five",
+        orthogonality: Annotated[float, "weight of the penalty for orthogonality, from 0", "released code"] = 0.0,
     ) -> None:
         self.components_per_task, self.length, self.layers = components_per_task, length, layers
         self.orthogonality = orthogonality

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -44,13 +44,20 @@ class DeepPrompt(Adapter):
     Section 3.2 of the paper. Start: uniform within sqrt(6 / 2d), which is the released code's Xavier rule where a patch
     has as many values as the width (ViT-B/16); zeros, as in APER's code, would keep all tokens of a layer equal for ever.
     Tokens come before the class token and have no position; texts give the first layer's tokens the positions they
-    stand at, as any input of theirs. Count: depth x length x d. Not the identity at the start.
+    stand at, as any input of theirs. Not the identity at the start.
+
+    Memory: depth x length x d.
+    Compute: a full backward pass through an input that is `length` tokens longer.
     """
 
     name: ClassVar[str] = "deep-prompt"
     supports_packing: ClassVar[bool] = False
 
-    def __init__(self, *, length: int = 5) -> None:
+    def __init__(
+        self,
+        *,
+        length: Annotated[int, "trained tokens in every layer, from 1", "RanPAC's and APER's VPT-deep"] = 5,
+    ) -> None:
         if length < 1:
             raise ConfigError(f"length is {length}; give at least 1")
         self.length = length

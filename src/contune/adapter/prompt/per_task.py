@@ -1,6 +1,6 @@
 """One prompt at the input per task, each trained on its own (S-Prompts, arXiv 2207.12819)."""
 
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 from torch import Tensor
 
@@ -25,6 +25,8 @@ class PromptPerTask(Adapter):
     same features. Those of a text come before its first token, whose positions move up by `length`. Length 0 is the
     frozen model. Memory: length x d per task. Where the adapter learns in the first task only, later tasks add no prompt
     and go through the first.
+
+    Compute: a full backward pass through an input that is `length` tokens longer.
     """
 
     name: ClassVar[str] = "prompt-per-task"
@@ -32,7 +34,11 @@ class PromptPerTask(Adapter):
     expands = True
     lifetime = Lifetime.PER_MODULE
 
-    def __init__(self, *, length: int = 10) -> None:
+    def __init__(
+        self,
+        *,
+        length: Annotated[int, "tokens of each task's prompt; 0: the frozen model", "official code"] = 10,
+    ) -> None:
         if length < 0:
             raise ConfigError(f"length is {length}; give 0 or more tokens, 0 for none")
         self.length = length

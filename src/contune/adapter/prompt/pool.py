@@ -1,6 +1,6 @@
 """A pool of prompts with keys: each input takes those whose keys are nearest to its query (L2P, arXiv 2112.08654)."""
 
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
-from contune.contract.parts import Adapter, Parameters
+from contune.contract.parts import Adapter, Parameters, Trait
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.errors import CombinationError, ConfigError
@@ -23,13 +23,23 @@ class PromptPool(Adapter):
     Section 4.1: query = the frozen model's own feature; the penalty -`pull` x mean of the summed cosines draws chosen
     keys to their queries (equation 5). Every input chooses for itself, in training too: the released code's vote over
     the batch would let a prediction depend on its neighbours. Keys and prompts start uniform in [0, 0.01), as there.
+
+    Memory: pool x (length + 1) x d.
+    Compute: a full backward pass; the query is computed once per example and kept.
     """
 
     name: ClassVar[str] = "prompt-pool"
-    language: ClassVar[bool] = False
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.EXAMPLE_ROWS})
     needs_queries: ClassVar[bool] = True
 
-    def __init__(self, *, pool: int = 10, length: int = 5, top: int = 5, pull: float = 0.1) -> None:
+    def __init__(
+        self,
+        *,
+        pool: Annotated[int, "prompts in the pool, each with a key", "paper"] = 10,
+        length: Annotated[int, "tokens of each prompt", "PyTorch port"] = 5,
+        top: Annotated[int, "nearest prompts that each input is given, 1 to pool", "PyTorch port"] = 5,
+        pull: Annotated[float, "weight of drawing chosen keys to their inputs, from 0", "PyTorch port"] = 0.1,
+    ) -> None:
         if not 1 <= top <= pool:
             raise ConfigError(f"top is {top} and pool {pool}; choose at least 1 and at most all prompts of the pool")
         self.pool, self.length, self.top, self.pull = pool, length, top, pull

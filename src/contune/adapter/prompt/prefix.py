@@ -1,14 +1,15 @@
 """Prefix and prompt tuning: trained keys and values at several layers, or trained tokens at the input."""
 
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from contune.backbone.backbone import Backbone
-from contune.backbone.chosen_layers import resolve_layers
+from contune.backbone.targets import resolve_layers
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Layers
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
@@ -25,14 +26,22 @@ def normal(shape: tuple[int, ...], seed: int, name: str, device: torch.device) -
 class Prefix(Adapter):
     """`length` trained keys and values in front of those of each chosen layer (arXiv 2101.00190, 2110.07602).
 
-    Trained directly, without the paper's re-parametrising network. Count: 2 x layers x length x key width. Not the
-    identity at the start: a prefix takes a share of the attention.
+    Trained directly, without the paper's re-parametrising network. Not the identity at the start: a prefix takes a share
+    of the attention.
+
+    Memory: 2 x layers x length x key width.
+    Compute: a backward pass down to the lowest chosen layer.
     """
 
     name: ClassVar[str] = "prefix"
     supports_packing: ClassVar[bool] = False
 
-    def __init__(self, *, length: int = 10, layers: str | list[int] = "all") -> None:
+    def __init__(
+        self,
+        *,
+        length: Annotated[int, "trained keys, and as many values, in front of those of each layer"] = 10,
+        layers: Layers = "all",
+    ) -> None:
         self.length, self.layers = length, layers
         self._trained: dict[str, nn.Parameter] = {}
 
@@ -64,12 +73,20 @@ class Prefix(Adapter):
 
 @final
 class Prompt(Adapter):
-    """`length` trained tokens in front of the input (prompt tuning, arXiv 2104.08691; VPT-shallow, arXiv 2203.12119)."""
+    """`length` trained tokens in front of the input (prompt tuning, arXiv 2104.08691; VPT-shallow, arXiv 2203.12119).
+
+    Memory: length x d.
+    Compute: a full backward pass through an input that is `length` tokens longer.
+    """
 
     name: ClassVar[str] = "prompt"
     supports_packing: ClassVar[bool] = False
 
-    def __init__(self, *, length: int = 10) -> None:
+    def __init__(
+        self,
+        *,
+        length: Annotated[int, "trained tokens in front of the input"] = 10,
+    ) -> None:
         self.length = length
         self._tokens: nn.Parameter | None = None
 

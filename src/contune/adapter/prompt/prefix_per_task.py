@@ -1,17 +1,18 @@
 """A general prefix that all tasks train, and an expert prefix for each of them (DualPrompt, arXiv 2204.04799)."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from contune.adapter.task_sets import TaskSets
 from contune.backbone.backbone import Backbone
-from contune.backbone.chosen_layers import resolve_layers
+from contune.backbone.targets import resolve_layers
 from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import PrefixLayers
 from contune.contract.parts import Adapter, Parameters, Tensors
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
@@ -68,6 +69,7 @@ class PrefixPerTask(Adapter):
     Memory: 2 x length x width per layer, once for the general prefix and once per task for the expert (23 thousand in
     ViT-B/16). Named layers are cut to the model's depth. Differs: experts grow with the tasks, where the released code
     makes as many as there will be tasks. Where the adapter learns in the first task only, later tasks add no expert.
+    Compute: a backward pass down to the lowest layer with a prefix.
     """
 
     name: ClassVar[str] = "prefix-per-task"
@@ -77,11 +79,13 @@ class PrefixPerTask(Adapter):
     def __init__(
         self,
         *,
-        general_length: int = 5,
-        expert_length: int = 5,
-        general_layers: str | list[int] = "first-two",
-        expert_layers: str | list[int] = "third-to-fifth",
-        start: Literal["copy", "fresh"] = "copy",
+        general_length: Annotated[int, "keys and values of the prefix of all tasks; 0: none", "official code"] = 5,
+        expert_length: Annotated[int, "keys and values of each task's own prefix; 0: none", "official code"] = 5,
+        general_layers: Annotated[PrefixLayers, "official code"] = "first-two",
+        expert_layers: Annotated[PrefixLayers, "official code"] = "third-to-fifth",
+        start: Annotated[
+            Literal["copy", "fresh"], "a copy of the last task's prefix, or new", "official code"
+        ] = "copy",
     ) -> None:
         if min(general_length, expert_length) < 0:
             raise ConfigError(

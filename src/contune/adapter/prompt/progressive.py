@@ -1,6 +1,6 @@
 """One prompt per task in front of the prompts of all tasks before it (Progressive Prompts, arXiv 2301.12314)."""
 
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,12 @@ class ProgressivePrompts(Adapter):
     expands = True
     lifetime = Lifetime.PER_MODULE
 
-    def __init__(self, *, length: int = 10, bottleneck: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        length: Annotated[int, "tokens that each task's prompt adds; 0: the frozen model", "released script"] = 10,
+        bottleneck: Annotated[int, "hidden units of a network over a new prompt; 0: none", "released script"] = 0,
+    ) -> None:
         if length < 0 or bottleneck < 0:
             raise ConfigError(f"length is {length} and bottleneck {bottleneck}; give 0 or more, 0 for none")
         self.length, self.bottleneck = length, bottleneck

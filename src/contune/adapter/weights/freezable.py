@@ -1,14 +1,15 @@
 """Training of the model's own weights where whole tensors can be put to rest for a while."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import final
+from typing import Annotated, final
 
 from torch import nn
 
-from contune.adapter.around.around import Around
 from contune.adapter.weights.subset import Choice, ParameterSubset
+from contune.adapter.wrapper import Around
 from contune.contract.capability import LinearWeights, require
 from contune.contract.context import Context
+from contune.contract.options import Layers, LrScale
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.state import State
 
@@ -58,6 +59,14 @@ class FreezableParameters(Around):
         self.freeze(state.values["frozen"])
 
 
-def freezable(*, layers: str | list[int] = "all", lr_scale: float = 0.01) -> Adapter:
-    """Every weight as `full` trains it, of which a rule may let whole tensors rest in a task."""
+def freezable(
+    *,
+    layers: Layers = "all",
+    lr_scale: Annotated[LrScale, "SLCA (2303.05118), section 3.2"] = 0.01,
+) -> Adapter:
+    """Every weight as `full` trains it, of which a rule may let whole tensors rest in a task.
+
+    Memory: the model in place of the base, and the optimizer's two copies of what trains.
+    Compute: a full backward pass.
+    """
     return FreezableParameters("freezable", lambda _name, _owner: True, layers, lr_scale)

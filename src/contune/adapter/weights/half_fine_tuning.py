@@ -1,19 +1,20 @@
 """Half fine-tuning: in every task a fresh random half of the model's matrices rests (HFT, arXiv 2404.18466)."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import numpy as np
 from torch import nn
 
-from contune.adapter.around.around import Around
 from contune.adapter.weights.freezable import FreezableParameters
+from contune.adapter.wrapper import Around
 from contune.backbone.backbone import Backbone
-from contune.backbone.chosen_layers import resolve_layers
 from contune.backbone.layers import is_norm
 from contune.backbone.linear import is_linear
+from contune.backbone.targets import resolve_layers
 from contune.contract.capability import Freezable, Lifetime, require
 from contune.contract.context import Context
+from contune.contract.options import Layers, LrScale
 from contune.contract.randomness import numpy_generator
 from contune.numerics.masks import frozen_counts, require_share
 
@@ -37,7 +38,7 @@ def role_of(path: str, module: nn.Module) -> Role | None:
 def drawn_to_freeze(groups: Groups, share: float, generator: np.random.Generator) -> set[str]:
     """Names of the tensors that rest: in each layer this share of the matrices of each role, whole and with their biases.
 
-    >>> len(drawn_to_rest({"attention": [[("q",), ("k",), ("v",), ("o",)]]}, 0.5, np.random.default_rng(0)))
+    >>> len(drawn_to_freeze({"attention": [[("q",), ("k",), ("v",), ("o",)]]}, 0.5, np.random.default_rng(0)))
     2
     """
     names: set[str] = set()
@@ -62,12 +63,20 @@ class Half(Around):
     Every task draws anew, so no tensor is safe for good: after t tasks the share 1 - 2^-t has been trained. What rests has
     no gradient and no optimizer state, so that nothing moves it. Memory: the model in place of the base; half of the
     gradients and moments of full fine-tuning.
+
+    Compute: a backward pass without the gradients of what rests.
     """
 
     name: ClassVar[str] = "half-fine-tuning"
     hides: ClassVar[tuple[type, ...]] = (Freezable,)  # it is the one that lets tensors rest
 
-    def __init__(self, *, share: float = 0.5, layers: str | list[int] = "all", lr_scale: float = 0.01) -> None:
+    def __init__(
+        self,
+        *,
+        share: Annotated[float, "share of each layer's matrices that rest in a task, 0 to 1", "paper"] = 0.5,
+        layers: Layers = "all",
+        lr_scale: Annotated[LrScale, "SLCA (2303.05118), section 3.2"] = 0.01,
+    ) -> None:
         require_share("share", share)
         super().__init__(FreezableParameters("full", lambda _name, _module: True, layers, lr_scale))
         self.share, self.layers = share, layers

@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
 
-from contune.adapter.around.around import Around
 from contune.adapter.weights.subset import full
+from contune.adapter.wrapper import Around
 from contune.backbone.backbone import Backbone
 from contune.contract.capability import Lifetime
 from contune.contract.context import Context
+from contune.contract.options import Layers, LrScale
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State, on_device
 from contune.errors import CombinationError, ConfigError
@@ -42,18 +43,23 @@ def merged_tensor(start: Tensor, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
 class SparseDeltas(Around):
     """theta = theta_0 + sum over tasks of m_t * (theta_t - theta_0), where every task fine-tunes theta_0 anew to theta_t.
 
-    m_t keeps each entry with probability `keep`; it is drawn again from the seed, never stored. With `rescale` what is
-    kept is divided by `keep`, so that a delta keeps its size in expectation at the price of variance; without, as here by
-    default, merged deltas are small. The sum does not depend on the order of tasks. Between begin and end of a task the
-    model is theta_t, afterwards the merged one.
+    m_t keeps each entry with probability `keep`; it is drawn again from the seed, never stored. Rescaling keeps a
+    delta's size at the price of variance; without it merged deltas are small. The sum does not depend on the order of
+    tasks. Between begin and end of a task the model is theta_t, afterwards the merged one.
 
     Memory: `keep` of the trained weights per task, and theta_0 once more while the learner lives.
+    Compute: a full backward pass.
     """
 
     name: ClassVar[str] = "sparse-deltas"
 
     def __init__(
-        self, *, keep: float = 0.1, rescale: bool = False, layers: str | list[int] = "all", lr_scale: float = 0.01
+        self,
+        *,
+        keep: Annotated[float, "chance of a changed entry to be kept at a task's end, above 0 to 1"] = 0.1,
+        rescale: Annotated[bool, "divide what is kept by keep: changes keep their size on average"] = False,
+        layers: Layers = "all",
+        lr_scale: Annotated[LrScale, "SLCA (2303.05118), section 3.2"] = 0.01,
     ) -> None:
         if not 0 < keep <= 1:
             raise ConfigError(f"keep is {keep}; give a share above 0 and at most 1")

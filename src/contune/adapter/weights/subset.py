@@ -1,18 +1,19 @@
 """Adapters that train some of the base model's own weights: all of them, the biases, or the layer norms."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 from torch import Tensor, nn
 
 from contune.adapter.weights.depths import Stability, depths_below_head, start_anew
 from contune.backbone.backbone import Backbone
-from contune.backbone.chosen_layers import resolve_layers
 from contune.backbone.layers import is_norm
 from contune.backbone.linear import linear_layers
+from contune.backbone.targets import resolve_layers
 from contune.contract.capability import BaseMatrices, LinearWeights
 from contune.contract.context import Context
 from contune.contract.data import Batch
+from contune.contract.options import Layers, LrScale
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.state import State
 from contune.errors import CombinationError, ConfigError
@@ -138,27 +139,46 @@ class ParameterSubset(Adapter):
 
 def full(
     *,
-    layers: str | list[int] = "all",
-    lr_scale: float = 0.01,
-    decay: float = 1.0,
-    frozen: int | None = None,
-    frozen_from: int = 0,
-    reset: int = 0,
+    layers: Layers = "all",
+    lr_scale: Annotated[LrScale, "SLCA (2303.05118), section 3.2"] = 0.01,
+    decay: Annotated[float, "factor of the rate for each layer down, above 0 to 1; 1: all alike"] = 1.0,
+    frozen: Annotated[int | None, "lowest layers that rest with the embeddings; null: nothing rests"] = None,
+    frozen_from: Annotated[int, "first task, counted from 0, in which they rest"] = 0,
+    reset: Annotated[int, "top layers that start anew when the first task begins; 0: none"] = 0,
 ) -> Adapter:
-    """Every weight, at a hundredth of the head's learning rate (SLCA, arXiv 2303.05118, section 3.2).
+    """Every weight of the base model, at a hundredth of the head's learning rate (SLCA, arXiv 2303.05118, section 3.2).
 
-    `decay`, `frozen` with `frozen_from`, and `reset` train it more gently by depth, as stable-finetune and freeze do: see
-    `contune.adapter.weights.depths.Stability`.
+    `decay`, `frozen` with `frozen_from`, and `reset` train it more gently by depth (arXiv 2112.07869), as the methods
+    stable-finetune and freeze do.
+
+    Memory: the model in place of the base, and the optimizer's two copies of what trains.
+    Compute: a full backward pass, or one down to the lowest layer that trains.
     """
     stability = Stability(decay, frozen, frozen_from, reset)
     return ParameterSubset("full", lambda _name, _module: True, layers, lr_scale, stability)
 
 
-def bias(*, layers: str | list[int] = "all", lr_scale: float = 1.0) -> Adapter:
-    """The biases alone (BitFit, arXiv 2106.10199)."""
+def bias(
+    *,
+    layers: Layers = "all",
+    lr_scale: LrScale = 1.0,
+) -> Adapter:
+    """The biases alone (BitFit, arXiv 2106.10199).
+
+    Memory: the biases, about a thousandth of the model.
+    Compute: a backward pass down to the lowest chosen layer.
+    """
     return ParameterSubset("bias", lambda name, _module: name.endswith("bias"), layers, lr_scale, matrices="none")
 
 
-def layer_norm(*, layers: str | list[int] = "all", lr_scale: float = 1.0) -> Adapter:
-    """Gains and biases of the normalisation layers alone (arXiv 2302.08155)."""
+def layer_norm(
+    *,
+    layers: Layers = "all",
+    lr_scale: LrScale = 1.0,
+) -> Adapter:
+    """Gains and biases of the normalisation layers alone (arXiv 2302.08155).
+
+    Memory: gains and biases, a few thousandths of the model or less.
+    Compute: a backward pass down to the lowest chosen layer.
+    """
     return ParameterSubset("layer-norm", lambda _name, module: is_norm(module), layers, lr_scale, matrices="none")

@@ -138,7 +138,8 @@ class ModelInputs:
     (B, L) is true on the tokens to be predicted; with `max_new_tokens`, so many are to be written after each row,
     which is then padded on the left; `sampling` says how they are drawn, None for the likeliest. Where a decoder writes the
     answers, `answers` (B, M) are their tokens and `targets` (B, M) is true on them, with M other than L. `packing`: texts
-    share rows inside the model, where its layers see those rows; all that is said here is of one text a row.
+    share rows inside the model, where its layers see those rows; all that is said here is of one text a row. `words`: the
+    targets are no tokens to predict but the first ones of words, whose own states are asked for.
     """
 
     size: int
@@ -150,6 +151,7 @@ class ModelInputs:
     answers: Tensor | None = None
     sampling: Sampling | None = None
     packing: Packing | None = None
+    words: bool = False
 
     def __len__(self) -> int:
         return self.size
@@ -177,7 +179,9 @@ class ModelInputs:
         tensors = (self.ids, self.mask, self.pixels, self.targets, self.answers)
         ids, mask, pixels, targets, answers = (None if t is None else t[places] for t in tensors)
         sampling = None if self.sampling is None else self.sampling.take(places)
-        return ModelInputs(len(places), ids, mask, pixels, targets, self.max_new_tokens, answers, sampling)
+        return ModelInputs(
+            len(places), ids, mask, pixels, targets, self.max_new_tokens, answers, sampling, words=self.words
+        )
 
     def target_rows(self) -> Tensor:
         """The row (T,) that each answer belongs to: every row once, or in language once for every token of its answer."""

@@ -1,8 +1,9 @@
 """Refresh learning on a replay method: unlearn each batch a little, then learn it (arXiv 2403.13249)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
+from contune.contract.options import Alpha, Layers, Rank, Targets
 from contune.contract.parts import Rule
 from contune.head.linear import Linear
 from contune.method.method import Method
@@ -13,26 +14,33 @@ from contune.rule.replay.replay import Replay
 
 def refresh(
     *,
-    delta: float = 1e-5,
-    noise: float = 1e-3,
-    decay: float = 1e-5,
-    examples: int = 200,
-    host: Literal["der++", "er"] = "der++",
-    size: int = 500,
-    batch_size: int = 32,
-    alpha: float = 0.1,
-    beta: float = 0.5,
-    rank: int = 8,
-    alpha_lora: float = 16.0,
-    targets: str | list[str] = "query-value",
-    layers: str | list[int] = "all",
+    delta: Annotated[float, Refresh] = 1e-5,
+    noise: Annotated[float, Refresh] = 1e-3,
+    decay: Annotated[float, Refresh] = 1e-5,
+    examples: Annotated[int, Refresh] = 200,
+    host: Annotated[Literal["der++", "er"], "the replay that it is added to", "paper"] = "der++",
+    size: Annotated[int, DarkExperience] = 500,
+    batch_size: Annotated[int, DarkExperience] = 32,
+    alpha: Annotated[float, DarkExperience] = 0.1,
+    beta: Annotated[float, DarkExperience] = 0.5,
+    rank: Rank = 8,
+    alpha_lora: Alpha = 16.0,
+    targets: Targets = "query-value",
+    layers: Layers = "all",
 ) -> Method:
     """Before every step of DER++ (or ER) move what is trained up the loss of the batch, by a tiny share of its norm.
 
-    Memory: as the host, plus one value per trained entry. Compute: one more forward and backward pass a step, and
-    `examples` passes a task. delta, noise and decay are the released code's. Differs: moves come before the step, as the
-    paper writes, not after it; the Fisher information is taken of `examples` examples; the carrier is LoRA. alpha and
-    beta are those of DER++.
+    Unlearning a little first is meant to keep the model from memorising more of a batch than it needs.
+
+    Use it on top of a replay method that forgets still; without old examples there is nothing to add it to.
+
+    Memory: as the host, plus one value per trained entry.
+    Compute: one more forward and backward pass a step, and `examples` passes a task.
+    Defaults: of the move the released code's, of the replay those of method der++.
+    Differs:
+    - Moves come before the step, as the paper writes, not after it as in the released code.
+    - The Fisher information is measured on `examples` examples.
+    - What is trained is the LoRA of method lora.
 
     >>> [rule.name for rule in refresh().rules]
     ['refresh', 'der++']

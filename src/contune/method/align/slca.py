@@ -1,30 +1,41 @@
 """SLCA: a slow learner with classifier alignment (arXiv 2303.05118)."""
 
+from typing import Annotated
+
 from contune.adapter.weights.subset import full
 from contune.head.linear import Linear
 from contune.method.method import Method
+from contune.method.options import of
 from contune.rule.align.alignment import Alignment
 from contune.rule.align.statistics import Form
 
 
 def slca(
     *,
-    lr_scale: float = 0.01,
-    alignment_epochs: int = 5,
-    samples: int = 256,
-    alignment_lr: float = 0.01,
-    shrink: float = 0.9,
-    temperature: float = 0.1,
-    form: Form = "full",
-    rank: int = 8,
+    lr_scale: Annotated[float, full] = 0.01,
+    alignment_epochs: Annotated[int, of(Alignment, "epochs")] = 5,
+    samples: Annotated[int, Alignment] = 256,
+    alignment_lr: Annotated[float, of(Alignment, "lr")] = 0.01,
+    shrink: Annotated[float, Alignment] = 0.9,
+    temperature: Annotated[float, "divides normed scores in the alignment, above 0", "released code"] = 0.1,
+    form: Annotated[Form, Alignment] = "full",
+    rank: Annotated[int, Alignment] = 8,
 ) -> Method:
     """Train the whole model slowly on each task's own classes, then the head on Gaussian samples of all classes.
 
-    The alignment is undone before the next task. Memory: d^2 values per class (`form` `low-rank`: rank x d, `diagonal`:
-    d), the head once more, and the whole model, which replaces the base. Compute: a full backward pass, then
-    `alignment_epochs` x classes head steps. Defaults: rates 0.01 and 0.0001 with SGD, weight decay 5e-4, batch 128 and the
-    means shrunk to 0.9 are the released code's; they take 20 to 50 epochs and a multi-step rate, here 5 and a cosine.
-    Differs: heads start as in every method here, and a class that comes back keeps one Gaussian per time.
+    The alignment is undone before the next task, so that it never becomes what the model learns from.
+
+    Use it where the whole model may change, old examples may not be kept, and statistics of their features may.
+
+    Memory: d^2 values per class (`form` low-rank: rank x d, diagonal: d), the head once more, and the whole model,
+    which replaces the base.
+    Compute: a full backward pass, then `alignment_epochs` x classes head steps.
+    Defaults: the released code's: rates 0.01 and 0.0001 with SGD, weight decay 5e-4, batch 128, means shrunk to 0.9.
+    Differs:
+    - 5 epochs with a rate that falls as a cosine, where the released code takes 20 to 50 with a rate that falls in
+      steps.
+    - Heads start as in every method here.
+    - A class that comes back keeps one Gaussian for each time it came.
 
     >>> slca().rules[0].name
     'alignment'

@@ -1,6 +1,9 @@
 """EWC: pull important weights back, importance by Fisher information (arXiv 1612.00796)."""
 
+from typing import Annotated
+
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
+from contune.contract.options import Alpha, Layers, Rank, Targets
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.anchor.anchor import EWC
@@ -8,18 +11,26 @@ from contune.rule.anchor.anchor import EWC
 
 def ewc(
     *,
-    strength: float = 100.0,
-    examples: int = 200,
-    rank: int = 8,
-    alpha_lora: float = 16.0,
-    targets: str | list[str] = "query-value",
-    layers: str | list[int] = "all",
+    strength: Annotated[float, EWC] = 100.0,
+    examples: Annotated[int, EWC] = 200,
+    rank: Rank = 8,
+    alpha_lora: Alpha = 16.0,
+    targets: Targets = "query-value",
+    layers: Layers = "all",
 ) -> Method:
-    """Add strength / 2 * sum F (theta - theta*)^2 with the Fisher information of single examples.
+    """Hold what is trained to its old values, each as strongly as the Fisher information says that it mattered.
 
-    Memory: the trained tensors twice more. Compute: `examples` backward passes a task. One running anchor (online EWC).
+    The penalty is strength / 2 * sum F (theta - theta*)^2, with one running anchor theta* and gradients of single
+    examples (online EWC).
 
-    The adapter is the LoRA of method `lora`.
+    Use it where no old example may be kept and one set of weights lives through all tasks.
+
+    Memory: the trained tensors twice more.
+    Compute: `examples` backward passes a task, one sum a step.
+    Defaults: ours; what strength suits depends on the model, on what is trained and on the learning rate.
+    Differs:
+    - What is trained is the LoRA of method lora, not the whole network.
+    - One running anchor in place of one for every task.
 
     >>> ewc().rules[0].name
     'ewc'

@@ -1,6 +1,9 @@
 """L2: pull the trained weights towards where the last task left them (arXiv 2203.17269)."""
 
+from typing import Annotated
+
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
+from contune.contract.options import Alpha, Layers, Rank, Targets
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.anchor.anchor import L2 as L2Rule
@@ -8,18 +11,24 @@ from contune.rule.anchor.anchor import L2 as L2Rule
 
 def l2(
     *,
-    strength: float = 0.01,
-    rank: int = 8,
-    alpha_lora: float = 16.0,
-    targets: str | list[str] = "query-value",
-    layers: str | list[int] = "all",
+    strength: Annotated[float, L2Rule] = 0.01,
+    rank: Rank = 8,
+    alpha_lora: Alpha = 16.0,
+    targets: Targets = "query-value",
+    layers: Layers = "all",
 ) -> Method:
-    """Add strength * squared distance of the trained weights to those at the end of the last task.
+    """Hold what is trained to where the last task left it, every weight alike.
 
-    Memory: the trained tensors once more. Compute: one sum a step. Old head rows are anchored with the adapter, where the
-    paper anchors the feature extractor alone.
+    The penalty is strength times the squared distance.
 
-    The adapter is the LoRA of method `lora`.
+    Use it as the simplest protection without old examples, and as what ewc and mas have to beat.
+
+    Memory: the trained tensors once more.
+    Compute: one sum a step.
+    Defaults: ours; the paper's strength comes from a sweep.
+    Differs:
+    - Old head rows are anchored with the adapter, where the paper anchors the feature extractor alone.
+    - What is trained is the LoRA of method lora; `rehearsal-free` is nearer to the paper.
 
     >>> l2().rules[0].name
     'l2'

@@ -1,6 +1,9 @@
 """MAS: pull important weights back, importance by how much they move the output (arXiv 1711.09601)."""
 
+from typing import Annotated
+
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
+from contune.contract.options import Alpha, Layers, Rank, Targets
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.anchor.anchor import MAS
@@ -8,18 +11,25 @@ from contune.rule.anchor.anchor import MAS
 
 def mas(
     *,
-    strength: float = 1.0,
-    examples: int = 200,
-    rank: int = 8,
-    alpha_lora: float = 16.0,
-    targets: str | list[str] = "query-value",
-    layers: str | list[int] = "all",
+    strength: Annotated[float, MAS] = 1.0,
+    examples: Annotated[int, MAS] = 200,
+    rank: Rank = 8,
+    alpha_lora: Alpha = 16.0,
+    targets: Targets = "query-value",
+    layers: Layers = "all",
 ) -> Method:
-    """Add strength * sum Omega (theta - theta*)^2 where Omega is the mean gradient size of the squared output norm.
+    """Hold what is trained to its old values, each as strongly as it moves the size of the scores.
 
-    Memory: the trained tensors twice more. Compute: `examples` backward passes a task. Needs no labels.
+    The penalty is strength * sum Omega (theta - theta*)^2, Omega being the mean gradient size of the squared norm of
+    the scores.
 
-    The adapter is the LoRA of method `lora`.
+    Use it as ewc, and where importance should be measured without labels.
+
+    Memory: the trained tensors twice more.
+    Compute: `examples` backward passes a task, one sum a step.
+    Defaults: ours.
+    Differs:
+    - What is trained is the LoRA of method lora.
 
     >>> mas().rules[0].name
     'mas'

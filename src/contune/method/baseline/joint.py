@@ -1,21 +1,27 @@
 """Joint training: all tasks at once, the upper bound that continual learning is measured against."""
 
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
+from contune.contract.options import Alpha, Dropout, Layers, Rank, Targets
 from contune.head.linear import Linear
 from contune.method.method import Method
 
 
 def joint(
     *,
-    rank: int = 8,
-    alpha: float = 16.0,
-    dropout: float = 0.0,
-    targets: str | list[str] = "query-value",
-    layers: str | list[int] = "all",
+    rank: Rank = 8,
+    alpha: Alpha = 16.0,
+    dropout: Dropout = 0.0,
+    targets: Targets = "query-value",
+    layers: Layers = "all",
 ) -> Method:
-    """Train the same LoRA as `lora` on the data of all tasks together.
+    """Train the same LoRA as method lora on the data of all tasks together.
 
-    No continual learning: it sees every task at once, by declaration. Memory and compute per step as `lora`.
+    No continual learning: it sees every task at once, by declaration.
+
+    Use it as the upper bound: what a method loses against it is the price of learning one task after the other.
+
+    Memory: as lora, and the data of all tasks.
+    Compute: a step as that of lora.
 
     >>> joint().joint
     True

@@ -8,7 +8,10 @@ from contune.method.method import Method
 def linear_probe() -> Method:
     """Train a growing linear head alone; the features never change, yet the head forgets.
 
-    Memory: the head. Compute: features are computed once per example, then a matrix product a step.
+    Use it to see how much forgetting there is in the head by itself.
+
+    Memory: the head.
+    Compute: features are computed once per example, then a matrix product a step.
 
     >>> linear_probe().rules
     ()

@@ -1,8 +1,9 @@
 """EASE: an adapter per task, and class means in all of their subspaces (arXiv 2403.12030)."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from contune.adapter.bottleneck.per_task import BottleneckPerTask
+from contune.contract.options import Layers
 from contune.head.subspace_means import SubspaceMeans
 from contune.method.method import Method
 
@@ -20,17 +21,28 @@ LOOP: dict[str, Any] = {
 
 
 def ease(
-    *, size: int = 64, scale: float = 0.1, dropout: float = 0.1, alpha: float = 0.1, layers: str | list[int] = "all"
+    *,
+    size: Annotated[int, BottleneckPerTask] = 64,
+    scale: Annotated[float, "factor of what a bottleneck adds", "released code"] = 0.1,
+    dropout: Annotated[float, BottleneckPerTask, "released code"] = 0.1,
+    alpha: Annotated[float, SubspaceMeans] = 0.1,
+    layers: Layers = "all",
 ) -> Method:
     """Train fresh bottlenecks for each task, freeze them, and answer by class means in every task's features at once.
 
     An old class has no examples for a new adapter, so its mean there is put together from the new classes' means, by
-    their similarity in the old class's own features. Memory: 1.19 million weights per task in ViT-B/16 and classes x
-    tasks x d sums. Compute: a backward pass through the current adapter; after training, one forward pass of the task's
-    examples for each adapter so far; an answer takes one forward pass per task.
+    their similarity in the old class's own features.
+
+    Use it for images in new classes where one forward pass per task is affordable and no old example is kept.
+
+    Memory: 1.19 million weights per task in ViT-B/16 and classes x tasks x d sums.
+    Compute: a backward pass through the current adapter; after training, one forward pass of the task's examples for
+    each adapter so far; an answer takes one forward pass per task.
     Defaults: the released code's for CIFAR-100, where images are cropped and flipped too (set train.augment); the paper
-    tunes size, alpha and the learning rate for each data set. Differs: task sizes may be unequal and classes may come
-    back; the optional block of the unadapted model (beta, 0 there by default) is left out.
+    tunes size, alpha and the learning rate for each data set.
+    Differs:
+    - Task sizes may be unequal and classes may come back.
+    - The optional block of the unadapted model (beta, 0 by default there) is left out.
 
     >>> ease().head.loss_over
     'own-task'

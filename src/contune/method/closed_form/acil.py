@@ -1,20 +1,37 @@
 """ACIL: analytic class-incremental learning (arXiv 2205.14922), with analytic unlearning (ACU, arXiv 2505.12239)."""
 
+from typing import Annotated
+
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
 from contune.adapter.none import NoAdapter
 from contune.head.ridge import Ridge
+from contune.method.closed_form.ranpac import ranpac
 from contune.method.method import Method
+from contune.method.options import of
 
 
-def acil(*, expansion: int = 2048, gamma: float = 0.1, first_task: bool = False, rank: int = 8) -> Method:
+def acil(
+    *,
+    expansion: Annotated[int, of(Ridge, "random_features"), "ours; paper: 8192 and more"] = 2048,
+    gamma: Annotated[float, "ridge added to the sums, from 0", "released runs"] = 0.1,
+    first_task: Annotated[bool, ranpac] = False,
+    rank: Annotated[int, ranpac] = 8,
+) -> Method:
     """Widen frozen features to relu(W f(x)) once and solve ridge regression on all that was ever seen, exactly.
 
-    Kept are the sums G and Q in float64: (G + gamma I)^-1 Q is what the paper's recursion arrives at, whatever the split
-    and order, and `Learner.forget` subtracts examples again with only them at hand. Memory: expansion^2 + expansion x
-    classes in float64 (paper: 8192 for CIFAR, 16384 for ImageNet; 8192 takes 537 MB). Compute: one forward pass over
-    every example, one Cholesky a task, where the recursion inverts a matrix per batch. W is uniform in +-1/sqrt(d)
-    without bias; gamma 0.1 is what the released runs use. `first_task` trains a LoRA on the first task and rests it
-    then (paper: a ResNet trained from scratch); unlearning does not reach into it.
+    Kept are the sums G and Q in float64: (G + gamma I)^-1 Q is what the paper's recursion arrives at, whatever the
+    split and order, and `Learner.forget` subtracts examples again with only them at hand (ACU). W is uniform in
+    +-1/sqrt(d) without bias.
+
+    Use it where the result may depend on neither order nor split of the data, or where examples must be unlearned
+    exactly; unlearning does not reach into a LoRA of the first task.
+
+    Memory: expansion^2 + expansion x classes in float64; 8192 takes 537 MB.
+    Compute: one forward pass over every example, one Cholesky a task.
+    Defaults: gamma as in the released runs; the paper expands to 8192 for CIFAR and 16384 for ImageNet.
+    Differs:
+    - One Cholesky a task, where the recursion inverts a matrix per batch.
+    - With `first_task` a LoRA is trained on the first task; the paper trains a ResNet from scratch.
 
     >>> acil().head.name
     'ridge'

@@ -1,12 +1,13 @@
 """APER: adapt to the first task, then keep class means of the model before and after (arXiv 2303.07338)."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from contune.adapter.around.with_base import WithBase
 from contune.adapter.bottleneck.single import Bottleneck
 from contune.adapter.bottleneck.ssf import Ssf
 from contune.adapter.prompt.deep import DeepPrompt
 from contune.adapter.prompt.prefix import Prompt
+from contune.contract.options import Layers
 from contune.contract.parts import Adapter
 from contune.head.class_means import ClassMeans
 from contune.method.method import Method
@@ -28,24 +29,28 @@ DEEP_LOOP = LOOP | {"epochs": 5, "lr": 0.05, "batch_size": 16}
 
 def aper(
     *,
-    form: Literal["adapter", "ssf", "vpt-shallow", "vpt-deep"] = "adapter",
-    size: int = 64,
-    scale: float = 0.1,
-    dropout: float = 0.1,
-    length: int = 5,
-    layers: str | list[int] = "all",
+    form: Annotated[Form, "adapter of the first task: bottleneck, scale and shift, or prompts", "paper"] = "adapter",
+    size: Annotated[int, Bottleneck] = 64,
+    scale: Annotated[float, "factor of what a bottleneck adds, in form adapter", "released code"] = 0.1,
+    dropout: Annotated[float, Bottleneck, "released code"] = 0.1,
+    length: Annotated[int, "prompt tokens of the two vpt forms, from 1", "released code"] = 5,
+    layers: Layers = "all",
 ) -> Method:
     """Train an adapter on the first task alone, and answer by the nearest class mean of [f_0(x); f_adapted(x)].
 
-    Formerly called ADAM. `size`, `scale` and `dropout` are those of `adapter` (a bottleneck beside each MLP), `length`
-    the prompt tokens of the two `vpt` forms, `layers` those of `adapter` and `ssf`. The joint vector is normalised as a
-    whole, so the branch with the longer features weighs more, as in the paper. Memory: the adapter (1.19 million weights
-    in ViT-B/16) and classes x 2d sums. Compute: gradient steps on the first task, then one pass of each of the two
-    models over every example; two forward passes to answer. How much it gains over `nmc` depends on how many classes
-    the first task has.
+    Formerly called ADAM. The joint vector is normalised as a whole, so the branch with the longer features weighs more,
+    as in the paper. `size`, `scale` and `dropout` are those of form adapter, `length` of the two vpt forms, `layers` of
+    adapter and ssf.
+
+    Use it where the first task is large: how much it gains over nmc depends on how many classes the first task has.
+
+    Memory: the adapter (1.19 million weights in ViT-B/16) and classes x 2d sums.
+    Compute: gradient steps on the first task, then one pass of each of the two models over every example; two forward
+    passes to answer.
     Defaults: the released code's for CIFAR-100, where images are cropped and flipped too (set train.augment).
-    Differs: its forms that fine-tune the whole backbone or re-estimate batch norms are left out; prompts start as VPT
-    starts them and not at zero, where all tokens of a layer would stay equal.
+    Differs:
+    - Its forms that fine-tune the whole backbone or re-estimate batch norms are left out.
+    - Prompts start as VPT starts them and not at zero, where all tokens of a layer would stay equal.
 
     >>> aper(form="ssf").adapter.modules(), aper().adapt
     (2, 'first-task')

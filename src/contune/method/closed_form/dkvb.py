@@ -1,6 +1,6 @@
 """DKVB: a discrete key-value bottleneck on frozen features (arXiv 2207.11240)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from contune.adapter.none import NoAdapter
 from contune.head.key_value import KeyValue
@@ -8,16 +8,28 @@ from contune.method.method import Method
 
 
 def dkvb(
-    *, books: int = 64, pairs: int = 512, key_size: int = 8, keys: Literal["gaussian", "k-means"] = "gaussian"
+    *,
+    books: Annotated[int, KeyValue] = 64,
+    pairs: Annotated[int, KeyValue] = 512,
+    key_size: Annotated[int, KeyValue] = 8,
+    keys: Annotated[Literal["gaussian", "k-means"], KeyValue] = "gaussian",
 ) -> Method:
     """Look up every frozen feature in many small codebooks and train only the values that were found.
 
-    What one example changes, another with other keys never sees. Memory: books x pairs x (key_size + classes) (paper: 256
-    codebooks of 4096 pairs). Compute: features once per example, then a search for the nearest keys. Values have one
-    number per class and grow with the classes; softmax of their mean is the answer. Plain SGD without momentum, weight
-    decay or clipping, which alone leaves values that were not found as they are; the rate is large because the mean
-    over codebooks makes gradients small. Differs: the paper learns its keys by vector quantisation on another data set;
-    here they are random around the first task, or its k-means. The pooled feature is quantised, not every position.
+    What one example changes, another with other keys never sees. Values have one number per class and grow with the
+    classes; softmax of their mean is the answer.
+
+    Use it on frozen features that separate the classes already, with plain SGD without momentum, weight decay or
+    clipping, which alone leaves values that were not found as they are; the rate is large because the mean over
+    codebooks makes gradients small.
+
+    Memory: books x pairs x (key_size + classes); the paper has 256 codebooks of 4096 pairs.
+    Compute: features once per example, then a search for the nearest keys.
+    Defaults: ours.
+    Differs:
+    - The paper learns its keys by vector quantisation on another data set; here they are random around the first task,
+      or its k-means.
+    - The pooled feature is quantised, not every position.
 
     >>> dkvb().head.name
     'key-value'

@@ -1,6 +1,9 @@
 """O-LoRA: one LoRA per task, kept orthogonal to the earlier ones (arXiv 2310.14152)."""
 
+from typing import Annotated
+
 from contune.adapter.lora.per_task import LoraPerTask
+from contune.contract.options import Alpha, Dropout, Layers, Rank, Targets
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.anchor.orthogonality import Orthogonality
@@ -8,19 +11,24 @@ from contune.rule.anchor.orthogonality import Orthogonality
 
 def o_lora(
     *,
-    rank: int = 8,
-    alpha: float = 32.0,
-    dropout: float = 0.0,
-    strength: float = 0.5,
-    targets: str | list[str] = "query-value",
-    layers: str | list[int] = "all",
+    rank: Annotated[Rank, "released code"] = 8,
+    alpha: Annotated[Alpha, "released code"] = 32.0,
+    dropout: Dropout = 0.0,
+    strength: Annotated[float, Orthogonality] = 0.5,
+    targets: Annotated[Targets, "released code"] = "query-value",
+    layers: Layers = "all",
 ) -> Method:
     """Give each task its own LoRA, freeze the finished ones, and penalise overlap of their input directions.
 
-    Memory: rank (d_in + d_out) per wrapped matrix and task. Compute: as `lora`, plus rank^2 x tasks x d_in per matrix.
-    Defaults: rank 8, alpha 32, strength 0.5 with the L1 form of the released code. Differs: an encoder with a growing
-    linear head in place of a text-to-text model, so the head's old rows compete in the loss; their second term
-    (lambda_2, 0 in all released runs) is left out.
+    Use it for language models that learn tasks one after another without old examples.
+
+    Memory: rank (d_in + d_out) per wrapped matrix and task.
+    Compute: as lora, plus rank^2 x tasks x d_in per matrix.
+    Defaults: rank 8, alpha 32, strength 0.5 with the L1 form of the released code.
+    Differs:
+    - An encoder with a growing linear head in place of a text-to-text model, so the head's old rows compete in the
+      loss; in language streams the model answers itself.
+    - The second term (lambda_2, 0 in all released runs) is left out.
 
     >>> o_lora().rules[0].name
     'orthogonality'

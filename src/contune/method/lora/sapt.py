@@ -1,6 +1,9 @@
 """SAPT: attention to the input mixes the LoRAs of all tasks, in training as in answering (arXiv 2401.08295)."""
 
+from typing import Annotated
+
 from contune.adapter.lora.shared_attention import SharedAttention
+from contune.contract.options import Layers, Targets
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.replay.attentive_reflection import AttentiveReflection, Source
@@ -8,33 +11,38 @@ from contune.rule.replay.attentive_reflection import AttentiveReflection, Source
 
 def sapt(
     *,
-    rank: int = 4,
-    alpha: float = 32.0,
-    hidden: int = 100,
-    temperature: float = 1.0,
-    weight: float = 0.5,
-    source: Source = "auto",
-    size: int = 64,
-    attempts: int = 128,
-    top: int = 20,
-    targets: str | list[str] = "query-value",
-    layers: str | list[int] = "all",
+    rank: Annotated[int, SharedAttention] = 4,
+    alpha: Annotated[float, SharedAttention] = 32.0,
+    hidden: Annotated[int, SharedAttention] = 100,
+    temperature: Annotated[float, SharedAttention] = 1.0,
+    weight: Annotated[float, AttentiveReflection] = 0.5,
+    source: Annotated[Source, AttentiveReflection] = "auto",
+    size: Annotated[int, AttentiveReflection] = 64,
+    attempts: Annotated[int, AttentiveReflection] = 128,
+    top: Annotated[int, AttentiveReflection] = 20,
+    targets: Targets = "query-value",
+    layers: Layers = "all",
 ) -> Method:
     """Give each task a LoRA and a key, mix all LoRAs by attention to the input, and hold the attention of old tasks.
 
-    In streams of kind language the inputs on which it is held are written by the model (`source: generated`); in streams
-    of classes nothing can be written, and of `size` examples a task what the attention reads is kept (`source: kept`):
-    their largest embedding values, not the examples. Memory: rank (d_in + d_out) per wrapped matrix, a key and size x d
-    per task. Compute: as `lora` with rank times tasks; in language each task is trained a second time, for the generator.
-    Defaults: rank 4, alpha 32, query width 100, weight 0.5 as released for T5 on SuperNI (there 0.1 for the long sequence,
-    and 1 and 2 for Llama); size, attempts and top are ours, the paper's pseudo-samples are two in a hundred of a task's
-    data.
+    Where answers are written, the inputs on which it is held are written by the model (`source: generated`); in
+    streams of classes nothing can be written, and of `size` examples a task what the attention reads is kept (`source:
+    kept`): their largest embedding values, not the examples.
 
-    Differs: the generator is no LoRA of its own beside the base but a copy of the mixed adapter that goes on to train and
-    is dropped when it has written, so one text per prompt must hold prompt and answer to count; padding does not count in
-    the query; gradients go through old blocks; the held attention is on all vectors of a task in every step. In a
-    model with an encoder, LoRAs sit in the decoder, as those of every adapter here. The head of a class stream is not
-    protected. Rate 1e-3 for 10 epochs, there 3e-4 for 100.
+    Use it for language models where tasks help one another, so that several LoRAs should answer together.
+
+    Memory: rank (d_in + d_out) per wrapped matrix, a key and size x d per task.
+    Compute: as lora with rank times tasks; in language each task is trained a second time, for the generator.
+    Defaults: rank 4, alpha 32, query width 100, weight 0.5 as released for T5 on SuperNI (there 0.1 for the long
+    sequence, and 1 and 2 for Llama); the paper's pseudo-samples are two in a hundred of a task's data. Rate 1e-3 for 10
+    epochs, there 3e-4 for 100.
+    Differs:
+    - The generator is no LoRA of its own beside the base but a copy of the mixed adapter that goes on to train and is
+      dropped when it has written, so one text per prompt must hold prompt and answer to count.
+    - Padding does not count in the query; gradients go through old blocks.
+    - The held attention is on all vectors of a task in every step.
+    - In a model with an encoder, LoRAs sit in the decoder, as those of every adapter here.
+    - The head of a class stream is not protected.
 
     >>> sapt().adapter.name
     'shared-attention'

@@ -1,28 +1,33 @@
 """SD-LoRA: directions of finished tasks are frozen, their magnitudes go on learning (arXiv 2501.13198)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from contune.adapter.lora.sd_lora import SdLora
+from contune.contract.options import Layers, Targets
 from contune.head.linear import Linear
 from contune.method.method import Method
 
 
 def sd_lora(
     *,
-    rank: int = 10,
-    magnitude: float = 0.8,
-    magnitudes: Literal["restart", "carry"] = "restart",
-    targets: str | list[str] = "query-value",
-    layers: str | list[int] = "all",
+    rank: Annotated[int, SdLora] = 10,
+    magnitude: Annotated[float, SdLora] = 0.8,
+    magnitudes: Annotated[Literal["restart", "carry"], SdLora] = "restart",
+    targets: Annotated[Targets, "paper"] = "query-value",
+    layers: Layers = "all",
 ) -> Method:
     """Sum one LoRA per task, each finished one as a direction of size 1 times a magnitude that later tasks still train.
 
-    Memory: rank (d_in + d_out) per wrapped matrix and task, one number per task. Compute: as `lora`; old tasks cost one
-    more low-rank product however many there are, of rank `rank` x tasks. Defaults: rank 10, magnitude 0.8, and SGD with
-    momentum 0.9 of the released code for CIFAR-100, with fewer epochs. The loss is over the task's own classes.
+    Use it for images in new classes without old examples, where later tasks should profit from earlier directions.
 
-    Differs: as the released code, one magnitude per task for all layers, and all of them start again with every task
-    unless `magnitudes` is `carry`. The variants with falling ranks and with absorbed directions are left out.
+    Memory: rank (d_in + d_out) per wrapped matrix and task, one number per task.
+    Compute: as lora; old tasks cost one more low-rank product however many there are, of rank `rank` x tasks.
+    Defaults: rank 10, magnitude 0.8, and SGD with momentum 0.9 of the released code for CIFAR-100, with fewer epochs.
+    The loss is over the task's own classes.
+    Differs:
+    - As the released code, one magnitude per task for all layers, and all of them start again with every task unless
+      `magnitudes` is carry.
+    - The variants with falling ranks and with absorbed directions are left out.
 
     >>> sd_lora().adapter.name
     'sd-lora'

@@ -1,21 +1,34 @@
 """HFT: half fine-tuning, a random half of the matrices at a time (arXiv 2404.18466)."""
 
+from typing import Annotated
+
 from contune.adapter.weights.half_fine_tuning import Half
+from contune.contract.options import Layers
 from contune.head.linear import Linear
 from contune.method.method import Method
 
 
-def hft(*, share: float = 0.5, layers: str | list[int] = "all", lr_scale: float = 0.01) -> Method:
+def hft(
+    *,
+    share: Annotated[float, Half] = 0.5,
+    layers: Layers = "all",
+    lr_scale: Annotated[float, Half] = 0.01,
+) -> Method:
     """Fine-tune all weights but a random half of each layer's matrices, drawn anew for every task.
 
     theta_t = theta_{t-1} + M * Delta: what rests keeps what earlier tasks left there. Nothing is kept between tasks but
-    the model. Memory: the model in place of the base, and half of the gradients and moments of full fine-tuning. Compute:
-    a backward pass without the gradients of half of the matrices. Results depend on the draw: report several seeds.
-    `share` 0 is full fine-tuning.
+    the model.
 
-    Differs: the rates are this library's for full fine-tuning (the paper's SFT runs take 2e-5 on a 7B model); models
-    with other numbers of matrices than Llama's share them out by the same rule; a classifier has its head, which always
-    trains.
+    Use it where the whole model is fine-tuned anyway and nothing may be added or kept. Results depend on the draw:
+    report several seeds. `share` 0 is full fine-tuning.
+
+    Memory: the model in place of the base, and half of the gradients and moments of full fine-tuning.
+    Compute: a backward pass without the gradients of half of the matrices.
+    Defaults: half of the matrices as in the paper; the rates are this library's for full fine-tuning (the paper's runs
+    take 2e-5 on a 7B model).
+    Differs:
+    - Models with other numbers of matrices than Llama's share them out by the same rule.
+    - A classifier has its head, which always trains.
 
     >>> hft().adapter.name
     'half-fine-tuning'

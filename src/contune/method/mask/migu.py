@@ -1,12 +1,13 @@
 """MIGU: gradient updates where outputs are large (arXiv 2406.17245)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import nn
 
 from contune.adapter.lora.peft_adapter import lora
 from contune.adapter.lora.per_task import LoraPerTask
 from contune.adapter.weights.subset import ParameterSubset
+from contune.contract.options import Alpha, Dropout, Layers, LrScale, Rank, Targets
 from contune.contract.parts import Adapter, Rule
 from contune.head.linear import Linear
 from contune.method.method import Method
@@ -16,29 +17,37 @@ from contune.rule.mask.activation_mask import ActivationMask
 
 def migu(
     *,
-    masked: float = 0.7,
-    window: Literal["task", "batch"] = "task",
-    choice: Literal["activation", "random"] = "activation",
-    carrier: Literal["lora", "o-lora", "full"] = "lora",
-    rank: int = 8,
-    alpha: float = 32.0,
-    dropout: float = 0.0,
-    strength: float = 0.5,
-    targets: str | list[str] = "query-value",
-    layers: str | list[int] = "all",
-    lr_scale: float = 0.01,
+    masked: Annotated[float, ActivationMask] = 0.7,
+    window: Annotated[Literal["task", "batch"], ActivationMask] = "task",
+    choice: Annotated[Literal["activation", "random"], ActivationMask] = "activation",
+    carrier: Annotated[
+        Literal["lora", "o-lora", "full"], "what is trained: a LoRA, one per task, or all weights"
+    ] = "lora",
+    rank: Annotated[Rank, "released T5 runs"] = 8,
+    alpha: Annotated[Alpha, "released T5 runs"] = 32.0,
+    dropout: Dropout = 0.0,
+    strength: Annotated[float, Orthogonality] = 0.5,
+    targets: Annotated[Targets, "released T5 runs"] = "query-value",
+    layers: Layers = "all",
+    lr_scale: Annotated[LrScale, "SLCA (2303.05118), section 3.2"] = 0.01,
 ) -> Method:
     """Move, after the first task, only the rows of each weight whose outputs are largest on the task in hand.
 
     Tasks of different kind light up different units, so they change different rows; nothing is frozen for good, and
-    nothing is kept between tasks. `carrier`: one LoRA, one LoRA per task with O-LoRA's penalty (`strength`), or all
-    weights but embeddings (`layers`, `lr_scale`). Memory: a number per output unit while a task is learned, beside the
-    carrier's. Compute: as the carrier, and a sum over each layer's output. Defaults: the released T5 runs' (share 0.7,
-    rank 8, alpha 32, queries and values); their constant 1e-4 and one epoch became 1e-3 and five, and dropout 0.
+    nothing is kept between tasks. What is trained is one LoRA, one LoRA per task with O-LoRA's penalty (`strength`), or
+    all weights but embeddings (`lr_scale`).
 
-    Differs: moves are masked and not gradients alone; a classifier in place of a text-to-text model, whose head is not
-    masked. The first task is the first of the stream, and not a flag that the user sets. With `masked` 0 the carrier is
-    left alone.
+    Use it on top of another way to train where neither examples nor task names are at hand. With `masked` 0 the carrier
+    is left alone.
+
+    Memory: a number per output unit while a task is learned, beside the carrier's.
+    Compute: as the carrier, and a sum over each layer's output.
+    Defaults: the released T5 runs' (share 0.7, rank 8, alpha 32, queries and values); their constant 1e-4 and one epoch
+    became 1e-3 and five, and dropout 0.
+    Differs:
+    - Moves are masked and not gradients alone.
+    - A classifier in place of a text-to-text model, whose head is not masked.
+    - The first task is the first of the stream, and not a flag that the user sets.
 
     >>> migu().rules[0].name
     'activation-mask'

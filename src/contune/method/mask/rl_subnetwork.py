@@ -1,26 +1,38 @@
 """Subnetwork training: only those weights that another training had changed (arXiv 2505.11711)."""
 
+from typing import Annotated
+
 from contune.adapter.weights.freezable import freezable
+from contune.contract.options import Layers
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.mask.subnetwork import external_mask
 
 
 def rl_subnetwork(
-    *, tolerance: float = 1e-5, tuned: str | None = None, layers: str | list[int] = "all", lr_scale: float = 0.01
+    *,
+    tolerance: Annotated[float, external_mask] = 1e-5,
+    tuned: Annotated[str | None, external_mask] = None,
+    layers: Layers = "all",
+    lr_scale: Annotated[float, freezable] = 0.01,
 ) -> Method:
     """Fine-tune only the weights that reinforcement learning, or a first free training, had changed.
 
     With `tuned`, a version of the model after reinforcement learning, the mask is where it differs, one for all tasks.
     Without, each task follows the paper's protocol: train freely, rewind, train again what changed by more than
-    `tolerance`, in the same order of examples. That measures (the rule's `sparsities`, one per task) and repeats; it
-    knows the mask in hindsight only and saves nothing. No reward is learned from: the loss is the task's own.
+    `tolerance`, in the same order of examples. No reward is learned from: the loss is the task's own.
 
-    Supervised updates are dense, as the paper says, and Adam moves nearly every weight by more than 1e-5: raise
-    `tolerance` for a mask that rests something. Weights are compared in float32; versions stored in bf16 look sparser
-    than they are, since small updates round to nothing (arXiv 2509.04259). Overlap of masks far above chance is the
-    paper's finding, and means that tasks meet in the same weights. Memory: the model in place of the base; a copy of it
-    while a task is learned, or a bit per weight with `tuned`. Compute: twice that of full fine-tuning, once with `tuned`.
+    Use it to measure how sparse a training is (the rule's `sparsities`, one per task) and to repeat the paper: without
+    `tuned` it knows the mask in hindsight only and saves nothing. Supervised updates are dense, and Adam moves nearly
+    every weight by more than 1e-5: raise `tolerance` for a mask that lets something rest.
+
+    Memory: the model in place of the base; a copy of it while a task is learned, or a bit per weight with `tuned`.
+    Compute: twice that of full fine-tuning, once with `tuned`.
+    Defaults: the paper's tolerance. Weights are compared in float32; versions stored in bf16 look sparser than they
+    are, since small updates round to nothing (arXiv 2509.04259).
+    Differs:
+    - A stream of tasks; overlap of their masks far above chance is the paper's finding, and means that tasks meet in
+      the same weights.
 
     >>> rl_subnetwork().rules[0].name
     'external-mask'

@@ -1,6 +1,9 @@
 """GEM: steps that raise no old task's loss, with a memory of each task's examples (arXiv 1706.08840)."""
 
+from typing import Annotated
+
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
+from contune.contract.options import Alpha, Layers, Rank, Targets
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.project.gradient_memory import GradientMemory
@@ -8,24 +11,28 @@ from contune.rule.project.gradient_memory import GradientMemory
 
 def gem(
     *,
-    size: int = 256,
-    batch_size: int | None = 32,
-    margin: float = 0.5,
-    rank: int = 8,
-    alpha_lora: float = 16.0,
-    targets: str | list[str] = "query-value",
-    layers: str | list[int] = "all",
+    size: Annotated[int, GradientMemory] = 256,
+    batch_size: Annotated[int | None, GradientMemory] = 32,
+    margin: Annotated[float, GradientMemory] = 0.5,
+    rank: Rank = 8,
+    alpha_lora: Alpha = 16.0,
+    targets: Targets = "query-value",
+    layers: Layers = "all",
 ) -> Method:
     """Keep `size` examples of every task, and bend each step until it harms none of these memories.
 
-    The adapter is the LoRA of method `lora`, whose gradients are small enough to keep one per old task at hand. 256
-    examples a task and margin 0.5 are the paper's (section 4). Memory: the examples, growing with the tasks. Compute: one
-    more forward and backward pass per old task and step, over `batch_size` of its examples.
+    Use it where old examples may be looked at and tasks are few; a-gem costs the same for any number of them.
 
-    Differs: the paper takes all examples of a task at each step, as `batch_size: null` does; the kept ones are drawn by the
-    seed, not the task's last; steps are bent and not gradients, which for the paper's plain SGD is the same; one head
-    answers over all classes, each learned against its own task's alone, where the paper names the task. A LoRA's
-    gradients are those of its factors: the geometry is that of (A, B), not of their product.
+    Memory: the examples, growing with the tasks.
+    Compute: one more forward and backward pass per old task and step, over `batch_size` of its examples.
+    Defaults: 256 examples a task and margin 0.5 are the paper's (section 4).
+    Differs:
+    - What is trained is the LoRA of method lora, whose gradients are small enough to keep one per old task at hand;
+      they are those of its factors: the geometry is that of (A, B), not of their product.
+    - The paper takes all examples of a task at each step, as `batch_size: null` does.
+    - The kept examples are drawn by the seed, not the task's last.
+    - Steps are bent and not gradients, which for the paper's plain SGD is the same.
+    - One head answers over all classes, each learned against its own task's alone, where the paper names the task.
 
     >>> gem().rules[0].name
     'gradient-memory'

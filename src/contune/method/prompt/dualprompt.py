@@ -1,6 +1,9 @@
 """DualPrompt: a general prefix, an expert prefix per task, and keys that choose among them (arXiv 2204.04799)."""
 
+from typing import Annotated
+
 from contune.adapter.prompt.prefix_per_task import PrefixPerTask
+from contune.contract.options import PrefixLayers
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.router.keys import Keys
@@ -8,23 +11,30 @@ from contune.router.keys import Keys
 
 def dualprompt(
     *,
-    general_length: int = 5,
-    expert_length: int = 5,
-    general_layers: str | list[int] = "first-two",
-    expert_layers: str | list[int] = "third-to-fifth",
-    pull: float = 1.0,
+    general_length: Annotated[int, PrefixPerTask] = 5,
+    expert_length: Annotated[int, PrefixPerTask] = 5,
+    general_layers: Annotated[PrefixLayers, "official code"] = "first-two",
+    expert_layers: Annotated[PrefixLayers, "official code"] = "third-to-fifth",
+    pull: Annotated[float, Keys] = 1.0,
 ) -> Method:
     """Train a prefix that all tasks share, and a prefix and a key for each task; the nearest key's prefix answers.
 
+    Finished experts and keys never change; the general prefix and the head do, and the loss over the task's own classes
+    alone protects old head rows.
+
+    Use it for images in new classes without old examples, where frozen features tell the tasks apart.
+
     Memory: 2 x length x d per layer, 15 thousand weights for the general prefix in ViT-B/16 and 23 thousand per task
-    (92 thousand with `expert_length` 20), a key of d per task, and the head. Compute: a full backward pass; the query is
-    computed once per example and kept, and with train.augment once more for every step; an answer takes one pass of the
-    frozen model and one with prefixes. Finished experts and keys never change; the general prefix and the head do, and
-    the loss over the task's own classes alone protects old head rows.
-    Defaults: the official code's for CIFAR-100; it takes `expert_length` 20 for ImageNet-R. Learning rate and epochs suit
-    small data. Differs: every input chooses for itself, where the official code lets a batch vote (it does not for
-    ImageNet-R); the pool grows with the tasks, and keys that no task trained take no part in the choice; the head starts
-    with small uniform values, there with zeros. A weight decay would move old head rows, and is off there and here.
+    (92 thousand with `expert_length` 20), a key of d per task, and the head.
+    Compute: a full backward pass; the query is computed once per example and kept, and with train.augment once more for
+    every step; an answer takes one pass of the frozen model and one with prefixes.
+    Defaults: the official code's for CIFAR-100; it takes `expert_length` 20 for ImageNet-R. Learning rate and epochs
+    suit small data.
+    Differs:
+    - Every input chooses for itself, where the official code lets a batch vote (it does not for ImageNet-R).
+    - The pool grows with the tasks, and keys that no task trained take no part in the choice.
+    - The head starts with small uniform values, there with zeros. A weight decay would move old head rows, and is off
+      there and here.
 
     >>> dualprompt().router.name
     'keys'

@@ -1,6 +1,6 @@
 """Progressive Prompts: a prompt per task in front of those before it, all old ones frozen (arXiv 2301.12314)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from contune.adapter.prompt.progressive import ProgressivePrompts
 from contune.contract.parts import Router
@@ -14,25 +14,33 @@ from contune.router.mahalanobis import Mahalanobis
 
 def progressive_prompts(
     *,
-    length: int = 10,
-    bottleneck: int = 0,
-    router: Literal["centroids", "keys", "mahalanobis", "none"] = "centroids",
-    own_heads: bool = False,
+    length: Annotated[int, ProgressivePrompts] = 10,
+    bottleneck: Annotated[int, ProgressivePrompts] = 0,
+    router: Annotated[
+        Literal["centroids", "keys", "mahalanobis", "none"], "what finds the task where nobody names it"
+    ] = "centroids",
+    own_heads: Annotated[bool, "a head for every task; false: one over all classes", "paper, T5"] = False,
 ) -> Method:
     """Answer task t with the prompts of tasks 1 to t in front of the input; only the newest is trained.
 
-    Differs: the paper is told the task at test. In a task-incremental stream so is this recipe, which forgets nothing, and
-    `router` `none` spares what a router costs. In all other streams the router must find the task, so that all forgetting
-    is a wrong choice, and scores cannot be compared with the paper's; with `none` the surest module answers, and language
-    streams refuse it. Head rows of new classes are trained over the task's own classes, so those of other tasks rest;
-    where tasks share classes they share rows too, and `own_heads` gives every task its own, as the paper's BERT has them.
+    Head rows of new classes are trained over the task's own classes, so those of other tasks rest; where tasks share
+    classes they share rows too, and `own_heads` gives every task its own.
 
-    Memory: length x d per task (10 thousand numbers at d = 1024), the head, and what the router keeps. Compute: a full
-    backward pass through an input that is `length` tokens longer with every task. Defaults: 10 tokens and no network, as
-    in the released script; with `bottleneck` 800 its residual network, here with a ReLU and no layer norm. Learning rate
-    and epochs suit small data; the paper has 0.3 and 10 epochs for T5-large and far less for BERT, whose word embeddings
-    its script trains too and this does not. Also differs: the last prompt is kept, there the best on validation data;
-    weight decay is off, since it would move resting head rows; inputs are refused, never cut, where they do not fit.
+    Use it where the task is named, in a task-incremental stream, in which it forgets nothing and `router: none` spares
+    what a router costs. In all other streams the router must find the task, so that all forgetting is a wrong choice;
+    with `none` the surest module answers, and language streams refuse it.
+
+    Memory: length x d per task (10 thousand numbers at d = 1024), the head, and what the router keeps.
+    Compute: a full backward pass through an input that is `length` tokens longer with every task.
+    Defaults: 10 tokens and no network, as in the released script. Learning rate and epochs suit small data; the paper
+    has 0.3 and 10 epochs for T5-large and far less for BERT.
+    Differs:
+    - The paper is told the task at test, so scores without its name cannot be compared with the paper's.
+    - The paper's residual network (`bottleneck` 800) has here a ReLU and no layer norm.
+    - The released script trains BERT's word embeddings too and gives every task its own head.
+    - The last prompt is kept, there the best on validation data.
+    - Weight decay is off, since it would move resting head rows.
+    - Inputs are refused, never cut, where they do not fit.
 
     >>> progressive_prompts().adapter.name, progressive_prompts(router="none").router
     ('progressive-prompts', None)

@@ -1,6 +1,9 @@
 """DER++: replay that also matches the logits of old examples (arXiv 2004.07211)."""
 
+from typing import Annotated
+
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
+from contune.contract.options import Alpha, Layers, Rank, Targets
 from contune.head.linear import Linear
 from contune.method.method import Method
 from contune.rule.replay.der import DarkExperience
@@ -10,21 +13,25 @@ NAME = "der++"
 
 def der_plus_plus(
     *,
-    size: int = 500,
-    batch_size: int = 32,
-    alpha: float = 0.1,
-    beta: float = 0.5,
-    rank: int = 8,
-    alpha_lora: float = 16.0,
-    targets: str | list[str] = "query-value",
-    layers: str | list[int] = "all",
+    size: Annotated[int, DarkExperience] = 500,
+    batch_size: Annotated[int, DarkExperience] = 32,
+    alpha: Annotated[float, DarkExperience] = 0.1,
+    beta: Annotated[float, DarkExperience] = 0.5,
+    rank: Rank = 8,
+    alpha_lora: Alpha = 16.0,
+    targets: Targets = "query-value",
+    layers: Layers = "all",
 ) -> Method:
     """Keep `size` old examples with their logits; match the logits on one draw and the labels on another.
 
-    alpha 0.1 and beta 0.5 are typical of the paper's table of settings. Memory: the examples and their logits.
-    Compute: up to three times a step. Differs: logits are taken at the end of the example's task, in the deterministic view.
+    Use it where old examples may be kept: it says more of the old model than er does, at the price of their logits.
 
-    The adapter is the LoRA of method `lora`.
+    Memory: the examples and their logits.
+    Compute: up to three times a step.
+    Defaults: alpha 0.1 and beta 0.5 are typical of the paper's table of settings.
+    Differs:
+    - Logits are taken at the end of the example's task, in the deterministic view, not when it is first learned.
+    - What is trained is the LoRA of method lora.
 
     >>> der_plus_plus().rules[0].name
     'der++'

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from contune.contract.capability import MergedLater, find
 from contune.contract.context import Context
-from contune.contract.parts import Phase, Rule
+from contune.contract.parts import Phase, Rule, Trait
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.errors import CombinationError
@@ -55,7 +55,7 @@ def drift_factors(
 def samples_per_class(labels: Tensor, samples: int) -> list[int]:
     """How many draws each Gaussian gives, so that every class has `samples`, in equal parts of its Gaussians.
 
-    >>> shares(torch.tensor([0, 1, 0]), 5)
+    >>> samples_per_class(torch.tensor([0, 1, 0]), 5)
     [3, 5, 2]
     """
     given: list[int] = []
@@ -78,38 +78,39 @@ def restored(current: Tensor, earlier: Tensor) -> Tensor:
 
 @final
 class Alignment(Rule):
-    """At the end of every task after the first, trains the head alone on Gaussian samples of all seen classes.
+    """At the end of every task after the first, trains the head alone on Gaussian samples of all seen classes (SLCA).
 
-    The head as it was before is kept and put back when the next task begins, before gradient steps, so that other rules
-    see it too. The statistics of a class are measured at the end of its task, in the model's
-    deterministic view, and never refreshed. `form` says how much of the covariance is kept, `rank` for `low-rank`.
-    `shrink` moves old means towards 0 and `sample_scale` old samples (SLCA++, 0 for not); `temperature` None trains on
-    plain logits. SGD with momentum 0.9 and cosine rate; an epoch is fresh samples of every class.
+    arXiv 2303.05118, section 3.3. The head as it was before is kept and put back when the next task begins, before
+    gradient steps, so that other rules see it too. The statistics of a class are measured at the end
+    of its task, in the model's deterministic view, and never refreshed. An epoch is fresh samples of every class. Where
+    the loss is over the task's own classes, head rows of other classes rest during gradient steps, weight decay
+    included, as the frozen old heads of the paper do.
 
-    Where the loss is over the task's own classes, head rows of other classes rest during gradient steps, weight decay
-    included, as the frozen old heads of the paper do. Memory: the statistics, the head once more, and while it is trained
-    the square roots of full covariances. Differs: a class that comes back is sampled in equal parts from one Gaussian per
-    time, and tasks may be of any size.
+    Memory: per class d^2 values (`form` full), d (diagonal), rank x d (low-rank) or nothing beyond the mean (shared),
+    the head once more, and while it is trained the square roots of full covariances.
+    Compute: epochs x samples x classes rows through the head, one more pass over each task.
+    Differs:
+    - A class that comes back is sampled in equal parts from one Gaussian per time, and tasks may be of any size.
     """
 
     name: ClassVar[str] = "alignment"
     phase: ClassVar[Phase] = Phase.ALIGNS
-    language: ClassVar[bool] = False
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.EXAMPLE_ROWS, Trait.COMPETING})
     idle: ClassVar[Mapping[str, object]] = {"epochs": 0}
 
     def __init__(
         self,
         *,
-        epochs: int = 5,
-        samples: int = 256,
-        batch_size: int = 256,
-        lr: float = 0.01,
-        weight_decay: float = 5e-4,
-        temperature: float | None = 0.1,
-        shrink: float = 0.9,
-        sample_scale: float = 0.0,
-        form: Form = "full",
-        rank: int = 8,
+        epochs: Annotated[int, "passes of the head over fresh samples of all classes", "released code"] = 5,
+        samples: Annotated[int, "features drawn for every class in a pass", "released code"] = 256,
+        batch_size: Annotated[int, "samples in a step", "released code"] = 256,
+        lr: Annotated[float, "learning rate of its SGD, which falls as a cosine", "released code"] = 0.01,
+        weight_decay: Annotated[float, "weight decay of the alignment", "released code"] = 5e-4,
+        temperature: Annotated[float | None, "divides normed scores; null: scores as they are", "released code"] = 0.1,
+        shrink: Annotated[float, "least share of an old mean's length; 1: all of it", "released code"] = 0.9,
+        sample_scale: Annotated[float, "old samples shrink by 1 / (1 + this x tasks since); SLCA++ has 0.02"] = 0.0,
+        form: Annotated[Form, "what is kept of covariances; shared: one for all classes", "SLCA"] = "full",
+        rank: Annotated[int, "directions kept of each covariance in form low-rank, from 1"] = 8,
     ) -> None:
         self.epochs, self.samples, self.batch_size = epochs, samples, batch_size
         self.lr, self.weight_decay, self.temperature = lr, weight_decay, temperature

@@ -1,11 +1,10 @@
 """Refresh learning: unlearn the batch a little before every step that learns it (arXiv 2403.13249)."""
 
 from collections.abc import Mapping
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Selection
@@ -43,21 +42,30 @@ def grown_to(earlier: Tensor | None, like: Tensor) -> Tensor:
 
 @final
 class Refresh(Rule):
-    """Before every step moves each trained tensor up the loss of the task's own rows, then lets the step happen.
+    """Before every step moves each trained tensor a little up the loss of the task's own rows (arXiv 2403.13249).
 
-    Move: `delta` of the tensor's norm along the gradient of cross-entropy, with `noise` times a standard normal added
-    before, divided by 1 + 0.001 F. F is the mean of p(y|x) (d log p / d theta)^2 over `examples` at the end of a task,
-    plus `decay` times the old F. With delta 1e-5 and F of usual size this is a tiny, almost unscaled move; these are the
-    released code's values. The head is moved as well. Several processes make the same move: gradients are summed, and
-    noise is drawn by the step. Memory: F, one value per trained entry. Compute: one more forward and backward pass a
-    step, and one pass per example of F. Differs: the released code moves after the step that learned the batch, the
-    paper and this rule before.
+    Move: `delta` of the tensor's norm along the gradient of cross-entropy, with noise added before, divided by 1 +
+    0.001 F. F is the mean of p(y|x) (d log p / d theta)^2 over `examples` at the end of a task, plus `decay` times the
+    old F. With delta 1e-5 and F of usual size this is a tiny, almost unscaled move. The head is moved as well. Several
+    processes make the same move: gradients are summed, and noise is drawn by the step.
+
+    Memory: F, one value per trained entry.
+    Compute: one more forward and backward pass a step, and one pass per example of F.
+    Differs:
+    - The released code moves after the step that learned the batch, the paper and this rule before.
     """
 
     name: ClassVar[str] = "refresh"
     idle: ClassVar[Mapping[str, object]] = {"delta": 0.0}
 
-    def __init__(self, *, delta: float = 1e-5, noise: float = 1e-3, decay: float = 1e-5, examples: int = 200) -> None:
+    def __init__(
+        self,
+        *,
+        delta: Annotated[float, "length of the move, as a share of the tensor's norm", "released code"] = 1e-5,
+        noise: Annotated[float, "size of the normal noise in the move's direction", "released code"] = 1e-3,
+        decay: Annotated[float, "share of old Fisher information kept when a task ends", "released code"] = 1e-5,
+        examples: Annotated[int, "examples of a task that the Fisher information is measured on"] = 200,
+    ) -> None:
         self.delta, self.noise, self.decay, self.examples = delta, noise, decay, examples
         self._fisher: dict[str, Tensor] = {}
         self._step = 0
@@ -85,10 +93,8 @@ class Refresh(Rule):
         gradients = {name: torch.zeros_like(value) for name, value in trained.items()}
         if batch is not None and batch.segments[TASK].start < batch.segments[TASK].stop:
             place = batch.segments[TASK]
-            logits = context.model.forward(batch).logits.masked_fill(
-                ~context.model.class_mask(batch.tasks), float("-inf")
-            )
-            loss = batch.mean(functional.cross_entropy(logits[place], batch.labels[place], reduction="none"))
+            logits = context.model.forward(batch).logits
+            loss = batch.mean(context.model.objective.losses(context.model, batch, logits)[place])
             found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
             gradients |= {n: g for n, g in zip(trained, found, strict=True) if g is not None}
         context.passes.processes.sum_(list(gradients.values()))
@@ -97,10 +103,9 @@ class Refresh(Rule):
     def end_task(self, context: Context) -> None:
         if not self.delta:
             return
-        labels = context.task.data.labels
 
-        def weighted(logits: Tensor, row: int) -> Tensor:
-            log_p = functional.log_softmax(logits, dim=0)[int(labels[row])]
+        def weighted(batch: Batch, logits: Tensor) -> Tensor:
+            log_p = context.model.objective.log_likelihood(context.model, batch, logits, None)
             return (log_p / 2).exp().detach() * log_p  # its gradient squared is p (d log p)^2
 
         new = mean_over_examples(context, self.examples, weighted, 2)

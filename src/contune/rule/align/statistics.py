@@ -59,7 +59,7 @@ def low_rank_factors(features: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
     r is the mean of the eigenvalues left out, as in probabilistic PCA (Tipping and Bishop 1999, equation 8).
 
-    >>> f, r = low_rank(torch.tensor([[0.0, 1.0], [2.0, 1.0]], dtype=torch.float64), 1)
+    >>> f, r = low_rank_factors(torch.tensor([[0.0, 1.0], [2.0, 1.0]], dtype=torch.float64), 1)
     >>> round(abs(f[0, 0].item()) ** 2, 6), r.item()
     (2.0, 0.0)
     """
@@ -97,7 +97,7 @@ class Scatter:
         """Of the rows of both, without the cancellation of plain sums of squares (Chan, Golub and LeVeque 1983).
 
         >>> one, two = (Scatter.of(torch.tensor([[x]], dtype=torch.float64)) for x in (0.0, 2.0))
-        >>> one.joined(two).mean.item(), one.joined(two).sums.item()
+        >>> one.joined_gaussians(two).mean.item(), one.joined_gaussians(two).sums.item()
         (1.0, 2.0)
         """
         count, away = self.count + other.count, other.mean - self.mean

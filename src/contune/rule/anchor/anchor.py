@@ -4,14 +4,14 @@ Anchored is everything trained by gradient that existed at the anchor: the adapt
 """
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from contune.contract.capability import THROUGH_TASKS, Need
 from contune.contract.context import Context
+from contune.contract.data import Batch
 from contune.contract.parts import Rule
 from contune.contract.randomness import numpy_generator, torch_generator
 from contune.contract.state import State, on_device
@@ -55,18 +55,18 @@ def added(old: Tensors, new: Tensors) -> dict[str, Tensor]:
 
 
 def mean_over_examples(
-    context: Context, count: int, gradient_of: Callable[[Tensor, int], Tensor], power: int
+    context: Context, count: int, scalar_of: Callable[[Batch, Tensor], Tensor], power: int
 ) -> Tensors:
-    """Mean over examples, one at a time, of |gradient of a scalar of its logits| ** power, for every trained tensor."""
+    """Mean over examples, one at a time, of |gradient of a scalar of its scores| ** power, for every trained tensor."""
     trained = context.model.trained()
     sums = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
     order = numpy_generator(context.task.settings.seed, "importance", context.task.index).permutation(
         len(context.task.data)
     )
     chosen = order[:count]
-    for number, row in enumerate(chosen.tolist()):
+    for number in range(len(chosen)):
         batch = context.passes.batch([(context.task.data, order[number : number + 1])])
-        scalar = gradient_of(context.model.forward(batch).logits[0], row)
+        scalar = scalar_of(batch, context.model.forward(batch).logits)
         gradients = torch.autograd.grad(scalar, list(trained.values()), allow_unused=True)
         for name, gradient in zip(trained, gradients, strict=True):
             if gradient is not None:
@@ -75,15 +75,15 @@ def mean_over_examples(
 
 
 def fisher(context: Context, count: int, kind: str) -> Tensors:
-    """Diagonal Fisher information: E[(d log p(y|x) / d theta)^2], y drawn from the model (`true`) or the label."""
+    """Diagonal Fisher information: E[(d log p(y|x) / d theta)^2], y drawn from the model (`true`) or the label.
+
+    p is the likelihood that training makes large: over the classes that compete, and of a written answer's every token.
+    """
     generator = torch_generator(context.task.settings.seed, "fisher", context.task.index)
 
-    def log_likelihood(logits: Tensor, row: int) -> Tensor:
-        log_p = functional.log_softmax(logits, dim=0)
-        if kind == "empirical":
-            return log_p[int(context.task.data.labels[row])]
-        drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
-        return log_p[int(drawn)]
+    def log_likelihood(batch: Batch, logits: Tensor) -> Tensor:
+        drawn = None if kind == "empirical" else generator
+        return context.model.objective.log_likelihood(context.model, batch, logits, drawn)
 
     return mean_over_examples(context, count, log_likelihood, 2)
 
@@ -126,14 +126,20 @@ class Anchor:
 class L2(Rule):
     """Adds strength * ||theta - theta at the end of the last task||^2 (arXiv 2203.17269, section 4).
 
-    `from_start` anchors the adapter before the first task as well, to the pretrained model.
+    Memory: the trained tensors once more.
+    Compute: one sum a step.
     """
 
     name = "l2"
     needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS,)
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
-    def __init__(self, *, strength: float = 0.01, from_start: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        strength: Annotated[float, "factor of the squared distance to the old values, from 0"] = 0.01,
+        from_start: Annotated[bool, "in the first task too, hold the adapter to the pretrained model"] = False,
+    ) -> None:
         self.strength, self.from_start = strength, from_start
         self._anchor = Anchor()
 
@@ -159,7 +165,10 @@ class EWC(Rule):
     """Adds strength / 2 * sum F (theta - theta*)^2 (arXiv 1612.00796, equation 3), one running anchor.
 
     F is the Fisher information from gradients of single examples at the end of each task, summed over tasks with the
-    older ones times `decay` (online EWC, arXiv 1805.06370; 1 keeps all). `fisher` `true` draws labels from the model.
+    older ones times `decay` (online EWC, arXiv 1805.06370).
+
+    Memory: the trained tensors twice more.
+    Compute: `examples` backward passes a task, one sum a step.
     """
 
     name = "ewc"
@@ -169,10 +178,10 @@ class EWC(Rule):
     def __init__(
         self,
         *,
-        strength: float = 100.0,
-        examples: int = 200,
-        fisher: Literal["true", "empirical"] = "true",
-        decay: float = 1.0,
+        strength: Annotated[float, "factor of the penalty, from 0; what suits depends on model and data"] = 100.0,
+        examples: Annotated[int, "examples of each task that importance is measured on, one backward pass each"] = 200,
+        fisher: Annotated[Literal["true", "empirical"], "labels drawn from the model, or the data's own"] = "true",
+        decay: Annotated[float, "share of old importance kept when a task ends; 1: all of it"] = 1.0,
     ) -> None:
         self.strength, self.examples, self.fisher, self.decay = strength, examples, fisher, decay
         self._anchor = Anchor()
@@ -195,13 +204,21 @@ class MAS(Rule):
     """Adds strength * sum Omega (theta - theta*)^2, Omega = mean |d ||logits||^2 / d theta| (arXiv 1711.09601, eq. 3).
 
     Needs no labels. Omega is summed over tasks and taken from single examples at the end of each.
+
+    Memory: the trained tensors twice more.
+    Compute: `examples` backward passes a task, one sum a step.
     """
 
     name = "mas"
     needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS,)
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
-    def __init__(self, *, strength: float = 1.0, examples: int = 200) -> None:
+    def __init__(
+        self,
+        *,
+        strength: Annotated[float, "factor of the penalty, from 0; what suits depends on model and data"] = 1.0,
+        examples: Annotated[int, "examples of each task that importance is measured on, one backward pass each"] = 200,
+    ) -> None:
         self.strength, self.examples = strength, examples
         self._anchor = Anchor()
 
@@ -209,7 +226,7 @@ class MAS(Rule):
         return self._anchor.pull(context, self.strength)
 
     def end_task(self, context: Context) -> None:
-        omega = mean_over_examples(context, self.examples, lambda logits, _row: logits.square().sum(), 1)
+        omega = mean_over_examples(context, self.examples, lambda _batch, logits: logits.square().sum(), 1)
         self._anchor.move(snapshot(context), omega)
 
     def state(self) -> State:

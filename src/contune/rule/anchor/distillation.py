@@ -1,11 +1,10 @@
 """Distillation from the model as it was before the task (LwF, arXiv 1606.09282)."""
 
 from collections.abc import Mapping
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Outputs
@@ -13,30 +12,27 @@ from contune.contract.parts import Rule
 from contune.contract.state import State
 
 
-def distillation_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)) for every row.
-
-    >>> distillation_rows(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.0]]), 2.0).item()
-    0.0
-    """
-    old = functional.log_softmax(teacher / temperature, dim=1)
-    new = functional.log_softmax(student / temperature, dim=1)
-    return temperature**2 * (old.exp() * (old - new)).sum(dim=1)
-
-
 @final
 class Distillation(Rule):
-    """Adds `weight` times the distance of the old classes' scores to the teacher's, on the new task's own examples.
+    """Holds the old classes' scores on the new task's own examples near those of the model before it (arXiv 1606.09282).
 
     The teacher is the trained tensors as they were at the start of the task, put in place of the current ones for one
     more forward pass: no second copy of the base. Where every task begins a module of its own, the teacher answers through
-    that module as it begins. Temperature 2 as in the paper (section 3).
+    that module as it begins.
+
+    Memory: the trained tensors once more.
+    Compute: one more forward pass a step.
     """
 
     name = "distillation"
     idle: ClassVar[Mapping[str, object]] = {"weight": 0.0}
 
-    def __init__(self, *, weight: float = 1.0, temperature: float = 2.0) -> None:
+    def __init__(
+        self,
+        *,
+        weight: Annotated[float, "weight of the distance to the old model's scores, from 0", "paper, section 3"] = 1.0,
+        temperature: Annotated[float, "softens both models' scores, above 0", "paper, section 3"] = 2.0,
+    ) -> None:
         self.weight, self.temperature = weight, temperature
         self._teacher: dict[str, Tensor] = {}
         self._known = 0
@@ -51,7 +47,8 @@ class Distillation(Rule):
             return None
         with torch.no_grad(), context.model.swapped(self._teacher):
             teacher = context.model.forward(batch).logits[place, : self._known]
-        rows = distillation_rows(outputs.logits[place, : self._known], teacher, self.temperature)
+        student = outputs.logits[place, : self._known]
+        rows = context.model.objective.divergences(student, teacher, self.temperature)
         return self.weight * batch.mean(rows)
 
     def end_task(self, context: Context) -> None:

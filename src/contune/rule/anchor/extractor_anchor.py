@@ -1,7 +1,7 @@
 """An anchor for the feature extractor alone, from the pretrained weights on (arXiv 2203.17269, section 4)."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 from torch import Tensor
 
@@ -25,9 +25,13 @@ def of_the_adapter(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class ExtractorAnchor(Rule):
     """Adds strength * sum F (theta - theta_prev)^2 over what the adapter trains, theta_prev as the last task left it.
 
-    With importance `none` F is 1 and the pull starts in the first task, towards the pretrained model (L2). With `fisher`
-    it is the Fisher information of the finished tasks' true labels, gradients of single examples, summed over tasks
-    without decay (EWC), and the first task is free. A sum, not a mean: the strength depends on how much is trained.
+    arXiv 2203.17269, section 4. With importance `none` F is 1 and the pull starts in the first task, towards the
+    pretrained model (L2). With `fisher` it is the Fisher information of the finished tasks' true labels, gradients of
+    single examples, summed over tasks without decay (EWC), and the first task is free. A sum, not a mean: the strength
+    depends on how much is trained.
+
+    Memory: what the adapter trains once more, twice with `fisher`.
+    Compute: one sum a step, and with `fisher` `examples` backward passes a task.
     """
 
     name: ClassVar[str] = "extractor-anchor"
@@ -35,7 +39,11 @@ class ExtractorAnchor(Rule):
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
     def __init__(
-        self, *, strength: float = 0.01, importance: Literal["none", "fisher"] = "none", examples: int = 200
+        self,
+        *,
+        strength: Annotated[float, "factor of the penalty, from 0; grows with what is trained"] = 0.01,
+        importance: Annotated[Literal["none", "fisher"], "weights count alike, or by Fisher information"] = "none",
+        examples: Annotated[int, "examples of a task that Fisher information is measured on"] = 200,
     ) -> None:
         self.strength, self.importance, self.examples = strength, importance, examples
         self._anchor = Anchor()

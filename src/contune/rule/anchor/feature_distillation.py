@@ -1,7 +1,7 @@
 """Distillation of features: new ones stay near those of the model before the task (arXiv 2203.17269, section 4)."""
 
 from collections.abc import Mapping
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -28,13 +28,19 @@ class FeatureDistillation(Rule):
 
     The teacher is the adapter's trained tensors as they were when the task began, put in place of the current ones for
     one more forward pass. There is none in the first task. Memory: those tensors once more.
+
+    Compute: one more forward pass a step.
     """
 
     name: ClassVar[str] = "feature-distillation"
     needs: ClassVar[tuple[Need, ...]] = (ANY_TRAINED,)
     idle: ClassVar[Mapping[str, object]] = {"weight": 0.0}
 
-    def __init__(self, *, weight: float = 0.1) -> None:
+    def __init__(
+        self,
+        *,
+        weight: Annotated[float, "weight of the squared distance to the old model's features, from 0"] = 0.1,
+    ) -> None:
         self.weight = weight
         self._teacher: dict[str, Tensor] = {}
 

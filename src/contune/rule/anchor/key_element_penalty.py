@@ -1,7 +1,7 @@
 """Key entries: where the updates of finished tasks were largest, new ones are pulled to zero (SEFE, arXiv 2505.02486)."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -50,20 +50,25 @@ class KeyElementPenalty(Rule):
     """Adds `strength` times the mean size of the new update at the largest entries of finished tasks' updates (RegLoRA).
 
     After each task the `share` of the entries of |B A| that are largest join the places of its matrix: a set, so that a
-    place that was large twice counts once, as in the paper; the released code lists it twice. Entries are those of B A
-    without the factor alpha / rank, as in that code. The mean is over the places of a matrix, then over the matrices that
-    have any. Where an update was large is not where the old loss is sensitive: that is the paper's choice. In the first
-    task there is no place and no term.
+    place that was large twice counts once, as in the paper (SEFE, arXiv 2505.02486); the released code lists it twice.
+    Entries are those of B A without the factor alpha / rank, as in that code. The mean is over the places of a matrix,
+    then over the matrices that have any. Where an update was large is not where the old loss is sensitive: that is the
+    paper's choice. In the first task there is no place and no term.
 
-    Memory: a 4-byte number per place, at most the entries of the matrix however many tasks. Compute: the product B A of
-    every wrapped matrix per step.
+    Memory: a 4-byte number per place, at most the entries of the matrix however many tasks.
+    Compute: the product B A of every wrapped matrix per step.
     """
 
     name: ClassVar[str] = "key-element-penalty"
     needs: ClassVar[tuple[Need, ...]] = (TaskFactors,)
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
-    def __init__(self, *, strength: float = 2500.0, share: float = 0.02) -> None:
+    def __init__(
+        self,
+        *,
+        strength: Annotated[float, "factor of the mean size at key entries, from 0", "released, 7B model"] = 2500.0,
+        share: Annotated[float, "part of each matrix's entries that a task marks, 0 to 1", "released code"] = 0.02,
+    ) -> None:
         if strength < 0:
             raise ConfigError(f"strength is {strength}; give at least 0")
         if not 0 <= share <= 1:

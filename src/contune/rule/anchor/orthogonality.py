@@ -1,7 +1,7 @@
 """Orthogonality between the LoRA of the task and those of finished tasks (O-LoRA, arXiv 2310.14152, equation 8)."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -27,13 +27,20 @@ class Orthogonality(Rule):
     """Adds `strength` times the overlap of the new LoRA's input directions with all earlier ones'.
 
     Only A is made orthogonal: the responses to old inputs change less, not nothing.
+
+    Memory: nothing of its own.
+    Compute: rank^2 x tasks x d_in per wrapped matrix and step.
     """
 
     name: ClassVar[str] = "orthogonality"
     needs: ClassVar[tuple[Need, ...]] = (InputFactors,)
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
-    def __init__(self, *, strength: float = 0.5) -> None:
+    def __init__(
+        self,
+        *,
+        strength: Annotated[float, "weight of the overlap with earlier tasks' input directions", "released code"] = 0.5,
+    ) -> None:
         self.strength = strength
 
     def penalty(self, context: "Context") -> Tensor | None:

@@ -1,7 +1,7 @@
 """Self-regularisation: a new LoRA may change a weight little where earlier ones changed it much (C-LoRA, 2304.06027)."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -28,17 +28,24 @@ def interference(pairs: Sequence[tuple[Factors, Factors]]) -> Tensor:
 
 @final
 class OverlapPenalty(Rule):
-    """Adds `strength` times how much the new LoRA changes each entry of a weight, times how much earlier ones did, squared.
+    """Penalises, entry by entry, what the new LoRA changes where earlier ones changed much (C-LoRA, arXiv 2304.06027).
 
-    Updates are measured as they are added to the weights, alpha / rank included. Memory: nothing of its own. Compute: for
-    every wrapped matrix a step multiplies out all finished LoRAs, rank x tasks x d_in x d_out.
+    The penalty is the square of: change by the new LoRA times size of the change by all earlier ones. Updates are
+    measured as they are added to the weights, alpha / rank included.
+
+    Memory: nothing of its own.
+    Compute: for every wrapped matrix a step multiplies out all finished LoRAs, rank x tasks x d_in x d_out.
     """
 
     name: ClassVar[str] = "overlap-penalty"
     needs: ClassVar[tuple[Need, ...]] = (TaskFactors,)
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
-    def __init__(self, *, strength: float = 1e4) -> None:
+    def __init__(
+        self,
+        *,
+        strength: Annotated[float, "factor of the penalty, which has an update's size to the fourth power"] = 1e4,
+    ) -> None:
         self.strength = strength
 
     def penalty(self, context: Context) -> Tensor | None:

@@ -1,7 +1,7 @@
 """A running mean of what is trained whose step follows drift and gradients (LCIA, arXiv 2410.10868)."""
 
 from collections.abc import Sequence
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -47,19 +47,20 @@ def place_of(shape: Sequence[int]) -> tuple[slice, ...]:
 
 @final
 class AdaptiveEma(Rule):
-    """theta* <- (1 - alpha) theta* + alpha theta after every step, alpha for each tensor anew; theta* answers.
+    """theta* <- (1 - alpha) theta* + alpha theta after every step, alpha for each tensor anew; theta* answers (2410.10868).
 
-    alpha is `balance_weight`, the form of the released code, of L1 norms of whole tensors; where it gives no number between
-    0 and 1, and at a task's first step, which has no gradient before it, `fallback`. The paper states it entry by entry
-    and without the factor 2. Where drift times change stays below 2, as in small tensors, the fallback is all there is:
-    `fallbacks` says for every task how often it was taken, `fallback_share` for the last. `share` fixes alpha instead.
-    Gradients are those the optimizer used, after clipping.
+    alpha is `balance_weight`, the form of the released code, of L1 norms of whole tensors; where it gives no number
+    between 0 and 1, and at a task's first step, which has no gradient before it, `fallback`. The paper states it entry
+    by entry and without the factor 2. Where drift times change stays below 2, as in small tensors, the fallback is all
+    there is: `fallbacks` says for every task how often it was taken, `fallback_share` for the last. Gradients are those
+    the optimizer used, after clipping.
 
     Only what an earlier task has trained is averaged, from where the task finds it. Tensors and rows that a task brings
     along answer as trained, as the released scripts leave the average out where a new set of LoRAs starts; so the first
-    task is plain training. The next task trains on from the mean. Factors are averaged, not their products. `which`: the
-    `adapter` alone, or `all` with head and router.
-    Memory: two copies of the tensors while a task is learned. Compute: three norms per tensor and step.
+    task is plain training. The next task trains on from the mean. Factors are averaged, not their products.
+
+    Memory: two copies of the tensors while a task is learned.
+    Compute: three norms per tensor and step.
     """
 
     name: ClassVar[str] = "adaptive-ema"
@@ -67,7 +68,13 @@ class AdaptiveEma(Rule):
     needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS | Lifetime.BY_KIND,)
     idle: ClassVar[dict[str, object]] = {"share": 1.0}
 
-    def __init__(self, *, fallback: float = 0.01, share: float | None = None, which: Which = "all") -> None:
+    def __init__(
+        self,
+        *,
+        fallback: Annotated[float, "weight of new values where none can be computed, 0 to 1", "released code"] = 0.01,
+        share: Annotated[float | None, "fixed weight of new values, 0 to 1; null: by drift and gradient"] = None,
+        which: Which = "all",
+    ) -> None:
         require_decay("fallback", fallback)
         require_decay("share", 1.0 if share is None else share)
         self.fallback, self.share = fallback, share

@@ -4,7 +4,7 @@ Factors of a low-rank update are averaged as they are, which is not the average 
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from contune.contract.state import State, on_device
 from contune.errors import ConfigError
 from contune.numerics.averages import moved_average
 
-Which = Literal["adapter", "all"]
+Which = Annotated[Literal["adapter", "all"], "what is averaged: the adapter alone, or all with head and router"]
 
 
 def averaged_values(context: Context, which: Which) -> dict[str, Tensor]:
@@ -31,7 +31,7 @@ def averaged_values(context: Context, which: Which) -> dict[str, Tensor]:
 def grow_from(earlier: Tensor) -> tuple[slice, ...]:
     """Where an earlier, smaller form of a tensor lies in the one that has grown from it: new entries come behind.
 
-    >>> torch.arange(6.0).reshape(3, 2)[corner(torch.zeros(2, 2))].tolist()
+    >>> torch.arange(6.0).reshape(3, 2)[grow_from(torch.zeros(2, 2))].tolist()
     [[0.0, 1.0], [2.0, 3.0]]
     """
     return tuple(slice(size) for size in earlier.shape)
@@ -89,17 +89,23 @@ class Ema(Rule):
     """After every step shadow <- decay shadow + (1 - decay) trained; at the end of the task the shadow is kept.
 
     The shadow starts each task where the trained tensors do, so a long memory stays near the last task's end. It is
-    never trained, and training does not see it before the end of the task. `which`: the `adapter` alone, or `all` with
-    head and router. `decay` 0 keeps what was trained,
-    1 what the task began with. An adapter that learns in the first task only is left as it was trained. Memory: one copy
-    of the tensors while a task is learned.
+    never trained, and training does not see it before the end of the task. An adapter that learns in the first task only
+    is left as it was trained.
+
+    Memory: one copy of the tensors while a task is learned.
+    Compute: one sum over what is averaged, a step.
     """
 
     name: ClassVar[str] = "ema"
     phase: ClassVar[Phase] = Phase.REWRITES
     idle: ClassVar[Mapping[str, object]] = {"decay": 0.0}
 
-    def __init__(self, *, decay: float = 0.99, which: Which = "adapter") -> None:
+    def __init__(
+        self,
+        *,
+        decay: Annotated[float, "share of the mean that a step keeps; 0: as trained, 1: as the task began"] = 0.99,
+        which: Which = "adapter",
+    ) -> None:
         require_decay("decay", decay)
         self.decay: float = decay
         self.which: Which = which
@@ -126,17 +132,26 @@ class Ema(Rule):
 class SnapshotMean(Rule):
     """Keeps the mean of what the tensors were at the end of every task, and answers with it.
 
-    `start` says where the next task begins: from the `last` snapshot, so that training goes on as if nothing were averaged
-    (FineTune-merge of arXiv 2408.14471), or from the `mean`. Every entry is averaged over the tasks that had it, in
-    float64. `which`: the `adapter` alone, or `all` with head and router. With `last` trained
-    tensors are back before other rules see the task. Memory: sums, counts and the last snapshot of the tensors.
+    From the `last` snapshot training goes on as if nothing were averaged (FineTune-merge of arXiv 2408.14471). Every
+    entry is averaged over the tasks that had it, in float64. With `last` trained tensors are back before
+    other rules see the task.
+
+    Memory: sums, counts and the last snapshot of the tensors.
+    Compute: one sum over what is averaged, a task.
     """
 
     name: ClassVar[str] = "snapshot-mean"
     phase: ClassVar[Phase] = Phase.REWRITES
     needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS,)
 
-    def __init__(self, *, start: Literal["last", "mean"] = "last", which: Which = "adapter") -> None:
+    def __init__(
+        self,
+        *,
+        start: Annotated[
+            Literal["last", "mean"], "where the next task begins: at the last snapshot, or the mean"
+        ] = "last",
+        which: Which = "adapter",
+    ) -> None:
         self.start: Literal["last", "mean"] = start
         self.which: Which = which
         self._sums: dict[str, Tensor] = {}
@@ -172,17 +187,26 @@ class SnapshotMean(Rule):
 class CompatibleEma(Rule):
     """A running mean held between the values in training and those at the end of the last task (CTP, arXiv 2308.07146).
 
-    After every step m <- decay m + (1 - decay) (theta + theta_last) / 2, from m = theta_last: it settles halfway, and never
-    leaves the last task's half of the way. In the first task, and in what is new, m <- first_decay m + (1 - first_decay)
-    theta. Both decays are the released code's; for tasks of few steps give a smaller `first_decay`. At the end of the task
-    m is kept. Differs: CTP uses m as the teacher of two losses, which are not here, and goes on with theta itself.
-    `which`: the `adapter` alone, or `all` with head and router. Memory: two copies of the tensors while a task is learned.
+    After every step m <- decay m + (1 - decay) (theta + theta_last) / 2, from m = theta_last: it settles halfway, and
+    never leaves the last task's half of the way. In the first task, and in what is new, m <- first_decay m + (1 -
+    first_decay) theta; for tasks of few steps give a smaller `first_decay`. At the end of the task m is kept.
+
+    Memory: two copies of the tensors while a task is learned.
+    Compute: one sum over what is averaged, a step.
+    Differs:
+    - CTP uses m as the teacher of two losses, which are not here, and goes on with theta itself.
     """
 
     name: ClassVar[str] = "compatible-ema"
     phase: ClassVar[Phase] = Phase.REWRITES
 
-    def __init__(self, *, decay: float = 0.9, first_decay: float = 0.995, which: Which = "adapter") -> None:
+    def __init__(
+        self,
+        *,
+        decay: Annotated[float, "share of the mean that a step keeps, after the first task", "CTP's code"] = 0.9,
+        first_decay: Annotated[float, "the same in the first task and for what is new", "CTP's code"] = 0.995,
+        which: Which = "adapter",
+    ) -> None:
         require_decay("decay", decay)
         require_decay("first_decay", first_decay)
         self.decay, self.first_decay = decay, first_decay

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -90,17 +90,18 @@ def states_of(layers: list[nn.Module]) -> Iterator[dict[int, Tensor]]:
 class EmaTeacher(Rule):
     """Answers with a slow running mean of what is trained, which also holds the states of old examples (arXiv 2402.18865).
 
-    After every step n of the whole stream slow <- a slow + (1 - a) fast with a = min(1 - 1/(n + 1), `decay`), of adapter,
-    head and router alike. From the second task on `batch_size` rehearsed examples (None: as many as the batch has) join
-    the task's in one mean, and `weight` times the mean squared distance of the fast model's states to the slow one's, over
-    layers, tokens and width of the rehearsed examples, is added. `target` `slow` is the paper's distance; `larger`, as in
-    the released code, counts entries only where the fast state is below. At the end of a task the slow values take the
-    trained tensors' place, and the fast ones return when the next begins. What is new in a task starts alike in both.
+    After every step n of the whole stream slow <- a slow + (1 - a) fast with a = min(1 - 1/(n + 1), `decay`), of
+    adapter, head and router alike. From the second task on the rehearsed examples join the task's in one mean, and
+    `weight` times the mean squared distance of the fast model's states to the slow one's, over layers, tokens and width
+    of the rehearsed examples, is added. `target` `slow` is the paper's distance; `larger` is that of the released code,
+    which counts entries only where the fast state is below. At the end of a task the slow values take the trained
+    tensors' place, and the fast ones return when the next begins. What is new in a task starts alike in both.
 
     The slow values are never trained. Factors are averaged, not their products. Other rules see the
-    fast values when a task begins. Examples enter the reservoir of `size` at the end of their task, so none rehearses
-    itself. Memory: two copies of what is trained, and the examples. Compute: two more forward passes, one of them with
-    gradients, on the rehearsed examples.
+    fast values when a task begins. Examples enter the reservoir at the end of their task, so none rehearses itself.
+
+    Memory: two copies of what is trained, and the examples.
+    Compute: two more forward passes, one of them with gradients, on the rehearsed examples.
     """
 
     name: ClassVar[str] = "ema-teacher"
@@ -110,11 +111,11 @@ class EmaTeacher(Rule):
     def __init__(
         self,
         *,
-        decay: float = 0.99,
-        weight: float = 1.0,
-        target: Literal["slow", "larger"] = "slow",
-        size: int = 500,
-        batch_size: int | None = None,
+        decay: Annotated[float, "share of slow values that a step keeps, 0 to 1; code: 0.25"] = 0.99,
+        weight: Annotated[float, "weight of the distance between slow and fast states, from 0", "released code"] = 1.0,
+        target: Annotated[Literal["slow", "larger"], "distance on both sides, or above", "paper"] = "slow",
+        size: Annotated[int, "most examples kept to rehearse, of all finished tasks", "released code"] = 500,
+        batch_size: Annotated[int | None, "rehearsed examples in a step; null: as many as new ones"] = None,
     ) -> None:
         require_decay("decay", decay)
         check_sizes(size, 1 if batch_size is None else batch_size)

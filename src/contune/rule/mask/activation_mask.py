@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +23,23 @@ from contune.rule.linear import linear_modules
 
 @final
 class ActivationMask(Rule):
-    """In every task after the first, only those rows of a linear weight move whose output is among the largest.
+    """In every task after the first, only those rows of a linear weight move whose output is among the largest (MIGU).
 
-    The magnitude of a unit is the sum over tokens of |h_j|, h = W x; padding does not count. Rows whose magnitude reaches
-    the `masked` quantile of their layer move. A LoRA is two linear layers, A with rank rows and B with d_out: of 8 rows
-    of A 3 move at the default. The normalisation of the paper does not change who is largest, and is left out.
+    arXiv 2406.17245. The magnitude of a unit is the sum over tokens of |h_j|, h = W x; padding does not count. Rows
+    whose magnitude reaches the `masked` quantile of their layer move. A LoRA is two linear layers, A with rank rows and
+    B with d_out: of 8 rows of A 3 move at the default. The normalisation of the paper does not change who is largest,
+    and is left out. Magnitudes of the whole task so far make a mask that settles; those of the step's own rows are what
+    the paper writes.
 
-    `window`: magnitudes of the whole task so far (`task`, the released code, whose mask settles), or of the step's own
-    rows (`batch`, as the paper writes). `choice` `random` is the paper's control: as many rows, drawn at each step.
     Units in a tie at the quantile all move: so does all of B while it is zero. Biases, norms and embeddings that the
     adapter trains, and the head, are not masked, as in the released code. Replayed rows count like the task's own;
     what other rules pass through the model in their losses is not counted.
 
-    Gradients of masked rows are zero, and so are their moves: the released code masks gradients alone, and Adam's momentum
-    and weight decay move its masked rows. Memory: one number per output unit. Compute: a sum over each layer's output.
+    Memory: one number per output unit.
+    Compute: a sum over each layer's output.
+    Differs:
+    - Gradients of masked rows are zero, and so are their moves: the released code masks gradients alone, and Adam's
+      momentum and weight decay move its masked rows.
     """
 
     name: ClassVar[str] = "activation-mask"
@@ -46,9 +49,9 @@ class ActivationMask(Rule):
     def __init__(
         self,
         *,
-        masked: float = 0.7,
-        window: Literal["task", "batch"] = "task",
-        choice: Literal["activation", "random"] = "activation",
+        masked: Annotated[float, "share of each layer's outputs that stay, 0 to 1", "released scripts"] = 0.7,
+        window: Annotated[Literal["task", "batch"], "where outputs are measured", "released code"] = "task",
+        choice: Annotated[Literal["activation", "random"], "which outputs move; random is a control"] = "activation",
     ) -> None:
         require_share("masked", masked)
         self.masked, self.window, self.choice = masked, window, choice

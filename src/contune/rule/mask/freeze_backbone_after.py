@@ -1,7 +1,7 @@
 """The adapter learns for the first epochs of the first task and then keeps every bit (SEQ*, arXiv 2312.07887)."""
 
 from collections.abc import Mapping
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 from contune.contract.context import Context
 from contune.contract.data import Selection
@@ -11,16 +11,23 @@ from contune.errors import ConfigError
 
 @final
 class FreezeBackboneAfter(Rule):
-    """Adapter tensors learn in the first `epochs` epochs of the first task alone; the head learns in all of them.
+    """The adapter learns in the first epochs of the first task alone; the head learns in all of them (arXiv 2312.07887).
 
-    They are left out of the gradients, so that no momentum, decay or optimizer memory moves them. With adapt: first-task
-    the features of later tasks are computed once and kept.
+    Adapter tensors are left out of the gradients, so that no momentum, decay or optimizer memory moves them. With
+    adapt: first-task the features of later tasks are computed once and kept.
+
+    Memory: nothing.
+    Compute: nothing of its own; less, where features are kept once the adapter rests.
     """
 
     name: ClassVar[str] = "freeze-backbone-after"
     phase: ClassVar[Phase] = Phase.VETOES
 
-    def __init__(self, *, epochs: int = 3) -> None:
+    def __init__(
+        self,
+        *,
+        epochs: Annotated[int, "epochs of the first task in which it learns; 0: none", "released code"] = 3,
+    ) -> None:
         if epochs < 0:
             raise ConfigError(f"epochs is {epochs}; give 0 or more, 0 for an adapter that never learns")
         self.epochs = epochs

@@ -1,7 +1,7 @@
 """The adapter rests while each new task begins, and the head settles first (LAE, arXiv 2303.10070)."""
 
 from collections.abc import Mapping
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 from contune.contract.context import Context
 from contune.contract.data import Selection
@@ -24,16 +24,24 @@ def frozen_epochs(epochs: int, share: float, fixed: int | None) -> int:
 class FreezeFirst(Rule):
     """In every task after the first, adapter tensors keep every bit for the first epochs; the head alone learns there.
 
-    `share` 0.6 of the task's epochs is what the released configurations have: 3 of 5, and 30 of 50. `epochs` gives a number
-    of epochs instead; where that is all of them, the adapter learns in the first task only. The tensors are left out of
-    the gradients, so that no momentum, decay or optimizer memory moves them.
+    LAE (arXiv 2303.10070), whose released configurations rest 3 of 5, and 30 of 50 epochs. Where `epochs` is all of
+    them, the adapter learns in the first task only. The tensors are left out of the gradients, so that no momentum,
+    decay or optimizer memory moves them.
+
+    Memory: nothing.
+    Compute: nothing of its own.
     """
 
     name: ClassVar[str] = "freeze-first"
     phase: ClassVar[Phase] = Phase.VETOES
     idle: ClassVar[Mapping[str, object]] = {"share": 0.0}
 
-    def __init__(self, *, share: float = 0.6, epochs: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        share: Annotated[float, "share of a later task's epochs in which it rests, 0 to 1", "released code"] = 0.6,
+        epochs: Annotated[int | None, "how many epochs it rests, in place of a share; null: the share"] = None,
+    ) -> None:
         if not 0 <= share <= 1:
             raise ConfigError(f"share is {share}; give a number from 0 to 1, the part of each task's epochs")
         if epochs is not None and epochs < 0:

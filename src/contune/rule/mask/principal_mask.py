@@ -1,7 +1,7 @@
 """Only principal weights move: the largest entries of each matrix's low-rank part (LIFT, arXiv 2506.00772)."""
 
 from collections.abc import Mapping
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 from torch import Tensor
 
@@ -18,25 +18,34 @@ from contune.rule.linear import linear_modules
 
 @final
 class PrincipalMask(Rule):
-    """Of every linear weight only the largest entries of its rank-k part move, as many as a LoRA of rank `rank` has.
+    """Of every linear weight only the largest entries of its low-rank part move (LIFT, arXiv 2506.00772).
 
-    k is `filter_rank`. The mask is taken of the weights as a task finds them, and again after every `interval` steps of the
-    task; nothing is kept between tasks. Principal weights are not the largest weights: `choice` `magnitude` and `random`
-    are the paper's controls. A matrix with no more weights than the LoRA would have is trained whole. Biases, norms and
-    embeddings that the adapter trains are not masked, as in the released code, nor is the head.
+    The part is of rank `filter_rank`, and as many entries move as a LoRA of rank `rank` has. The mask is taken of the
+    weights as a task finds them, and again after every `interval` steps of the task; nothing is kept between tasks.
+    Principal weights are not the largest weights. A matrix with no more weights than the LoRA would have is trained
+    whole. Biases, norms and embeddings that the adapter trains are not masked, as in the released code, nor is the
+    head.
 
     Masked gradients are zero and masked moves are none, so momentum and weight decay change nothing that rests. Moments
     are dense tensors with zeros where nothing ever moved: this saves no memory, where the released optimizer keeps
-    moments of the mask alone. An entry that joins starts with moments of zero and the bias correction of the step count,
-    as released; one that leaves and comes back finds its moments decayed, there it starts anew. The SVD is exact, in
-    float32; ties go by place. Memory: the mask. Compute: one SVD of every matrix at each refresh.
+    moments of the mask alone. An entry that joins starts with moments of zero and the bias correction of the step
+    count, as released; one that leaves and comes back finds its moments decayed, there it starts anew. The SVD is
+    exact, in float32; ties go by place.
+
+    Memory: the mask.
+    Compute: one SVD of every matrix at each refresh.
     """
 
     name: ClassVar[str] = "principal-mask"
     needs: ClassVar[tuple[Need, ...]] = (BaseMatrices,)
 
     def __init__(
-        self, *, rank: int = 32, filter_rank: int = 16, interval: int = 400, choice: Choice = "low-rank"
+        self,
+        *,
+        rank: Annotated[int, "a LoRA of this rank has as many weights as move, from 1", "released, 8B model"] = 32,
+        filter_rank: Annotated[int, "rank of the part of a matrix that they are chosen by", "released, 8B model"] = 16,
+        interval: Annotated[int, "steps of a task after which they are chosen anew", "released, 7B model"] = 400,
+        choice: Annotated[Choice, "how they are chosen; the others are controls", "paper"] = "low-rank",
     ) -> None:
         if min(rank, filter_rank, interval) < 1:
             raise ConfigError(

@@ -1,22 +1,22 @@
 """Backward transfer: old tasks that the new one agrees with may be changed, the others not (CUBER, arXiv 2211.00789)."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from contune.backbone.linear import is_transposed
 from contune.contract.capability import Lifetime, LinearWeights, Need
 from contune.contract.context import Context
 from contune.contract.data import Rows
+from contune.contract.input_memory import InputMemory, input_moments
 from contune.contract.parts import Rule, Tensors
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State, on_device
 from contune.errors import ConfigError
-from contune.numerics.subspaces import InputMemory, Subspace, closing_threshold, input_moments, project_out
+from contune.numerics.subspaces import Subspace, closing_threshold, project_out
 from contune.rule.linear import linear_modules, still
 from contune.rule.project.gradient_projection import check_shares
 
@@ -47,7 +47,7 @@ def joined_spaces(spaces: Sequence[Subspace]) -> Subspace:
     """The span of several subspaces of R^d, kept by its own basis up to d / 2 dimensions, then by that of the rest.
 
     >>> axes = torch.eye(3)
-    >>> joined([Subspace(axes[:, :1], "remove"), Subspace(axes[:, 1:2], "remove")]).size()
+    >>> joined_spaces([Subspace(axes[:, :1], "remove"), Subspace(axes[:, 1:2], "remove")]).size()
     2
     """
     if len(spaces) == 1:
@@ -72,8 +72,8 @@ def mean_gradients(context: Context, names: Sequence[str], rows: Rows) -> dict[s
     size = context.passes.batch_size
     for start in range(0, len(rows), size):
         batch = context.passes.batch([(context.task.data, rows[start : start + size])])
-        logits = context.model.forward(batch).logits.masked_fill(~context.model.class_mask(batch.tasks), float("-inf"))
-        loss = functional.cross_entropy(logits, batch.labels, reduction="sum") / len(rows)
+        logits = context.model.forward(batch).logits
+        loss = context.model.objective.losses(context.model, batch, logits).sum() / len(rows)
         found = torch.autograd.grad(loss, [trained[name] for name in names], allow_unused=True)
         for name, gradient in zip(names, found, strict=True):
             if gradient is not None:
@@ -85,22 +85,26 @@ def mean_gradients(context: Context, names: Sequence[str], rows: Rows) -> dict[s
 class Cuber(Rule):
     """Projects steps off the inputs of old tasks as GPM does, but lets a weight change for a task that the new one helps.
 
-    For every linear weight and old task j the inputs' subspace U_j and the gradient g_j of its own loss at its end are
-    kept. When a task begins, its gradient g decides, once and for each weight alone, how it meets j (sections 3 and 4):
-    `apart`, |g U_j| <= `overlap` |g|; else `agrees`, cos(g, g_j) > 0 and >= `agreement`; else `differs`. Moves are
-    projected off the joined U_j of all tasks that do not agree: where a task is apart that costs next to nothing. Tasks
-    that agree are left out of the projection, and `strength` <g_j, W - W_j>, the first-order change of their loss, is
-    added to the loss. Biases, norms and embeddings rest after the first task, as with `gradient-projection`.
+    CUBER (arXiv 2211.00789). For every linear weight and old task j the inputs' subspace U_j and the gradient g_j of
+    its own loss at its end are kept. When a task begins, its gradient g decides, once and for each weight alone, how it
+    meets j (sections 3 and 4): `apart`, |g U_j| <= overlap |g|; else `agrees`, cos(g, g_j) > 0 and >= agreement; else
+    `differs`. Moves are projected off the joined U_j of all tasks that do not agree: where a task is apart that costs
+    next to nothing. Tasks that agree are left out of the projection, and strength <g_j, W - W_j>, the first-order
+    change of their loss, is added to the loss. Biases, norms and embeddings rest after the first task, as with
+    `gradient-projection`.
 
-    g comes from up to `examples` examples in a seeded order, as one batch is noisy; the choice is never revised. g_j is
-    that of all the task's examples and is not refreshed, so the term is exact near W_j only; it has no lower bound: keep
-    `strength` small where training is long.
+    g comes from many examples in a seeded order, as one batch is noisy; the choice is never revised. g_j is that of all
+    the task's examples and is not refreshed, so the term is exact near W_j only; it has no lower bound: keep `strength`
+    small where training is long.
 
     Memory: the weights once more for every task, and at most d_in^2 / 2 values per task and linear layer; layers that
-    read one tensor share these. Compute: two passes over each task, one with gradients, and d_in^3 per layer when a task
-    begins. Differs: the paper also trains scale matrices that reuse old weights for the task at hand (from TRGP); they
-    belong to one task, which somebody would have to name at prediction, so there are none here. Moves are projected and
-    not gradients. The thresholds and `strength` are not the paper's, whose values we could not read.
+    read one tensor share these.
+    Compute: two passes over each task, one with gradients, and d_in^3 per layer when a task begins.
+    Defaults: ours; the paper's values for the thresholds and `strength` are not known to us.
+    Differs:
+    - The paper also trains scale matrices that reuse old weights for the task at hand (from TRGP); they belong to one
+      task, which somebody would have to name at prediction, so there are none here.
+    - Moves are projected and not gradients.
     """
 
     name: ClassVar[str] = "cuber"
@@ -112,12 +116,12 @@ class Cuber(Rule):
     def __init__(
         self,
         *,
-        threshold: float = 0.97,
-        growth: float = 0.1,
-        overlap: float = 0.5,
-        agreement: float = 0.0,
-        strength: float = 1.0,
-        examples: int = 512,
+        threshold: Annotated[float, "share of old inputs' energy that steps keep off, 0 to below 1"] = 0.97,
+        growth: Annotated[float, "share of its way to 1 that each task raises the threshold, 0 to below 1"] = 0.1,
+        overlap: Annotated[float, "share of a gradient in old inputs up to which tasks are apart"] = 0.5,
+        agreement: Annotated[float, "least cosine of two tasks' gradients to count as agreeing, 0 to 1"] = 0.0,
+        strength: Annotated[float, "weight of the first-order change of agreeing tasks' losses, from 0"] = 1.0,
+        examples: Annotated[int, "examples of a new task that its first gradient is measured on, from 1"] = 512,
     ) -> None:
         check_shares(threshold=threshold, growth=growth)
         for option, value in (("overlap", overlap), ("agreement", agreement)):

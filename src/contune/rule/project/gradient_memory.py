@@ -5,13 +5,12 @@ at the weights before the step, over the trained tensors, adapter and head, as o
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from contune.contract.capability import THROUGH_TASKS, Lifetime, Need
 from contune.contract.context import Context
@@ -120,9 +119,7 @@ def loss_gradient(context: Context, dataset: Dataset, rows: Rows) -> dict[str, T
     for start in range(0, len(rows), size):
         batch = context.passes.batch([(dataset, rows[start : start + size])])
         logits = context.model.forward(batch).logits
-        if not context.model.head.language:
-            logits = logits.masked_fill(~context.model.class_mask(batch.tasks), float("-inf"))
-        loss = functional.cross_entropy(logits, batch.labels, reduction="sum") / total
+        loss = context.model.objective.losses(context.model, batch, logits).sum() / total
         found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
         for name, gradient in zip(trained, found, strict=True):
             if gradient is not None:
@@ -134,17 +131,23 @@ def loss_gradient(context: Context, dataset: Dataset, rows: Rows) -> dict[str, T
 class AverageGradientMemory(Rule):
     """Takes out of a step what raises the loss of a draw from old examples (A-GEM, arXiv 1812.00420, equation 11).
 
-    g is the gradient over `batch_size` examples drawn anew at each step from a reservoir of `size`, in which all examples
-    of finished tasks are kept with equal probability. What is projected is the step d: d - max(0, <d, g>) g / <g, g>. For
-    plain SGD that is the paper's rule; with momentum, decay or Adam the projected gradient would not bind the step.
+    g is the gradient over examples drawn anew at each step from a reservoir, in which all examples of finished tasks
+    are kept with equal probability. What is projected is the step d: d - max(0, <d, g>) g / <g, g>. For plain SGD that
+    is the paper's rule; with momentum, decay or Adam the projected gradient would not bind the step.
 
-    Memory: the examples, and one gradient during a step. Compute: one more forward and backward pass per step.
+    Memory: the examples, and one gradient during a step.
+    Compute: one more forward and backward pass per step.
     """
 
     name: ClassVar[str] = "average-gradient-memory"
     needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS | Lifetime.PER_TASK,)
 
-    def __init__(self, *, size: int = 500, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        *,
+        size: Annotated[int, "most examples kept, of all finished tasks together"] = 500,
+        batch_size: Annotated[int, "old examples drawn at each step to measure their gradient"] = 32,
+    ) -> None:
         check_sizes(size, batch_size)
         self.size, self.batch_size = size, batch_size
         self._kept = Rehearsal()
@@ -182,21 +185,28 @@ class AverageGradientMemory(Rule):
 class GradientMemory(Rule):
     """The nearest step that raises the loss of no old task's examples (GEM, arXiv 1706.08840, equations 8 to 11).
 
-    Of every finished task `size` examples are kept, drawn once by the seed. At each step every old task k gives a
-    gradient g_k over `batch_size` of its examples, drawn anew, or over all where that is None, as in the paper. Where the
-    step d has <d, g_k> > 0 for some k, it becomes d - sum v_k g_k with the smallest change that makes all <d, g_k> <= 0;
-    v_k >= `margin` leans it down the old losses as well; it is counted for gradients, as in the paper, and shrinks with
-    the step's length over the gradient's. For plain SGD that is the paper's rule; with momentum, decay or Adam the
-    projected gradient would not bind the step. Gradients are those at the weights of the step, never older.
+    The examples of every finished task are drawn once by the seed. At each step every old task k gives a gradient g_k
+    over some of them, drawn anew, or all. Where the step d has <d, g_k> > 0 for some k, it becomes d - sum v_k g_k with
+    the smallest change that makes all <d, g_k> <= 0; v_k >= `margin` leans it down the old losses as well; it is
+    counted for gradients, as in the paper, and shrinks with the step's length over the gradient's. For plain SGD that
+    is the paper's rule; with momentum, decay or Adam the projected gradient would not bind the step. Gradients are
+    those at the weights of the step, never older.
 
-    Memory: the examples, growing with the tasks, and one gradient per old task during a step. Compute: a forward and
-    backward pass per old task and step, and a quadratic program of as many unknowns as old tasks.
+    Memory: the examples, growing with the tasks, and one gradient per old task during a step.
+    Compute: a forward and backward pass per old task and step, and a quadratic program of as many unknowns as old
+    tasks.
     """
 
     name: ClassVar[str] = "gradient-memory"
     needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS | Lifetime.PER_TASK,)
 
-    def __init__(self, *, size: int = 256, batch_size: int | None = 32, margin: float = 0.5) -> None:
+    def __init__(
+        self,
+        *,
+        size: Annotated[int, "examples kept of every task", "paper, section 4"] = 256,
+        batch_size: Annotated[int | None, "examples of each memory used at a step; null: all, as the paper"] = 32,
+        margin: Annotated[float, "least share of each memory's gradient in a bent step", "paper, section 4"] = 0.5,
+    ) -> None:
         check_sizes(size, 1 if batch_size is None else batch_size)
         if margin < 0:
             raise ConfigError(f"margin is {margin}; give at least 0")

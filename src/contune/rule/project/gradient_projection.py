@@ -1,14 +1,15 @@
 """Gradient projection: weights move only where the inputs of finished tasks do not reach (GPM, arXiv 2103.09762)."""
 
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 from contune.backbone.linear import is_transposed
 from contune.contract.capability import Lifetime, LinearWeights, Need
 from contune.contract.context import Context
+from contune.contract.input_memory import InputMemory, input_moments
 from contune.contract.parts import Rule, Tensors
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.numerics.subspaces import InputMemory, closing_threshold, input_moments, project_out
+from contune.numerics.subspaces import closing_threshold, project_out
 from contune.rule.linear import linear_modules, still
 
 
@@ -21,17 +22,17 @@ def check_shares(**shares: float) -> None:
 
 @final
 class GradientProjection(Rule):
-    """Takes out of every step of a linear weight what lies in the input subspace of finished tasks (GPM, section 5).
+    """Takes out of every step of a linear weight what lies in the input subspace of finished tasks (GPM, arXiv 2103.09762).
 
-    W_new - W_old is orthogonal to the stored inputs, so old inputs are answered as before. What is projected is the move
-    of the weight, not its gradient: Adam's scaling, momentum and weight decay would leave the subspace again. At the end
-    of a task the subspace grows until it holds the share `threshold` of the task's input energy (equation 9); the
-    threshold closes by `growth` of what is left to 1 with every task. Tensors of the adapter that are no linear weights,
-    such as norms, biases and embeddings, are trained in the first task only, as in the released code. The head is left
-    alone: with a loss over the task's own classes and no weight decay its old rows rest.
+    W_new - W_old is orthogonal to the stored inputs, so old inputs are answered as before (section 5). What is
+    projected is the move of the weight, not its gradient: Adam's scaling, momentum and weight decay would leave the
+    subspace again. At the end of a task the subspace grows until it holds the share `threshold` of the task's input
+    energy (equation 9). Tensors of the adapter that are no linear weights, such as norms, biases and embeddings, are
+    trained in the first task only, as in the released code. The head is left alone: with a loss over the task's own
+    classes and no weight decay its old rows rest.
 
-    Memory: at most d_in^2 / 2 values per linear layer; layers that read one tensor share them. Compute: one more pass
-    over each task, and two products with that basis per step.
+    Memory: at most d_in^2 / 2 values per linear layer; layers that read one tensor share them.
+    Compute: one more pass over each task, and two products with that basis per step.
     """
 
     name: ClassVar[str] = "gradient-projection"
@@ -40,7 +41,12 @@ class GradientProjection(Rule):
         Lifetime.LASTING,
     )
 
-    def __init__(self, *, threshold: float = 0.97, growth: float = 0.1) -> None:
+    def __init__(
+        self,
+        *,
+        threshold: Annotated[float, "share of old inputs' energy that steps keep off", "paper, CIFAR-100"] = 0.97,
+        growth: Annotated[float, "share of its way to 1 that each task raises the threshold, 0 to below 1"] = 0.1,
+    ) -> None:
         check_shares(threshold=threshold, growth=growth)
         self.threshold, self.growth = threshold, growth
         self._memory = InputMemory()

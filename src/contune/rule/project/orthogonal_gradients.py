@@ -1,7 +1,7 @@
 """Output directions: steps stay orthogonal to the gradients of old examples' scores (OGD, arXiv 1910.07104)."""
 
 import math
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -97,7 +97,7 @@ class OrthogonalGradients(Rule):
     """Takes out of every step what would change, to first order, the scores of old examples' right answers (OGD-GTL).
 
     At the end of a task the gradients of the right answer's score of `size` of its examples, one at a time, join an
-    orthonormal basis; a gradient that lies in the span already adds nothing. In streams of kind language an answer's
+    orthonormal basis; a gradient that lies in the span already adds nothing. Where answers are written, an answer's
     score is the mean over its tokens. All trained tensors, adapter and head, make one long vector. What is projected is
     the step: for plain SGD that is the paper's rule; with momentum, decay or Adam the projected gradient would not bind.
     The protection is first-order, at the weights where each task ended: it weakens as these are left behind.
@@ -109,7 +109,11 @@ class OrthogonalGradients(Rule):
     name: ClassVar[str] = "orthogonal-gradients"
     needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS & ~Lifetime.REDRAWN,)
 
-    def __init__(self, *, size: int = 200) -> None:
+    def __init__(
+        self,
+        *,
+        size: Annotated[int, "gradients of old answers kept for every task, from 0", "paper"] = 200,
+    ) -> None:
         if size < 0:
             raise ConfigError(f"size is {size}; give at least 0")
         self.size = size

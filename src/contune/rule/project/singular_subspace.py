@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, final
+from typing import Annotated, Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -133,23 +133,28 @@ class SingularSubspace(Rule):
     When a task begins every weight is split by its singular values, W = U_h S_h V_h^T + U_l S_l V_l^T, and until the
     task ends it may change by (1 - U_h U_h^T) M (1 - V_h V_h^T) alone: for x in the span of V_h, W x stays, and for any
     x the part of W x in the span of U_h. How many singular vectors a layer keeps follows from how alike its inputs and
-    outputs were in the last task: the ratio is `minimum` + I (`target` - `minimum`), I being 1 on average over layers. A
-    ratio above 1 - 1 / full rank leaves one singular vector to learn with. Ratios are of the smaller dimension.
+    outputs were in the last task: the ratio is `minimum` + I (`target` - `minimum`), I being 1 on average over layers.
+    A ratio above 1 - 1 / full rank leaves one singular vector to learn with. Ratios are of the smaller dimension.
 
     What is projected is the step, not the gradient: with AdamW a projected gradient leaves the subspace again. Tensors
-    of the adapter that are no linear weights rest while weights are protected. `from_start`: in the first task too, with
-    its own inputs; without it the first task trains freely. Directions learned in one task are protected in the next only
-    as far as they made their way among the strongest; inputs have no part in the split.
+    of the adapter that are no linear weights rest while weights are protected. Directions learned in one task are
+    protected in the next only as far as they made their way among the strongest; inputs have no part in the split.
 
-    Memory: while a task is learned at most (m^2 + n^2) / 2 values for a weight (m, n). Compute: an SVD of every weight
-    when a task begins, one pass over `examples` examples when it ends, four products with thin matrices per step.
+    Memory: while a task is learned at most (m^2 + n^2) / 2 values for a weight (m, n).
+    Compute: an SVD of every weight when a task begins, one pass over `examples` examples when it ends, four products
+    with thin matrices per step.
     """
 
     name: ClassVar[str] = "singular-subspace"
     needs: ClassVar[tuple[Need, ...]] = (BaseMatrices,)
 
     def __init__(
-        self, *, minimum: float = 0.1, target: float = 0.8, examples: int = 256, from_start: bool = True
+        self,
+        *,
+        minimum: Annotated[float, "least share of singular vectors kept, 0 to target", "paper, as recalled"] = 0.1,
+        target: Annotated[float, "mean share of singular vectors kept, up to 1", "paper, as recalled"] = 0.8,
+        examples: Annotated[int, "examples that inputs and outputs of layers are compared on, from 1"] = 256,
+        from_start: Annotated[bool, "protect what was pretrained in the first task too"] = True,
     ) -> None:
         if not 0 <= minimum <= target <= 1:
             raise ConfigError(f"minimum is {minimum} and target {target}; give 0 <= minimum <= target <= 1")

@@ -1,6 +1,6 @@
 """Attentive reflection: inputs like an old task's go on getting that task's attention (SAPT, arXiv 2401.08295)."""
 
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from contune.contract.capability import AttentionMixing, Need, require
 from contune.contract.context import Context
-from contune.contract.parts import Rule
+from contune.contract.parts import Rule, Trait
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State, on_device
 from contune.errors import CombinationError, ConfigError
@@ -42,20 +42,23 @@ def attention_distance(stored: Tensor, weights: Tensor) -> Tensor:
 
 @final
 class AttentiveReflection(Rule):
-    """Adds `weight` times the sum over old tasks i of KL([a_i, 0, ..., 0] || a(x)), the mean over inputs x like task i's.
+    """Inputs like an old task's go on getting that task's attention over the tasks' updates (SAPT, arXiv 2401.08295).
 
+    Adds `weight` times the sum over old tasks i of KL([a_i, 0, ..., 0] || a(x)), the mean over inputs x like task i's.
     a_i is the mean attention over task i's training data when it ended. Only inputs are needed, and of those only what
-    the attention reads: their largest embedding values (d), `size` of them per task. `source` says whence.
+    the attention reads: their largest embedding values (d), `size` of them per task.
 
-    `generated`, in streams of kind language alone: when a task ends, the adapter in training goes on from where it is, for
-    as many steps, to write the task's examples after its name; `attempts` texts are drawn from it, the valid ones
-    are summed up (see rule pseudo-replay for what is valid), and the adapter is put back to what it was. `counts` says how
-    many were valid; a task with none is not reflected on. Compute: as much training again, and the texts.
-    `kept`: of that many of the task's own examples, drawn by the seed, the vectors are kept, but no example itself.
-    `auto` is `generated` where the model writes and `kept` elsewhere.
+    `source` says whence: `generated`, where answers are written alone: when a task ends, the adapter in training goes
+    on from where it is, for as many steps, to write the task's examples after its name; `attempts` texts are drawn from
+    it, the valid ones are summed up (see rule pseudo-replay for what is valid), and the adapter is put back to what it
+    was. `counts` says how many were valid; a task with none is not reflected on. `kept`: of that many of the task's own
+    examples, drawn by the seed, the vectors are kept, but no example itself. `auto` is `generated` where the model
+    writes and `kept` elsewhere.
 
-    All vectors of a task count in every step, where the released code draws a batch of its pseudo-samples. Memory: size x
-    d and one row of attention per task.
+    Memory: size x d and one row of attention per task.
+    Compute: with `generated` as much training again, and the texts.
+    Differs:
+    - All vectors of a task count in every step, where the released code draws a batch of its pseudo-samples.
     """
 
     name: ClassVar[str] = "attentive-reflection"
@@ -64,11 +67,11 @@ class AttentiveReflection(Rule):
     def __init__(
         self,
         *,
-        weight: float = 0.5,
-        source: Source = "auto",
-        size: int = 64,
-        attempts: int = 128,
-        top: int = 20,
+        weight: Annotated[float, "weight of holding old tasks' attention, from 0", "released, T5 on SuperNI"] = 0.5,
+        source: Annotated[Source, "inputs written by the model, kept of each task, or as the stream allows"] = "auto",
+        size: Annotated[int, "inputs held of each task, from 0; the paper has 2 in 100 of its data"] = 64,
+        attempts: Annotated[int, "texts written for a task, of which valid ones are held, from 0"] = 128,
+        top: Annotated[int, "likeliest tokens that each token of a text is drawn from, from 1"] = 20,
     ) -> None:
         if weight < 0 or size < 0 or attempts < 0 or top < 1:
             raise ConfigError(
@@ -80,10 +83,10 @@ class AttentiveReflection(Rule):
         self._summaries: list[Tensor] = []
 
     def begin_task(self, context: Context) -> None:
-        if self.source == "generated" and context.task.kind != "language":
+        if self.source == "generated" and Trait.WRITTEN not in context.model.objective.traits:
             raise CombinationError(
-                f"rule {self.name!r} has source generated, but in a {context.task.kind} stream the model writes nothing; "
-                "set source: kept, or auto"
+                f"rule {self.name!r} has source generated, but with objective: {context.model.objective.name} the model "
+                "writes nothing; set source: kept, or auto"
             )
 
     def penalty(self, context: Context) -> Tensor | None:
@@ -104,7 +107,7 @@ class AttentiveReflection(Rule):
         summaries = summed_up(context)
         with torch.no_grad():
             self._attention.append(adapter.weights(summaries).mean(dim=0))
-        if self.source == "kept" or context.task.kind != "language":
+        if self.source == "kept" or Trait.WRITTEN not in context.model.objective.traits:
             generator = numpy_generator(context.task.settings.seed, "reflection", context.task.index)
             chosen = generator.permutation(len(summaries))[: self.size]
             self._summaries.append(summaries[torch.from_numpy(chosen)])

@@ -1,14 +1,14 @@
 """Dark experience replay: match the logits an example had when it was kept (DER++, arXiv 2004.07211)."""
 
 from collections.abc import Mapping
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
 
 from contune.contract.context import Context
 from contune.contract.data import Batch, Outputs, Selection
-from contune.contract.parts import Rule
+from contune.contract.parts import Rule, Trait
 from contune.contract.state import State
 from contune.rule.replay.buffer import Rehearsal
 from contune.rule.replay.replay import check_sizes, draw
@@ -27,17 +27,27 @@ def logit_distance(logits: Tensor, stored: Tensor) -> Tensor:
 
 @final
 class DarkExperience(Rule):
-    """Adds alpha times the distance to stored logits, and beta times the loss on labels, on two independent draws.
+    """Adds alpha x the distance to stored logits and beta x the loss on labels, on two draws of old examples (2004.07211).
 
-    With beta 0 this is DER, with alpha 0 replay of a separate batch. Differs from the paper: the logits are those at the
-    end of the example's task, in the deterministic view, not those of the moment it was first trained on.
+    Memory: the examples and their logits.
+    Compute: up to three times a step.
+    Differs:
+    - The logits are those at the end of the example's task, in the deterministic view, not those of the moment it was
+      first trained on.
     """
 
     name = "der++"
-    language: ClassVar[bool] = False
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.EXAMPLE_ROWS})
     idle: ClassVar[Mapping[str, object]] = {"alpha": 0.0, "beta": 0.0}
 
-    def __init__(self, *, size: int = 500, batch_size: int = 32, alpha: float = 0.1, beta: float = 0.5) -> None:
+    def __init__(
+        self,
+        *,
+        size: Annotated[int, "most examples kept, of all finished tasks together"] = 500,
+        batch_size: Annotated[int, "old examples in each of the two draws of a step"] = 32,
+        alpha: Annotated[float, "weight of the distance to stored logits; 0: none", "typical of the paper"] = 0.1,
+        beta: Annotated[float, "weight of the loss on old labels; 0: DER, without them", "typical of the paper"] = 0.5,
+    ) -> None:
         check_sizes(size, batch_size)
         self.size, self.batch_size, self.alpha, self.beta = size, batch_size, alpha, beta
         self._kept = Rehearsal()

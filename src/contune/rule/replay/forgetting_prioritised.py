@@ -1,7 +1,7 @@
 """Short phases of fine-tuning on a buffer, of what forgets most and nothing else (FPF, arXiv 2304.04158)."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.nn import functional
 from contune.backbone.layers import is_norm
 from contune.contract.context import Context
 from contune.contract.data import Dataset, Rows, Selection
-from contune.contract.parts import Rule
+from contune.contract.parts import Rule, Trait
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
@@ -47,33 +47,34 @@ def sensitive(context: Context, parts: Parts) -> dict[str, nn.Parameter]:
 
 @final
 class ForgettingPrioritised(Rule):
-    """Plain training, interrupted `phases` times a task by `iterations` SGD steps on a buffer of all seen classes.
+    """Plain training, interrupted by short phases of SGD on a buffer of all seen classes (k-FPF, arXiv 2304.04158).
 
     A phase trains `parts` alone: the head and the layer norms, which stand for the batch norms of the paper's networks
     and are trained only where the adapter declares them (full, layer-norm). Its loss is over all seen classes (of the
-    named task, where a stream names tasks); `distil` adds that many times the distance to the logits that examples of
-    finished tasks were kept with (k-FPF-KD). The buffer shares its `size` equally among classes; examples of the task
-    in progress, all at hand, count already.
+    named task, where a stream names tasks). Examples of the task in progress, all at hand, count already. No dropout in
+    a phase.
 
-    Phases are spaced within each task, as the length of a stream is not known: k of the paper is `phases` times the
-    number of tasks. No dropout in a phase. Memory: the examples, and their logits with `distil`. Compute: phases x
-    iterations x batch_size examples a task, whatever the length of the task; stream steps replay nothing.
+    Memory: the examples, and their logits with `distil`.
+    Compute: phases x iterations x batch_size examples a task, whatever its length; stream steps replay nothing.
+    Differs:
+    - Phases are spaced within each task, as the length of a stream is not known: k of the paper is `phases` times the
+      number of tasks.
     """
 
     name: ClassVar[str] = "forgetting-prioritised"
-    language: ClassVar[bool] = False
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.EXAMPLE_ROWS, Trait.COMPETING})
     idle: ClassVar[Mapping[str, object]] = {"phases": 0}
 
     def __init__(
         self,
         *,
-        phases: int = 3,
-        iterations: int = 20,
-        size: int = 500,
-        batch_size: int = 32,
-        lr: float = 0.05,
-        distil: float = 0.0,
-        parts: Parts = "head-and-norms",
+        phases: Annotated[int, "times that a task is interrupted, evenly spaced, from 0"] = 3,
+        iterations: Annotated[int, "SGD steps of each phase, from 0"] = 20,
+        size: Annotated[int, "most examples kept, in equal shares of the classes"] = 500,
+        batch_size: Annotated[int, "examples in a step of a phase"] = 32,
+        lr: Annotated[float, "learning rate of the phases' SGD"] = 0.05,
+        distil: Annotated[float, "weight of the distance to stored logits (k-FPF-KD); 0: none"] = 0.0,
+        parts: Annotated[Parts, "what a phase trains; head and norms forget most", "paper"] = "head-and-norms",
     ) -> None:
         check_sizes(size, batch_size)
         if min(phases, iterations) < 0:
@@ -131,7 +132,7 @@ class ForgettingPrioritised(Rule):
     def _loss(self, context: Context, ready: Dataset, rows: Rows) -> Tensor:
         batch = context.passes.batch([(ready, rows)])
         logits = context.model.forward(batch).logits
-        named = context.task.kind == "task-incremental"
+        named = context.model.tasks_named
         competing = logits.masked_fill(~context.model.class_mask(batch.tasks), float("-inf")) if named else logits
         loss = functional.cross_entropy(competing, batch.labels)
         finished = batch.tasks < context.task.index

@@ -1,7 +1,7 @@
 """Replay of examples that the model writes itself, with distillation on them (LFPT5, arXiv 2110.07298)."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import numpy as np
 import torch
@@ -10,11 +10,11 @@ from torch.nn import functional
 
 from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Dataset, Outputs, Rows, Selection
-from contune.contract.parts import Rule
+from contune.contract.parts import Rule, Trait
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State, on_device
 from contune.errors import ConfigError
-from contune.rule.anchor.distillation import distillation_rows
+from contune.numerics.divergences import softmax_divergence
 from contune.rule.average.ema_teacher import rows_of
 from contune.rule.replay.pseudo_samples import (
     TaskForm,
@@ -37,7 +37,7 @@ WRITING = "writing"
 def dealt_share(count: int, step: int, steps: int, generator: np.random.Generator) -> Rows:
     """The rows of `count` that fall to this step of a pass, in which every row comes once.
 
-    >>> [len(dealt(5, step, 3, np.random.default_rng(0))) for step in range(3)]
+    >>> [len(dealt_share(5, step, 3, np.random.default_rng(0))) for step in range(3)]
     [1, 2, 2]
     """
     return generator.permutation(count)[step * count // steps : (step + 1) * count // steps]
@@ -54,11 +54,11 @@ def share_of_step(dataset: Dataset | None, context: Context, purpose: str, step:
 
 @final
 class PseudoReplay(Rule):
-    """Before each later task the model writes examples of every earlier one, which then join the task's own.
+    """Before each later task the model writes examples of every earlier one, which then join the task's own (2110.07298).
 
     With L_solve the mean loss over the answers of the task's and the written examples, L_write that of writing the same
-    examples (task's name -> prompt, separator, answer), and KL(before || now) on the answers of the written examples, the
-    trained tensors of the task's start as teacher,
+    examples (task's name -> prompt, separator, answer), and KL(before || now) on the answers of the written examples,
+    the trained tensors of the task's start as teacher,
 
         L = (1 - distillation) [L_solve + writing L_write] + distillation KL
 
@@ -66,30 +66,30 @@ class PseudoReplay(Rule):
     those too. Every written example, and every example in its turned form, comes once in a pass over the task's own, as
     where all are one training set; each step of the pass gets its share, drawn for itself.
 
-    `attempts` texts are drawn for each earlier task, among the `top` likeliest tokens, those written already less likely
-    by `repetition_penalty`. Kept are those with one separator and an answer that is an option of the task, or where it has
-    none is not empty: the first `per_option` of each option, or `per_task`. `counts` says how many were kept and why
-    others were not; a task of which none is kept is not replayed. A conversation of several turns is written as one text.
+    Kept are texts with one separator and an answer that is an option of the task, or where it has none is not empty:
+    the first `per_option` of each option, or `per_task`. `counts` says how many were kept and why others were not; a
+    task of which none is kept is not replayed. A conversation of several turns is written as one text. Examples that do
+    not fit in the model with the task's name, or hold the separator, are learned but not written.
 
-    Examples that do not fit in the model with the task's name, or hold the separator, are learned but not written.
     Memory: names and options of the tasks, and in a task the written examples and one copy of what is trained. No
-    training example is kept. Compute: `attempts` texts per earlier task; a step has about twice the rows, and one more
-    forward pass on the written ones.
+    training example is kept.
+    Compute: `attempts` texts per earlier task; a step has about twice the rows, and one more forward pass on the
+    written ones.
     """
 
     name: ClassVar[str] = "pseudo-replay"
-    classes: ClassVar[bool] = False
+    needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.WRITTEN})
 
     def __init__(
         self,
         *,
-        writing: float = 0.25,
-        distillation: float = 0.01,
-        attempts: int = 64,
-        per_task: int = 16,
-        per_option: int = 2,
-        top: int = 64,
-        repetition_penalty: float = 2.5,
+        writing: Annotated[float, "weight of learning to write a task's examples, from 0", "paper"] = 0.25,
+        distillation: Annotated[float, "share of the distance to the old model, 0 to below 1", "paper"] = 0.01,
+        attempts: Annotated[int, "texts written for each earlier task, from 0"] = 64,
+        per_task: Annotated[int, "most texts kept of a task whose answers are free, from 0"] = 16,
+        per_option: Annotated[int, "most texts kept of each option of a task, from 0", "paper, to train on"] = 2,
+        top: Annotated[int, "likeliest tokens that each token is drawn from, from 1", "released code"] = 64,
+        repetition_penalty: Annotated[float, "makes tokens written already less likely; 1: not", "released code"] = 2.5,
     ) -> None:
         if writing < 0 or not 0 <= distillation < 1:
             raise ConfigError(
@@ -180,7 +180,7 @@ class PseudoReplay(Rule):
             return None
         with torch.no_grad(), context.model.swapped(self._teacher):
             before = context.model.forward(rows).logits
-        distances = distillation_rows(outputs.logits[batch.segments[SAMPLES]], before, 1.0)
+        distances = softmax_divergence(outputs.logits[batch.segments[SAMPLES]], before, 1.0)
         return distances.sum() / self._drawn
 
     def end_task(self, context: Context) -> None:

@@ -59,7 +59,7 @@ class TaskForm:
 def form_of(name: str, task: int, max_new_tokens: int, conversations: Sequence[Conversation]) -> TaskForm:
     """The form of a task with these training examples.
 
-    >>> chosen = Exchange((Turn("user", "x"),), ("yes",), ("yes", "no"))
+    >>> chosen = Conversation((Message("user", "x"),), ("yes",), ("yes", "no"))
     >>> form_of("news", 0, 9, [chosen]).options, form_of("news", 0, 9, [chosen, replace(chosen, options=())]).options
     (('yes', 'no'), ())
     """
@@ -84,7 +84,7 @@ def asked_for(name: str) -> tuple[Message, ...]:
 def as_writing(name: str, conversation: Conversation) -> Conversation:
     """An example turned round: asked for the task, to write prompt and answer.
 
-    >>> as_writing("news", Exchange((Turn("user", "A goal."),), ("sport",))).answer
+    >>> as_writing("news", Conversation((Message("user", "A goal."),), ("sport",))).answer
     'A goal. __ans__ sport'
     """
     return Conversation(asked_for(name), (f"{conversation.prompt} {SEPARATOR} {conversation.answer}".strip(),))
@@ -119,8 +119,8 @@ def filtered(
     At most `per_option` of every option, or `per_task` where the task has none.
 
     >>> texts = ["a __ans__ yes", "b __ans__ yes", "c __ans__ no", "d __ans__ __ans__ no", "no"]
-    >>> found, fates = sifted(texts, TaskForm("t", 0, 9, ("yes", "no")), 9, 1)
-    >>> [one.prompt for one in found], fates["kept"], fates["surplus"], fates["bad separator"]
+    >>> found, reasons = filtered(texts, TaskForm("t", 0, 9, ("yes", "no")), 9, 1)
+    >>> [one.prompt for one in found], reasons["kept"], reasons["surplus"], reasons["bad separator"]
     (['a', 'c'], 2, 1, 2)
     """
     found: list[Conversation] = []
@@ -138,7 +138,7 @@ def filtered(
 def filtering(counts: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
     """How many texts were written for these tasks together, and how many of them are examples that are kept.
 
-    >>> sifting({"0 news": {"written": 64, "kept": 2, "surplus": 1}, "1 sums": {"written": 64, "kept": 0}})
+    >>> filtering({"0 news": {"written": 64, "kept": 2, "surplus": 1}, "1 sums": {"written": 64, "kept": 0}})
     {'texts written': 128, 'examples kept': 2}
     """
     if not counts:

@@ -1,7 +1,7 @@
 """Replay: rows from a buffer of finished tasks join every step (experience replay, arXiv 1902.10486)."""
 
 from collections.abc import Mapping
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 from contune.contract.context import Context
 from contune.contract.data import Dataset, Selection
@@ -37,11 +37,13 @@ def replayed(ratio: float, rows: int) -> int:
 
 @final
 class Replay(Rule):
-    """Keeps `size` examples and adds `batch_size` of them to every step, or as many as make them `ratio` of its rows.
+    """Keeps examples of finished tasks and mixes some of them into every step (arXiv 1902.10486; `ratio`: 2403.08763).
 
-    `choice`: `reservoir` keeps every example seen with equal probability, `class-balanced` equal shares a class.
-    `weight` None takes one mean over the task's and the replayed rows; a number adds it times the replayed rows' mean.
-    Examples enter at the end of their task, so a task is never replayed to itself. Memory: the examples.
+    A reservoir keeps every example seen with equal probability, `class-balanced` equal shares a class. Examples enter
+    at the end of their task, so a task is never replayed to itself.
+
+    Memory: the examples.
+    Compute: up to twice a step where as many old as new rows are learned.
     """
 
     name = "replay"
@@ -49,11 +51,11 @@ class Replay(Rule):
     def __init__(
         self,
         *,
-        size: int = 500,
-        batch_size: int = 32,
-        choice: Literal["reservoir", "class-balanced"] = "reservoir",
-        weight: float | None = None,
-        ratio: float | None = None,
+        size: Annotated[int, "most examples kept, of all finished tasks together"] = 500,
+        batch_size: Annotated[int, "old examples that join every step"] = 32,
+        choice: Annotated[Literal["reservoir", "class-balanced"], "every example alike, or every class"] = "reservoir",
+        weight: Annotated[float | None, "weight of old rows' own mean; null: one mean of old and new", "paper"] = None,
+        ratio: Annotated[float | None, "share of old rows in a step, 0 to below 1; null: batch_size says"] = None,
     ) -> None:
         check_sizes(size, batch_size)
         if ratio is not None and not 0 <= ratio < 1:

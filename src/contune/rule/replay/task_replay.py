@@ -1,7 +1,7 @@
 """Replay at a constant cost: every step mixes old rows in, drawn from a uniform old task (ConPET, arXiv 2309.14763)."""
 
 from collections.abc import Mapping
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import numpy as np
 
@@ -50,20 +50,27 @@ def remembered(buffer: Buffer, dataset: Dataset, size: int | None, generator: np
 
 @final
 class TaskReplay(Rule):
-    """Keeps the examples of finished tasks and adds old rows to every step, so that new : old is `ratio` (section 3.2).
+    """Keeps examples of finished tasks and adds old rows to every step, each of a uniform old task (arXiv 2309.14763).
 
     An old row is drawn by choosing a task uniformly and then one of its examples uniformly, so that small tasks come as
-    often as large ones; one may come twice in a step. `size` None keeps every example, as the paper does, whose bound is on
-    the cost of training and not on what is kept; a number keeps that many, in equal shares of the tasks. `weight` None takes
-    one mean over new and old rows; 0 lets them by without a loss, for a router that learns from them. With `train.batches`
-    all steps have as many new rows and the ratio is exact; without, an epoch's shorter last step gets as many old rows as
-    the others. Memory: the examples. Compute: 1 + 1 / `ratio` times a step.
+    often as large ones; one may come twice in a step. The paper bounds the cost of training and not what is kept.
+    `weight` 0 lets old rows by without a loss, for a router that learns from them. With `train.batches` all steps have
+    as many new rows and the ratio is exact; without, an epoch's shorter last step gets as many old rows as the others.
+
+    Memory: the examples.
+    Compute: 1 + 1 / `ratio` times a step.
     """
 
     name: ClassVar[str] = "task-replay"
     idle: ClassVar[Mapping[str, object]] = {"size": 0}
 
-    def __init__(self, *, ratio: float = 1.0, size: int | None = None, weight: float | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        ratio: Annotated[float, "new rows for every old one in a step, above 0", "paper, section 3.2"] = 1.0,
+        size: Annotated[int | None, "most examples kept, in equal shares of the tasks; null: all", "paper"] = None,
+        weight: Annotated[float | None, "weight of old rows' own mean; null: one mean; 0: no loss of theirs"] = None,
+    ) -> None:
         if not ratio > 0:
             raise ConfigError(f"ratio is {ratio}; give new rows per old row, above 0")
         if (size is not None and size < 0) or (weight is not None and weight < 0):

@@ -1,59 +1,51 @@
 """The stored predictions of a run: the table of what was answered, and the matrices that derive from it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 
-from contune.contract.data import Dataset
-from contune.engine.evaluation import Evaluation
-from contune.metric.language import language_matrices, mean_matrix
-from contune.metric.predictions import matrix_from_predictions
+from contune.contract.objective import PLACES, Judged, Measure, Objective
 from contune.stream.task import Task
 
-COLUMNS = pa.schema(
-    [
-        ("after_task", pa.int32()),
-        ("task", pa.int32()),
-        ("example", pa.int64()),
-        ("label", pa.string()),
-        ("prediction", pa.string()),
-        ("correct", pa.bool_()),
-    ]
-)
-LANGUAGE_COLUMNS = pa.schema(
-    [
-        *COLUMNS,
-        ("score", pa.float64()),
-        ("well_formed", pa.bool_()),
-        ("nats", pa.float64()),
-        ("tokens", pa.int64()),
-        ("bytes", pa.int64()),
-    ]
-)
+Matrix = list[list[float | None]]
 
 
-def matrices(rows: pa.Table, tasks: int) -> tuple[list[list[float | None]], dict[str, list[list[float | None]]]]:
-    """The accuracy matrix from the stored predictions, and for language what else they tell."""
-    columns = {name: rows[name].to_numpy(zero_copy_only=False) for name in rows.column_names}
-    place = columns["after_task"], columns["task"]
-    if "score" not in columns:
-        return matrix_from_predictions(*place, columns["correct"], tasks), {}
-    nats, tokens, sizes, formed = (columns[name] for name in ("nats", "tokens", "bytes", "well_formed"))
-    return mean_matrix(*place, columns["score"], tasks), language_matrices(*place, nats, tokens, sizes, formed, tasks)
-
-
-def prediction_table(
-    row: int, index: int, task: Task, dataset: Dataset, found: Evaluation, names: Sequence[str]
-) -> pa.Table:
+def prediction_table(row: int, index: int, task: Task, judged: Judged, objective: Objective) -> pa.Table:
     """What was answered on one task's test examples, one row each."""
-    count = len(dataset)
-    correct = (found.scores == 1.0).tolist()
-    values = [[row] * count, [index] * count, task.test.ids.tolist()]
-    if found.reading is None:
-        labels = [names[column] for column in dataset.labels.tolist()]
-        return pa.table(dict(zip(COLUMNS.names, [*values, labels, list(found.given), correct], strict=True)), COLUMNS)
-    right = [conversation.answer for conversation in task.test.inputs]
-    sizes = [len(text.encode()) for text in right]
-    reading = [found.reading.nats.tolist(), found.reading.tokens.tolist(), sizes]
-    values += [right, list(found.given), correct, found.scores.tolist(), found.well_formed.tolist(), *reading]
-    return pa.table(dict(zip(LANGUAGE_COLUMNS.names, values, strict=True)), LANGUAGE_COLUMNS)
+    count = len(judged.score)
+    places = dict(
+        zip((name for name, _ in PLACES), [[row] * count, [index] * count, task.test.ids.tolist()], strict=True)
+    )
+    return pa.table({**places, **judged.columns}, objective.table_schema())
+
+
+def matrices(rows: pa.Table, classes: Sequence[Sequence[str]], measures: Sequence[Measure]) -> dict[str, Matrix]:
+    """Every measure's matrix (tasks, tasks) from stored predictions, by name; None in a cell without any.
+
+    `classes` are the names of each task.
+    """
+    tasks = len(classes)
+    found: dict[str, Matrix] = {measure.name: [[None] * tasks for _ in range(tasks)] for measure in measures}
+    after, task = (rows[name].to_numpy().astype(np.int64) for name in ("after_task", "task"))
+    cells = after * tasks + task
+    for cell in np.unique(cells).tolist():
+        i, j = divmod(cell, tasks)
+        own = rows.take(pa.array(np.flatnonzero(cells == cell))).to_pydict()
+        for measure in measures:
+            found[measure.name][i][j] = measure.cell(own, classes[j])
+    return found
+
+
+def filled(known: dict[str, Matrix], new: Mapping[str, Matrix]) -> dict[str, Matrix]:
+    """Matrices with the cells of new ones in place of those that hold nothing yet.
+
+    >>> filled({"a": [[0.5, None]]}, {"a": [[None, 0.25]]})
+    {'a': [[0.5, 0.25]]}
+    """
+    return {
+        name: [
+            [a if b is None else b for a, b in zip(*rows, strict=True)] for rows in zip(matrix, new[name], strict=True)
+        ]
+        for name, matrix in known.items()
+    }

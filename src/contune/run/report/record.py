@@ -60,10 +60,21 @@ class Run:
         return [int(count) for count in self.stream["test_examples"]]
 
     @property
-    def language(self) -> Mapping[str, list[list[float | None]]]:
-        """Matrices of loss per token, bits per byte and answers without form; empty where answers are classes."""
-        found: Mapping[str, list[list[float | None]]] = self.results.get("language") or {}
+    def measures(self) -> list[Mapping[str, Any]]:
+        """What was measured beside the accuracy matrix: name, title, meaning and matrix of each."""
+        found: list[Mapping[str, Any]] = self.results.get("measures") or []
         return found
+
+    @property
+    def measure_meaning(self) -> str:
+        """What the accuracy matrix holds."""
+        measure = self.results.get("measure") or {}
+        return str(measure.get("meaning", "the share of test examples answered rightly."))
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether every answer is the name of one class."""
+        return str(self.stream.get("objective", "classify")) == "classify"
 
     @property
     def retention(self) -> Mapping[str, Mapping[str, list[float | None]]]:
@@ -213,7 +224,7 @@ def read_predictions(run: Run) -> Predictions:
         missing = [name for name in PREDICTION_COLUMNS if name not in names]
         if missing:
             raise RunDirectoryError(f"{path} lacks the columns {missing}; it has {names}")
-        wanted = [*PREDICTION_COLUMNS, *(["score"] if run.stream["kind"] == "language" else [])]
+        wanted = [*PREDICTION_COLUMNS, *(["score"] if "score" in names else [])]
         table = parquet.read_table(path, columns=wanted)
         arrays = {name: table[name].combine_chunks() for name in wanted}
         holes = [name for name, array in arrays.items() if array.null_count]

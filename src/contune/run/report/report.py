@@ -1,7 +1,7 @@
 """The report: one HTML file that needs nothing else, for one run or several."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,6 @@ from contune.run.report.tables import NONE, columns, percent, show_cost
 from contune.run.report.words import describe_comparison, describe_group, share, signed_points
 
 MOST_CLASSES = 20
-# Title, digits after the point, and what to read off it.
-LANGUAGE_TABLES = {
-    "loss": ("Loss, in nats per token", 3, "Of the right answers' tokens, each given all before it. Lower is better."),
-    "bits_per_byte": ("Bits per byte", 3, "The same loss by the size of the text, comparable between tokenizers."),
-    "format_failures": (
-        "Answers without form",
-        2,
-        "Share of written answers that name no option or number, or nothing.",
-    ),
-}
 TILES = ("last_accuracy", "learning_accuracy", "forgetting", "average_incremental_accuracy")
 PAIRED_METRICS = ("last_accuracy", "forgetting")
 COST_NAMES = {
@@ -126,7 +116,7 @@ def _title(groups: Sequence[MethodRuns]) -> str:
 def _facts(run: Run) -> list[str]:
     stream = run.stream
     facts = [str(stream["kind"]), "1 task" if run.tasks == 1 else f"{run.tasks} tasks"]
-    if stream.get("classes_per_task") and stream["kind"] not in ("domain-incremental", "language"):
+    if stream.get("classes_per_task") and stream["kind"] != "domain-incremental":
         facts.append(f"{sum(stream['classes_per_task']):,} classes")
     if isinstance(stream.get("train_examples"), list):
         facts.append(f"{sum(stream['train_examples']):,} training examples")
@@ -160,16 +150,16 @@ def _detail_view(detail: Detail) -> dict[str, Any]:
         "plots": detail_plots(detail),
         "forgotten": [entry for entry in known if (entry.forgetting or 0.0) > 0][:MOST_CLASSES],
         "classes": len(known),
-        "language": [(LANGUAGE_TABLES[name], detail.run.language[name]) for name in shown_tables(detail.run)],
+        "measures": shown_measures(detail.run),
     }
 
 
-def shown_tables(run: Run) -> list[str]:
-    """Which matrices of a language run say something: none of failures where every answer had its form."""
+def shown_measures(run: Run) -> list[Mapping[str, Any]]:
+    """Further measures that say something: a share that is to be small says nothing where it is always 0."""
     return [
-        name
-        for name in LANGUAGE_TABLES
-        if name in run.language and (name != "format_failures" or any(any(row) for row in run.language[name]))
+        one
+        for one in run.measures
+        if not (one["share"] and not one["higher_is_better"]) or any(any(row) for row in one["matrix"])
     ]
 
 

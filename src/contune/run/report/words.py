@@ -45,7 +45,7 @@ def scope(group: MethodRuns) -> str:
     run = group.runs[0]
     learned = len(run.matrix)
     classes = run.stream.get("classes_per_task")
-    if run.stream["kind"] in ("domain-incremental", "language"):
+    if run.stream["kind"] == "domain-incremental":
         return f"the {_all(learned, run.tasks)} domains"
     if classes and run.stream["kind"] == "class-incremental":
         return f"{'all ' if learned == run.tasks else 'the first '}{sum(classes[:learned])} classes"

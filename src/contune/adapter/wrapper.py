@@ -30,7 +30,7 @@ class Around(Adapter):
         self.inner = inner
         self.lr_scale, self.lifetime = inner.lr_scale, inner.lifetime
         # Flags are of the class elsewhere; here those of the inner adapter, whichever it is.
-        self.language, self.classes = inner.language, inner.classes  # type: ignore[misc]
+        self.needs_traits = inner.needs_traits  # type: ignore[misc]
         self.needs_queries, self.supports_packing = inner.needs_queries, inner.supports_packing  # type: ignore[misc]
 
     def offers(self, ability: type) -> object | None:

@@ -15,9 +15,9 @@ from merge_adapters import adapter, on
 from merge_models import bert, gpt2, llama, loaded, logits, saved, state, trio, tuned
 from typer.testing import CliRunner
 
+from contune.cli.merge import USES, merge
 from contune.errors import ConfigError, ContuneError, DataError, RunDirectoryError
 from contune.merge import Recipe, load_smile, merge_adapters, merge_checkpoints
-from contune.merge.command import USES, merge
 
 assert trio  # a fixture
 GUIDE = Path(__file__).parents[2] / "docs" / "merging.md"
@@ -138,9 +138,7 @@ def test_bad_models_are_refused(pair: tuple[Path, Path, Path], tmp_path: Path) -
 
 
 def test_importing_the_command_loads_no_torch() -> None:
-    code = (
-        "import sys, contune.merge.command, contune.merge; sys.exit(any(m in sys.modules for m in ('torch', 'peft')))"
-    )
+    code = "import sys, contune.cli.merge, contune.merge; sys.exit(any(m in sys.modules for m in ('torch', 'peft')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

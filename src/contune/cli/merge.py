@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from contune.cli.options import Quiet
 from contune.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ Alpha = Annotated[float | None, typer.Option(help="LiNeS: scale of the first blo
 Beta = Annotated[float | None, typer.Option(help="LiNeS: what the last block gets on top.", show_default="1 - alpha")]
 Share = Annotated[float | None, typer.Option(help="graft: share of the weights that moved most.")]
 Leave = Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Tensors taken whole from the first model.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the record of the merge as JSON, and no progress.")]
 
 

@@ -1,0 +1,114 @@
+"""Rows of words for encoders of texts: each word's first token stands for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from contune.backbone.reader.inputs import ModelInputs, Prepared, PreparedText, Reader, Rows, from_token_lists, gather
+from contune.backbone.reader.text import TextReader, pad, tokenizer_hash
+from contune.errors import ConfigError, DataError
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PreparedWords(Prepared):
+    """Token ids of rows of words, and of which tokens a word begins at: `first` is as flat as the ids."""
+
+    texts: PreparedText
+    first: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def lengths(self) -> Rows:
+        return self.texts.lengths
+
+    @property
+    def truncated(self) -> int:
+        return self.texts.truncated
+
+    def starts(self, row: int) -> NDArray[np.bool_]:
+        """Which tokens of one row begin a word."""
+        return self.first[self.texts.offsets[row] : self.texts.offsets[row + 1]]
+
+    def take(self, rows: Rows | Sequence[int]) -> "PreparedWords":
+        chosen = np.asarray(rows, dtype=np.int64)
+        first = [self.starts(int(row)) for row in chosen]
+        return PreparedWords(self.texts.take(chosen), np.concatenate([np.zeros(0, np.bool_), *first]))
+
+    def units(self, rows: Rows) -> int:
+        return int(sum(self.starts(int(row)).sum() for row in rows))
+
+    def viewed(self, view: int) -> "PreparedWords":
+        raise ConfigError(f"view {view} was asked for texts; augmented views exist for images only, leave them off")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class WordReader(Reader):
+    """Reads rows of words with a model's own fast tokenizer; a row that is too long loses its last words."""
+
+    texts: TextReader
+
+    def description(self) -> str:
+        texts = self.texts
+        return f"words {tokenizer_hash(texts.tokenizer)} {texts.max_length} {texts.pad_id}"
+
+    def prepare(self, inputs: Sequence[Any]) -> PreparedWords:
+        rows = [_words(item, at) for at, item in enumerate(inputs)]
+        lists, first, cut = [], [], []
+        for at, words in enumerate(rows):
+            encoded = self.texts.tokenizer(
+                words, is_split_into_words=True, truncation=True, max_length=self.texts.max_length, padding=False
+            )
+            owners = encoded.word_ids()
+            starts = [
+                owner is not None and owner != before for owner, before in zip(owners, [None, *owners], strict=False)
+            ]
+            seen = {owner for owner in owners if owner is not None}
+            silent = next(
+                (word for place, word in enumerate(words) if place not in seen and place < max(seen, default=-1)), None
+            )
+            if silent is not None or not seen:
+                raise DataError(
+                    f"row {at} has the word {silent or words[0]!r}, of which no token is made; leave it out"
+                )
+            lists.append(np.asarray(encoded["input_ids"], dtype=np.int32))
+            first.append(np.asarray(starts, dtype=np.bool_))
+            cut.append(len(seen) < len(words))
+        together = np.concatenate([np.zeros(0, np.bool_), *first])
+        return PreparedWords(from_token_lists(lists, np.array(cut, dtype=np.bool_)), together)
+
+    def collate(
+        self, parts: Sequence[tuple[Prepared, Rows]], *, augment: torch.Generator | None, pixels: bool
+    ) -> ModelInputs:
+        if augment is not None:
+            raise ConfigError("augmentation was asked for texts; it exists for images only, leave it off")
+        pairs = gather(parts, PreparedWords)
+        ids, mask = pad([prepared.texts.tokens(row) for prepared, row in pairs], self.texts.pad_id)
+        targets = torch.zeros_like(mask)
+        for place, (prepared, row) in enumerate(pairs):
+            starts = prepared.starts(row)
+            targets[place, : len(starts)] = torch.from_numpy(starts)
+        device = self.texts.device
+        return ModelInputs(len(pairs), ids.to(device), mask.to(device), targets=targets.to(device), words=True)
+
+
+def word_reader(reader: Reader, path: str) -> WordReader:
+    """The reader of words for an encoder that reads texts."""
+    if not isinstance(reader, TextReader):
+        raise ConfigError(f"{path} reads no texts; objective: tag needs an encoder of texts")
+    return WordReader(reader)
+
+
+def _words(item: object, row: int) -> list[str]:
+    if isinstance(item, str) or not isinstance(item, Sequence) or not item or not all(isinstance(w, str) for w in item):
+        raise DataError(
+            f"input {row} is {str(item)[:60]!r}; with objective: tag an input is a list of words, at least one"
+        )
+    return list(item)
