@@ -73,8 +73,8 @@ def spread(values: list[float], digits: int) -> str:
 
 def row(method: str, results: list[dict]) -> str:
     """One line of the table: losses right after learning and at the end, and what is left of the stories."""
-    learned = [sum(r["language"]["loss"][i][i] for i in range(3)) / 3 for r in results]
-    final = [sum(r["language"]["loss"][2]) / 3 for r in results]
+    learned = [sum(loss_of(r)[i][i] for i in range(3)) / 3 for r in results]
+    final = [sum(loss_of(r)[2]) / 3 for r in results]
     stories = [r["retention"]["stories"] for r in results]
     before = stories[0]["loss"][0]
     cells = [
@@ -106,6 +106,11 @@ def write_page(out: Path, methods: list[str], page: Path) -> None:
     before, after = text.split("<!-- corpora -->")[0], text.split("<!-- end of corpora -->")[1]
     table = "\n".join(lines)
     page.write_text(f"{before}<!-- corpora -->\n\n{table}\n\n<!-- end of corpora -->{after}")
+
+
+def loss_of(results: dict) -> list[list[float]]:
+    """The matrix of nats per token."""
+    return next(one["matrix"] for one in results["measures"] if one["name"] == "loss")
 
 
 def main() -> None:

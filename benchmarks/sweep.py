@@ -140,13 +140,13 @@ def in_order(config: dict[str, Any], order: int) -> dict[str, Any]:
 def possible(config: dict[str, Any]) -> bool:
     """Whether a method makes sense on a stream; those that refuse it are named and left out."""
     from contune.errors import CombinationError
-    from contune.method.catalog import build_method
+    from contune.method.catalog import build_method, build_objective
 
     method = dict(config["method"])
-    kind = config["stream"].get("kind", "class-incremental")
+    objective = build_objective(config["stream"].get("objective", "classify"))
     built = build_method(method.pop("name"), method)
     try:
-        _ = built.for_language() if kind == "language" else built.for_classes(kind)
+        built.for_objective(objective)
     except CombinationError as refusal:
         print(f"{built.adapter.name} with {built.head.name}: {refusal}", file=sys.stderr)
         return False

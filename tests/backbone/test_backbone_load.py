@@ -123,7 +123,7 @@ def test_architectures_that_do_not_fit_are_named(tmp_path: Path) -> None:
     for name, model, sentence in (
         ("albert", shared, "no plain list of 2 equal transformer layers"),
         ("bart", bart, "a bart model has no encoder or decoder that contune can use alone"),
-        ("audio", audio, "reads input_values; contune works with text and image models"),
+        ("audio", audio, "reads input_values; contune works with models of images and texts"),
     ):
         model.save_pretrained(tmp_path / name)
         byte_tokenizer("bert").save_pretrained(tmp_path / name)

@@ -12,7 +12,7 @@ from word_tasks import tiny_folder
 
 from contune.backbone.reader.inputs import ModelInputs
 from contune.contract.data import Dataset
-from contune.contract.input_memory import input_moments
+from contune.contract.passes import input_moments
 from contune.engine.learner import Learner
 from contune.errors import CombinationError
 from contune.method.catalog import build_method

@@ -2,21 +2,30 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
-from goldens import assert_as_kept
+from goldens import assert_as_kept, kept_settings
+from slow_subset import only
 from torch import nn
+from typer.testing import CliRunner
 
 from contune.adapter.lora.peft_adapter import lora
 from contune.adapter.none import NoAdapter
-from contune.checks.common import CHECKS, NO_PEEKING, check_method, check_part, run_checks
-from contune.checks.run import SETTINGS, checked_run, digit_tasks, tiny_model
+from contune.adapter.prompt.components import PromptComponents
+from contune.checks.common import CHECKS, NO_PEEKING, check_method
+from contune.checks.named import check_part, named_checks, run_checks
+from contune.checks.run import SETTINGS, CheckFailed, checked_run, digit_tasks, tiny_model, trapped
+from contune.checks.setting import settings
+from contune.cli import app
 from contune.contract.parts import Head, Router, Rule
 from contune.contract.state import State
+from contune.engine.learner import Learner
+from contune.errors import ConfigError
 from contune.head.class_means import ClassMeans
 from contune.head.linear import Linear
-from contune.method.catalog import CATEGORIES, build_method, class_recipes, option_defaults, parts, recipes
+from contune.method.catalog import CATEGORIES, accepts, build_method, class_recipes, option_defaults, parts, recipes
 from contune.method.method import Method
 
 
@@ -38,6 +47,57 @@ def untried_parts() -> list[tuple[str, str]]:
 
 def missing_options(make: Callable) -> list[str]:
     return [name for name, default in option_defaults(make).items() if default is inspect.Parameter.empty]
+
+
+BESIDE_IMAGES = [
+    *((name, setting) for name, setting in kept_settings() if setting == "answers"),
+    *((name, "texts") for name in class_recipes()),
+    *((name, kind) for kind in ("multi-label", "tag", "regress") for name in recipes() if accepts(name, kind)),
+]
+BY_DEFAULT = [
+    ("lfpt5", "answers"),
+    ("coda-prompt", "answers"),
+    ("l2p", "texts"),
+    ("er", "multi-label"),
+    ("lwf", "tag"),
+    ("ranpac", "regress"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), only(BY_DEFAULT, BESIDE_IMAGES))
+def test_method_beside_images(name: str, kind: str) -> None:
+    found = run_checks(name, setting=settings()[kind])
+    assert [f"{title}: {problem}" for title, problem in found if problem] == []
+
+
+@pytest.mark.parametrize("title", ["learns", "resumes exactly"])
+def test_checks_of_written_answers_catch_their_planted_faults(title: str) -> None:
+    faults = {"learns": lambda: Method(NoAdapter(), Linear()), "resumes exactly": lora_with(Stubborn())}
+    assert blamed(title, faults[title], "answers") is not None
+
+
+def test_check_goes_where_a_recipe_is_accepted() -> None:
+    done = CliRunner().invoke(app, ["check", "lfpt5"])
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert "ok   answers: resumes exactly" in lines
+    refused = [line.split(":")[0].strip() for line in lines if not line.startswith("ok")]
+    assert refused == ["images", "multi-label", "regress", "tag", "texts"]
+    assert not any(line.startswith("ok   images") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["lfpt5", "--on", "images"], "cannot be checked on images: 'pseudo-replay' needs"),
+        (["lora", "--on", "sounds"], "answers, images, multi-label, regress, tag, texts, or all"),
+        (["lorra"], "did you mean"),
+        (["rule:nothing"], "is unknown"),
+    ],
+)
+def test_check_refuses_with_a_sentence(arguments: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        list(named_checks(arguments[0], *arguments[2:]))
 
 
 @pytest.mark.parametrize(("room", "name"), untried_parts())
@@ -98,6 +158,31 @@ class Dead(FaultyHead):
         return {**self.inner.trained(), "dead": self.dead} if self.inner.trained() else {}
 
     dead = nn.Parameter(torch.zeros(1))
+
+
+class PartlyDeaf(FaultyHead):
+    """Trains three values, of which the last takes part in a penalty and in no answer."""
+
+    def __init__(self, scores: Callable) -> None:
+        super().__init__(scores)
+        self.extra = nn.Parameter(torch.ones(2, 3))
+
+    def trained(self):
+        return {**self.inner.trained(), "extra": self.extra} if self.inner.trained() else {}
+
+    def training_logits(self, features):
+        silent = self.extra[:, 2].square().sum()
+        return self.inner.logits(features) * self.extra[:, :2].mean() + 0.0 * silent
+
+    def logits(self, features):
+        return self.training_logits(features)
+
+    def state(self):
+        return State({**self.inner.state().tensors, "extra": self.extra.detach()}, self.inner.state().values)
+
+    def load_state(self, state, context):
+        self.inner.load_state(State({n: t for n, t in state.tensors.items() if n != "extra"}, state.values), context)
+        self.extra = nn.Parameter(state.tensors["extra"].clone())
 
 
 class Peeker(Rule):
@@ -231,25 +316,56 @@ FAULTS: dict[str, Callable[[], Method]] = {
     ),
     "changes nothing by answering": lambda: Method(NoAdapter(), Counting(lambda head, scores: scores)),
     "needs no task named": leaky_method,
-    "takes classes in any order": lambda: Method(lora(), FaultyHead(lambda head, scores: -scores)),
+    "takes tasks in any order": lambda: Method(lora(), FaultyHead(lambda head, scores: -scores)),
     "survives degenerate tasks": lambda: Method(NoAdapter(), Touchy()),
     "keeps no more each time": lambda: Method(NoAdapter(), Linear(), (Hoarder(),)),
+    "trains nothing that cannot act": lambda: Method(NoAdapter(), PartlyDeaf(lambda head, scores: scores)),
 }
 
 
-@pytest.mark.parametrize("title", CHECKS)
+def blamed(title: str, make: Callable[[], Method], kind: str = "images") -> str | None:
+    """What one check says of a method."""
+    try:
+        CHECKS[title](make, checked_run(make, settings()[kind]))
+    except CheckFailed as problem:
+        return str(problem)
+    return None
+
+
+@pytest.mark.parametrize("title", FAULTS)
 def test_each_check_catches_its_planted_fault(title: str) -> None:
     if title == "survives degenerate tasks":
         with pytest.raises(torch.linalg.LinAlgError):
-            list(check_method(FAULTS[title]))
+            blamed(title, FAULTS[title])
         return
-    assert dict(check_method(FAULTS[title]))[title] is not None
+    assert blamed(title, FAULTS[title]) is not None
+
+
+def test_every_check_has_a_planted_fault() -> None:
+    assert FAULTS.keys() | {"measures what it answers"} == CHECKS.keys()
+
+
+def test_a_run_that_asks_another_module_than_predict_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted fault: a run measures every task through the first module."""
+    make = partial(build_method, "conpet-dynamic", {})
+    trial = checked_run(make)
+    check = CHECKS["measures what it answers"]
+    check(make, trial)
+    ready = Learner.test_dataset
+    monkeypatch.setattr(Learner, "test_dataset", lambda self, task, index: ready(self, task, index and 0))
+    with pytest.raises(CheckFailed, match="in a task-incremental stream"):
+        check(make, trial)
+
+
+def test_prompts_of_odd_length_would_have_rows_that_cannot_act() -> None:
+    """What CODA-Prompt refuses: with the old halves, the last row of a prompt of odd length was never read."""
+    for length in (1, 3):
+        with pytest.raises(ConfigError, match="half of a prompt's rows are keys"):
+            PromptComponents(length=length)
 
 
 def test_test_data_is_booby_trapped() -> None:
-    from contune import trial
-
-    seen = [trial.trapped(task) for task in digit_tasks()]
+    seen = [trapped(task) for task in digit_tasks()]
     peeker = Peeker()
     peeker.tasks = tuple(seen)
     assert dict(check_method(lora_with(peeker)))[NO_PEEKING] == "test inputs were read while a task was learned"
@@ -260,8 +376,6 @@ def test_a_sound_method_is_not_blamed() -> None:
 
 
 def test_two_seeds_differ() -> None:
-    from contune.engine.learner import Learner
-
     states: list[State] = []
     for seed in (0, 1):
         learner = Learner(tiny_model(), "lora", train={**SETTINGS, "seed": seed})

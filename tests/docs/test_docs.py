@@ -9,7 +9,8 @@ import pytest
 import yaml
 from word_tasks import tiny_folder
 
-from contune.checks.common import check_method, run_checks
+from contune.checks.common import check_method
+from contune.checks.named import run_checks
 from contune.cli.plugins import load_plugins
 from contune.head.linear import Linear
 from contune.method.catalog import build_part

@@ -26,7 +26,7 @@ from contune.checks.run import copied, same_state
 from contune.contract.context import Context
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError, DataError
-from contune.method.catalog import build_method, recipes
+from contune.method.catalog import build_method, build_objective, recipes
 from contune.metric.language import language_matrices
 from contune.metric.text import exact_match, judged, longest_common, named_option
 from contune.numerics.divergences import softmax_divergence
@@ -192,25 +192,23 @@ def test_a_chat_template_is_the_tokenizers_own(template: str) -> None:
 
 def test_a_template_that_is_not_there_is_said() -> None:
     with pytest.raises(ConfigError, match="has no chat template"):
-        Backbone.load(ModelConfig(path=WRITER, template="chat"), reads="language")
+        Backbone.load(ModelConfig(path=WRITER, template="chat"), reads="chat")
 
 
 def test_long_prompts_are_an_error_or_lose_their_beginning() -> None:
     folder = WRITER
     long = conversation("x" * 40 + "the end", "right")
     with pytest.raises(DataError, match="the prompt of row 0"):
-        Backbone.load(ModelConfig(path=folder, max_length=20), reads="language").prepare([long])
-    prepared = Backbone.load(ModelConfig(path=folder, max_length=20, cut_prompts=True), reads="language").prepare(
-        [long]
-    )
+        Backbone.load(ModelConfig(path=folder, max_length=20), reads="chat").prepare([long])
+    prepared = Backbone.load(ModelConfig(path=folder, max_length=20, cut_prompts=True), reads="chat").prepare([long])
     assert (prepared.truncated, prepared.lengths.tolist(), prepared.units(np.arange(1))) == (1, [20], 6)
     with pytest.raises(DataError, match="the answer of row 0"):
-        Backbone.load(ModelConfig(path=folder, max_length=20), reads="language").prepare([conversation("a", "y" * 30)])
+        Backbone.load(ModelConfig(path=folder, max_length=20), reads="chat").prepare([conversation("a", "y" * 30)])
 
 
 def test_an_encoder_cannot_write() -> None:
     with pytest.raises(ConfigError, match="writes no text"):
-        Backbone.load(ModelConfig(path=str(tiny_folder("vit"))), reads="language")
+        Backbone.load(ModelConfig(path=str(tiny_folder("vit"))), reads="chat")
 
 
 def test_a_head_that_is_not_understood_is_refused() -> None:
@@ -250,7 +248,7 @@ def test_bits_per_byte_by_hand() -> None:
 @pytest.mark.parametrize("name", some(recipes()))
 def test_every_recipe_learns_language_and_resumes_or_says_why_not(name: str) -> None:
     try:
-        build_method(name, {}).for_language()
+        build_method(name, {}).for_objective(build_objective("write"))
     except CombinationError as refusal:
         assert len(str(refusal)) > 60  # noqa: PT017  a refusal is right, if it is a sentence
         return
@@ -341,10 +339,9 @@ def test_a_run_stores_what_was_written_and_every_score_can_be_recomputed(tmp_pat
     last = [row for row in rows if row["after_task"] == 1 and row["task"] == 0]
     assert results["accuracy_matrix"][1][0] == pytest.approx(np.mean([row["score"] for row in last]))
     assert [row["score"] for row in rows] == [exact_match(row["prediction"], [row["label"]]) for row in rows]
-    assert results["language"]["loss"][1][0] == pytest.approx(
-        sum(row["nats"] for row in last) / sum(row["tokens"] for row in last)
-    )
-    assert results["language"]["loss"][0][1] is None
+    loss = {one["name"]: one["matrix"] for one in results["measures"]}["loss"]
+    assert loss[1][0] == pytest.approx(sum(row["nats"] for row in last) / sum(row["tokens"] for row in last))
+    assert loss[0][1] is None
     resume(out)
 
 

@@ -27,7 +27,7 @@ def experience(name: str, odd: str = "yes", even: str = "no") -> Task:
 
 
 def writer(name: str = "llama-writer") -> Backbone:
-    return Backbone.load(ModelConfig(path=str(tiny_folder(name))), reads="language")
+    return Backbone.load(ModelConfig(path=str(tiny_folder(name))), reads="chat")
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:

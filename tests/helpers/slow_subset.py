@@ -17,4 +17,9 @@ def some(names: Iterable[object]) -> list[object]:
 def only(by_default: Iterable[object], names: Iterable[object]) -> list[object]:
     """The cases for `parametrize`; those named first run by default."""
     chosen = list(by_default)
-    return [name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    return [name if name in chosen else pytest.param(*as_tuple(name), marks=pytest.mark.slow) for name in names]
+
+
+def as_tuple(case: object) -> tuple[object, ...]:
+    """The arguments of a case."""
+    return case if isinstance(case, tuple) else (case,)

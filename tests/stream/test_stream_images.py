@@ -9,8 +9,7 @@ from PIL import Image
 from stream_files import encoded, png
 
 from contune.errors import DataError
-from contune.stream.read.images import EncodedImages, decode_image, decode_rows
-from contune.stream.read.rows import Place, Row
+from contune.modality.image import decode_image
 
 
 def test_rgb_comes_back_exactly() -> None:
@@ -81,23 +80,3 @@ def test_damaged_bytes_decode_or_fail_with_a_sentence(place: int, value: int, cu
         data[place] = value
     with contextlib.suppress(DataError):
         assert decode_image(bytes(data)).shape[2] == 3
-
-
-def test_large_sets_stay_encoded_and_decode_to_the_same_pixels() -> None:
-    rows = [Row(png(seed), "a", None, seed, Place("f", "row", seed + 1)) for seed in range(4)]
-    eager, bad = decode_rows(rows, limit=4 * 4 * 3 * 4)
-    lazy, _ = decode_rows(rows, limit=4 * 4 * 3 * 4 - 1)
-    assert bad == []
-    assert all(isinstance(row.input, np.ndarray) for row in eager)
-    assert [row.input for row in lazy] == [row.input for row in rows]
-    images = EncodedImages([row.input for row in lazy if isinstance(row.input, bytes)])
-    assert len(images) == 4
-    assert all(np.array_equal(one, row.input) for one, row in zip(images, eager, strict=True))
-    assert np.array_equal(images[1:][0], eager[1].input)
-
-
-def test_damaged_images_are_found_beyond_the_limit_too() -> None:
-    rows = [Row(png(0), "a", None, 0, Place("f", "row", 1)), Row(png(1)[:40], "a", None, 1, Place("f", "row", 2))]
-    good, bad = decode_rows(rows, limit=1)
-    assert [row.id for row in good] == [0]
-    assert [str(row.place) for row in bad] == ["f, row 2"]

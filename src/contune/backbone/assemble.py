@@ -2,8 +2,8 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +15,18 @@ from contune.backbone.config import Feature, ModelConfig
 from contune.backbone.layers import Anatomy, find_layers
 from contune.backbone.load import (
     language_class,
-    load_image_settings,
     load_model,
     load_model_config,
-    load_tokenizer,
     model_class,
     position_limit,
     quiet,
 )
-from contune.backbone.reader.images import ImageReader, Preprocessing, read_preprocessing
+from contune.backbone.reader.images import ImageReader, read_preprocessing
 from contune.backbone.reader.inputs import Reader
 from contune.backbone.reader.language import LanguageModel, language_model, language_reader, two_towers
 from contune.backbone.reader.text import TextReader, choose_max_length
-from contune.backbone.reader.words import word_reader
 from contune.errors import ConfigError
-from contune.stream.task import Modality
+from contune.stream.modality import MODEL_KEYS, Modality, find_modality, modalities
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,12 +45,14 @@ class Assembly:
     """Everything that is known about a loaded model; `Backbone` is its face.
 
     `forward` runs the model on named inputs and gives the states (B, L, width) after the final norm. `leading`
-    positions of an image are no patches. `blank` (1, 3, height, width) stands for pixels that are not needed.
+    positions of an image are no patches. `input_name` is what the model calls its main input, and `blank` (1, ...) stands
+    for values of it that are not needed, such as pixels; a model that reads tokens has none.
     `tensors` are the model's own, `outside` those of its language head.
     """
 
     model: "PreTrainedModel"
-    modality: Modality
+    modality: str
+    input_name: str
     feature: Feature
     width: int
     prompt_width: int
@@ -83,35 +82,30 @@ def assemble(
     fused kernels.
     """
     where, local = source.locate(config.path)
-    language = reads == "language"
+    language = reads is not None and find_modality(reads).conversations
     with quiet():
         stock_config = load_model_config(where, local)
         stock = language_class(stock_config) if language else model_class(stock_config)
-        modality = _modality(stock_config, stock)
-        _refuse_unused(config, modality, language=language)
-        settings = load_image_settings(where, local) if modality == "image" else None
-        tokenizer = load_tokenizer(where, local) if modality == "text" else None
+        modality = read_by(stock_config, stock)
+        if reads is not None:
+            modality = built_on(modality, find_modality(reads), config.path)
+        _refuse_unused(config, modality)
+        processor = modality.processor(where, local)
         if kernel is None and plain_attention:
             kernel = "products" if stock._supports_sdpa else "eager"
         model = load_model(where, local, stock_config, device, kernel, language=language)
-    if language:
-        return _assemble_language(config, model, tokenizer)
-    if reads == "words":
-        text = _assemble_text(config, model, tokenizer, where, local)
-        return replace(text, modality="words", reader=word_reader(text.reader, config.path))
-    if settings is not None:
-        return _assemble_image(config, model, read_preprocessing(settings, config.image_size, config.path))
-    return _assemble_text(config, model, tokenizer, where, local)
+    return modality.assemble(config, model, processor, where, local)
 
 
-def _assemble_text(config: ModelConfig, model: Any, tokenizer: Any, where: str, local: bool) -> Assembly:
+def assemble_text(config: ModelConfig, model: Any, tokenizer: Any, where: str, local: bool) -> Assembly:
+    """An encoder or causal model of texts, as features."""
     limit = position_limit(model, model.config)
     # Tokenizers without a limit of their own say 10^30.
     own = int(tokenizer.model_max_length) if tokenizer.model_max_length < 10**9 else None
     length = choose_max_length(config.max_length, source.sentence_length(where, local), [own, limit])
     ids = torch.arange(2, device=model.device).unsqueeze(0)
-    forward = _forward_function(model, {})
-    states, anatomy, prompt_width = _probe(model, forward, input_ids=ids, attention_mask=torch.ones_like(ids))
+    forward = forward_function(model, {})
+    states, anatomy, prompt_width = probe(model, forward, input_ids=ids, attention_mask=torch.ones_like(ids))
     causal = any(getattr(module, "is_causal", False) for module in anatomy.attention)
     feature: Feature
     if config.feature != "auto":
@@ -121,6 +115,7 @@ def _assemble_text(config: ModelConfig, model: Any, tokenizer: Any, where: str, 
     return Assembly(
         model=model,
         modality="text",
+        input_name="input_ids",
         feature=feature,
         width=states.shape[2],
         prompt_width=prompt_width,
@@ -135,7 +130,7 @@ def _assemble_text(config: ModelConfig, model: Any, tokenizer: Any, where: str, 
     )
 
 
-def _assemble_language(config: ModelConfig, whole: Any, tokenizer: Any) -> Assembly:
+def assemble_language(config: ModelConfig, whole: Any, tokenizer: Any) -> Assembly:
     """A model below its language head, which keeps the whole of it for scores and generation."""
     both = bool(whole.config.is_encoder_decoder)
     model, decoder = (whole, whole.get_decoder()) if both else (whole.base_model, whole.base_model)
@@ -143,16 +138,17 @@ def _assemble_language(config: ModelConfig, whole: Any, tokenizer: Any) -> Assem
     limit = None if both else position_limit(model, whole.config)
     length = choose_max_length(config.max_length, LONGEST_CONVERSATION, [own, limit])
     reader = language_reader(config, whole, tokenizer, length, _padding(tokenizer, whole.config))
-    forward = two_towers(whole) if both else _forward_function(model, {})
+    forward = two_towers(whole) if both else forward_function(model, {})
     ids = torch.arange(2, device=whole.device).unsqueeze(0)
     sample = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | ({"answers": ids} if both else {})
-    states, anatomy, prompt_width = _probe(decoder, forward, **sample)
+    states, anatomy, prompt_width = probe(decoder, forward, **sample)
     inner = base_tensors(model)
     known = {id(tensor) for tensor in inner.values()}
     outer = {f"language head {name}": t for name, t in base_tensors(whole).items() if id(t) not in known}
     return Assembly(
         model=model,
-        modality="language",
+        modality="chat",
+        input_name="input_ids",
         feature=config.feature if config.feature != "auto" else "mean" if both else "last-token",
         width=states.shape[2],
         prompt_width=prompt_width,
@@ -169,15 +165,17 @@ def _assemble_language(config: ModelConfig, whole: Any, tokenizer: Any) -> Assem
     )
 
 
-def _assemble_image(config: ModelConfig, model: Any, how: Preprocessing) -> Assembly:
+def assemble_image(config: ModelConfig, model: Any, settings: dict[str, Any]) -> Assembly:
+    """An encoder of images, with the preprocessing that its settings describe."""
+    how = read_preprocessing(settings, config.image_size, config.path)
     _check_patches(model.config, how.size, config.path)
     options: dict[str, Any] = {}
     if _pair(model.config.image_size) != how.size and "interpolate_pos_encoding" in _parameters(model.forward):
         options["interpolate_pos_encoding"] = True
-    forward = _forward_function(model, options)
+    forward = forward_function(model, options)
     blank = torch.zeros(1, 3, *how.size, device=model.device)
     try:
-        states, anatomy, prompt_width = _probe(model, forward, pixel_values=blank)
+        states, anatomy, prompt_width = probe(model, forward, pixel_values=blank)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"{config.path} does not take images of {how.size[0]} x {how.size[1]} pixels ({error}); "
@@ -188,6 +186,7 @@ def _assemble_image(config: ModelConfig, model: Any, how: Preprocessing) -> Asse
     return Assembly(
         model=model,
         modality="image",
+        input_name="pixel_values",
         feature=_image_feature(config, has_class_token),
         width=states.shape[2],
         prompt_width=prompt_width,
@@ -202,7 +201,8 @@ def _assemble_image(config: ModelConfig, model: Any, how: Preprocessing) -> Asse
     )
 
 
-def _forward_function(model: Any, options: dict[str, Any]) -> Callable[..., Tensor]:
+def forward_function(model: Any, options: dict[str, Any]) -> Callable[..., Tensor]:
+    """How the model runs on named inputs, with these options of its own: the states (B, L, d) after its final norm."""
     norm_name = _NORM_AFTER.get(model.config.model_type)
 
     def forward(**inputs: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ def _forward_function(model: Any, options: dict[str, Any]) -> Callable[..., Tens
     return forward
 
 
-def _probe(model: Any, forward: Callable[..., Tensor], **inputs: Tensor) -> tuple[Tensor, Anatomy, int]:
+def probe(model: Any, forward: Callable[..., Tensor], **inputs: Tensor) -> tuple[Tensor, Anatomy, int]:
     """One forward pass, watched: the states, what the model is made of, and the width of a layer's input."""
     count = getattr(model.config, "num_hidden_layers", None)
     if not count:
@@ -252,31 +252,36 @@ def _probe(model: Any, forward: Callable[..., Tensor], **inputs: Tensor) -> tupl
     return states, anatomy, width
 
 
-def _modality(stock_config: Any, stock: Any) -> Literal["text", "image"]:
-    main = stock.main_input_name
-    if main == "input_ids":
-        return "text"
-    if main == "pixel_values":
-        return "image"
-    raise ConfigError(
-        f"a {stock_config.model_type} model reads {main}; contune works with text and image models, choose one of those"
-    )
+def read_by(stock_config: Any, stock: Any) -> Modality:
+    """The modality of what a stock model calls its main input."""
+    main, known = stock.main_input_name, [one for one in modalities().values() if one.input_name is not None]
+    found = next((one for one in known if one.input_name == main), None)
+    if found is None:
+        raise ConfigError(
+            f"a {stock_config.model_type} model reads {main}; contune works with models of "
+            f"{' and '.join(one.noun for one in known)}, choose one of those"
+        )
+    return found
 
 
-def _refuse_unused(config: ModelConfig, modality: str, *, language: bool) -> None:
-    if language and modality != "text":
-        raise ConfigError(
-            f"{config.path} reads images and writes no text; objective: write needs a causal language model"
-        )
-    if not language and (config.template != "auto" or config.cut_prompts):
-        key = "cut_prompts" if config.cut_prompts else "template"
-        raise ConfigError(
-            f"model.{key} is for answers that are written (objective: write), and here none are; leave it out"
-        )
-    if modality == "text" and config.image_size is not None:
-        raise ConfigError(f"model.image_size is {config.image_size} but {config.path} reads text; leave it out")
-    if modality == "image" and config.max_length is not None:
-        raise ConfigError(f"model.max_length is {config.max_length} but {config.path} reads images; leave it out")
+def built_on(stock: Modality, wanted: Modality, name: str) -> Modality:
+    """The wanted modality, where the stock model reads what it is built on."""
+    if wanted.built_on != stock.name:
+        raise ConfigError(f"{name} reads {stock.noun} and {wanted.demand}")
+    return wanted
+
+
+def _refuse_unused(config: ModelConfig, modality: Modality) -> None:
+    """Refuse entries of the configuration that a model of this modality has no use for."""
+    for key in sorted(MODEL_KEYS - modality.model_keys):
+        given = getattr(config, key)
+        if given == type(config).model_fields[key].default:
+            continue
+        if all(one.conversations for one in modalities().values() if key in one.model_keys):
+            raise ConfigError(
+                f"model.{key} is for answers that are written (objective: write), and here none are; leave it out"
+            )
+        raise ConfigError(f"model.{key} is {given} but {config.path} reads {modality.noun}; leave it out")
 
 
 def _image_feature(config: ModelConfig, has_class_token: bool) -> Feature:

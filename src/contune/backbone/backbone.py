@@ -26,7 +26,8 @@ from contune.backbone.reader.inputs import Encoded, ModelInputs, Prepared, Rows
 from contune.backbone.reader.language import LanguageModel
 from contune.backbone.reader.packing import packing_of, require_packing, shared_rows
 from contune.errors import CombinationError, ConfigError
-from contune.stream.task import Inputs, Modality
+from contune.stream.inputs import Inputs
+from contune.stream.modality import find_modality
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +56,7 @@ class Backbone:
     ) -> "Backbone":
         """The model of `config`: float32, evaluation mode, nothing trainable, nothing missing.
 
-        `reads`: `language` for a model that answers prompts by its own language head, `words` for one that gives a feature
+        `reads`: `chat` for a model that answers prompts by its own language head, `words` for one that gives a feature
         to each word of a text; None for one feature an input. With `precision` bf16 the model computes in
         bf16, and `cast_frozen` stores its frozen matrices so too, once it is known what will be trained.
 
@@ -88,9 +89,24 @@ class Backbone:
         return self.model if self.parts.language is None else self.parts.language.whole
 
     @property
-    def modality(self) -> Modality:
-        """What the model reads."""
+    def modality(self) -> str:
+        """What the model reads, by its name (`contune.stream.modality`)."""
         return self.parts.modality
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether inputs are tokens with word embeddings, and no values such as pixels."""
+        return self.parts.blank is None
+
+    @property
+    def answers(self) -> bool:
+        """Whether the model answers in writing, with its own language head."""
+        return self.parts.language is not None
+
+    @property
+    def augmentable(self) -> bool:
+        """Whether inputs have augmented views."""
+        return find_modality(self.modality).augmentable
 
     @property
     def feature(self) -> Feature:
@@ -115,7 +131,7 @@ class Backbone:
     @property
     def resumable(self) -> bool:
         """Whether the states before a layer are all that the layers from there on need."""
-        return not getattr(self.model.config, "is_encoder_decoder", False) or self.modality != "language"
+        return not getattr(self.model.config, "is_encoder_decoder", False) or self.parts.language is None
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -196,7 +212,7 @@ class Backbone:
                 layer, kept = resume
                 kept = kept if inputs.packing is None else inputs.packing.pack(kept)
                 stack.enter_context(started_at(self.parts.anatomy, layer, kept))
-            if prompts is not None and self.modality == "image":
+            if prompts is not None and not self.reads_tokens:
                 tokens = prompts
                 stack.enter_context(changed_input(self.layers[0], lambda states: torch.cat([tokens, states], dim=1)))
             states = self._forward(inputs, mask, prompts, pixels_needed=resume is None)
@@ -285,10 +301,11 @@ class Backbone:
             return self._states(inputs, mask, prompts, pixels_needed).float()
 
     def _states(self, inputs: ModelInputs, mask: Tensor | None, prompts: Tensor | None, pixels_needed: bool) -> Tensor:
-        if self.modality == "image":
+        if not self.reads_tokens:
             if inputs.pixels is None and pixels_needed:
                 raise CombinationError("the batch was made with pixels=False; give resume=(layer, states) with it")
-            return self.parts.forward(pixel_values=self.parts.blank if inputs.pixels is None else inputs.pixels)
+            values = self.parts.blank if inputs.pixels is None else inputs.pixels
+            return self.parts.forward(**{self.parts.input_name: values})
         if inputs.ids is None or mask is None:
             raise CombinationError("the batch holds no tokens but this model reads text; make it with this backbone")
         if inputs.packing is not None:

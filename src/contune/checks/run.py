@@ -1,81 +1,44 @@
-"""A method's trial: it learns three small tasks of real digits with a tiny frozen model, and is watched doing so."""
+"""A check run: a method learns the three small tasks of a setting with a tiny frozen model, and is watched doing so."""
 
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from contune.checks.setting import SETTINGS, CheckFailed, Setting, require
+from contune.checks.settings.images import SETTING as IMAGES
+from contune.checks.settings.images import digit_tasks, tiny_model
 from contune.contract.state import State
 from contune.engine.learner import Learner
 from contune.engine.loop import StepReport
 from contune.method.method import Method
-from contune.stream.build import load_stream
-from contune.stream.config import StreamConfig
 from contune.stream.task import Examples, Task
 
+__all__ = [
+    "SETTINGS",
+    "CheckFailed",
+    "CheckRun",
+    "Checkpoint",
+    "accuracy",
+    "checked_run",
+    "copied",
+    "digit_tasks",
+    "new_learner",
+    "require",
+    "same_state",
+    "tiny_model",
+    "trapped",
+]
 MakeMethod = Callable[[], Method]
-SETTINGS: dict[str, Any] = {"epochs": 3, "batch_size": 16, "batches": None, "lr": 5e-3, "schedule": "constant"}
-
-
-class CheckFailed(Exception):
-    """A check found that something does not hold; the message says what."""
-
-
-def require(holds: bool, problem: str) -> None:
-    """Fail with a sentence."""
-    if not holds:
-        raise CheckFailed(problem)
-
-
-@cache
-def tiny_folder() -> "tempfile.TemporaryDirectory[str]":
-    """Where this process keeps the tiny model; gone when the process ends."""
-    return tempfile.TemporaryDirectory(prefix="contune-tiny-model-")
-
-
-@cache
-def tiny_model() -> str:
-    """The folder of a tiny random image transformer, made once per process."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
-    return random_vit(Path(tiny_folder().name), image_size=16, patch_size=4, initializer_range=0.2, **sizes)
-
-
-def random_vit(folder: Path, *, image_size: int, **settings: Any) -> str:
-    """Write an image transformer with random weights, always the same, and its preprocessor; `settings` of ViTConfig."""
-    from transformers import ViTConfig, ViTModel
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        ViTModel(ViTConfig(image_size=image_size, **settings), add_pooling_layer=False).save_pretrained(folder)
-    logging.enable_progress_bar()
-    size = {"height": image_size, "width": image_size}
-    processor = {"image_processor_type": "ViTImageProcessor", "size": size, "do_resize": True, "resample": 3}
-    values = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
-    means = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps({**processor, **values, **means}))
-    return str(folder)
-
-
-@cache
-def digit_tasks() -> tuple[Task, ...]:
-    """Three tasks of two digits, 24 training examples a class."""
-    stream = load_stream(StreamConfig(data="digits", tasks=5, per_class=24))
-    return tuple(Task(t.name, t.class_names, t.train, t.test.take(range(30))) for t in stream.tasks[:3])
 
 
 def new_learner(method: Method, **changes: Any) -> Learner:
-    """A learner on the tiny model; closed-form methods keep their own number of epochs."""
-    settings = SETTINGS if method.train.get("epochs", 1) else {**SETTINGS, "epochs": 0}
-    return Learner(tiny_model(), method, train=settings, device="cpu", **changes)
+    """A learner on the tiny image model; closed-form methods keep their own number of epochs."""
+    return IMAGES.learner(method, **changes)
 
 
 def accuracy(learner: Learner, tasks: Sequence[Task]) -> float:
@@ -129,12 +92,13 @@ class Checkpoint:
 @final
 @dataclass(eq=False)
 class CheckRun:
-    """What was seen while a method learned the digits.
+    """What was seen while a method learned the tasks of a setting.
 
-    `scores`: accuracy on each experience right after it. `dead`: trained tensors that did not move in the first experience.
+    `scores`: mean score on each experience right after it. `dead`: trained tensors that did not move in the first one.
     `undeclared`: tensors of the model that moved though they are not trained. `bytes_kept` after each experience.
     """
 
+    setting: Setting
     learner: Learner
     experiences: list[Sequence[Task]]
     scores: list[float] = field(default_factory=list)
@@ -151,15 +115,15 @@ class CheckRun:
         return any(id(p) in trained for p in self.learner.backbone.base_parameters().values())
 
 
-def checked_run(make: MakeMethod) -> CheckRun:
+def checked_run(make: MakeMethod, setting: Setting = IMAGES) -> CheckRun:
     """Let a method learn three tasks (or all three at once, where it is joint), watching."""
-    learner = new_learner(make())
-    tasks = [trapped(task) for task in digit_tasks()]
-    trial = CheckRun(learner, [tasks] if learner.method.joint else [[task] for task in tasks])
+    learner = setting.learner(make())
+    tasks = [trapped(task) for task in setting.tasks()]
+    trial = CheckRun(setting, learner, [tasks] if learner.method.joint else [[task] for task in tasks])
     for number, experience in enumerate(trial.experiences):
         watch_experience(trial, number, experience)
-        learned = digit_tasks() if learner.method.joint else digit_tasks()[number : number + 1]
-        trial.scores.append(accuracy(learner, learned))
+        learned = setting.tasks() if learner.method.joint else setting.tasks()[number : number + 1]
+        trial.scores.append(setting.score(learner, learned))
         trial.bytes_kept.append(learner.stored_bytes())
     return trial
 

@@ -8,7 +8,6 @@ import typer
 from contune.cli.options import Config, Plugin, Set
 from contune.cli.plugins import load_plugins
 from contune.cli.screen import print_rich
-from contune.errors import ConfigError, did_you_mean
 
 
 def list_things(
@@ -72,23 +71,26 @@ def check(
     method: Annotated[
         str, typer.Argument(help="A recipe's name, a Python file that holds one, or a part such as rule:ewc.")
     ],
+    on: Annotated[
+        str,
+        typer.Option(
+            help="images, texts, answers (written), multi-label, tag or regress; all: wherever it is accepted."
+        ),
+    ] = "all",
     plugin: Plugin = None,
 ) -> None:
     """Put a method through the common checks: learns, resumes exactly, leaves the base unchanged, peeks at nothing.
 
-    Example: contune check er; contune check rule:ewc; contune check my_method.py
+    Example: contune check er; contune check lfpt5 --on answers; contune check rule:ewc; contune check my_method.py
     """
     names = load_plugins([*(plugin or []), method] if method.endswith(".py") else plugin)
-    from contune.checks.common import check_part, run_checks
-    from contune.method.catalog import CATEGORIES, parts
+    from contune.checks.named import named_checks
 
-    name = names[-1] if method.endswith(".py") else method
-    room, _, part = name.partition(":")
-    if room in CATEGORIES and part not in parts(room):
-        raise ConfigError(f"{room} {part!r} is unknown; {did_you_mean(part, parts(room))} (contune list parts)")
     failed = 0
-    for title, problem in check_part(room, part) if room in CATEGORIES else run_checks(name):
-        typer.echo(f"{'ok  ' if problem is None else 'FAIL'} {title}" + (f": {problem}" if problem else ""))
-        failed += problem is not None
+    for found in named_checks(names[-1] if method.endswith(".py") else method, on):
+        mark = "ok  " if found.problem is None else "FAIL"
+        said = found.problem or found.refused
+        typer.echo(f"{'    ' if found.refused else mark} {found.title}" + (f": {said}" if said else ""))
+        failed += found.problem is not None
     if failed:
         raise typer.Exit(1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from contune.backbone.backbone import Backbone
 from contune.backbone.reader.inputs import ModelInputs, Prepared
+from contune.stream.modality import find_modality
 from contune.stream.task import Examples, Targets
 
 Rows = NDArray[np.int64]
@@ -181,16 +182,12 @@ def inputs_hash(examples: Examples, rows: Rows) -> str:
     >>> inputs_hash(both, np.array([0])) == inputs_hash(both.take([0, 1]), np.array([1]))
     False
     """
-    digest = hashlib.sha256(examples.modality.encode())
+    modality = find_modality(examples.modality)
+    digest = hashlib.sha256(modality.hash_name.encode())
     for row in rows.tolist():
-        item = examples.inputs[row]
-        if isinstance(item, np.ndarray):
-            digest.update(f"|{item.shape}|".encode())
-            digest.update(np.ascontiguousarray(item).data)
-        else:
-            data = str(item).encode()
-            digest.update(f"|{len(data)}|".encode())
-            digest.update(data)
+        data, shape = modality.content(examples.inputs[row])
+        digest.update(f"|{len(data) if shape is None else shape}|".encode())
+        digest.update(data)
     return digest.hexdigest()
 
 

@@ -1,15 +1,15 @@
 """What a part remembers, made explicit: named tensors and plain JSON values, and nothing else."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from contune.stream.conversation import decoded
-from contune.stream.task import Examples, Image, Targets
+from contune.numerics.subspaces import Moments, Subspace, empty_subspace, extended
+from contune.stream.modality import find_modality
+from contune.stream.task import Examples, Targets
 
 
 @final
@@ -45,59 +45,56 @@ def on_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, 
 
 
 def examples_state(examples: Examples) -> State:
-    """Examples as a state, targets and all."""
-    inputs = inputs_state(examples)
-    if examples.targets is None:
-        return inputs
-    targets = {
-        "values": torch.from_numpy(examples.targets.values),
-        "offsets": torch.from_numpy(examples.targets.offsets),
-    }
-    return State({**inputs.tensors, **State.nested({"targets": State(targets)}).tensors}, inputs.values)
-
-
-def inputs_state(examples: Examples) -> State:
-    """Inputs, labels and ids as a state: texts as JSON, images as one flat run of bytes with their heights and widths."""
-    tensors = {"labels": torch.from_numpy(examples.labels), "ids": torch.from_numpy(examples.ids)}
-    if examples.modality == "text":
-        return State(tensors, {"modality": "text", "texts": list(examples.inputs)})
-    if examples.modality == "words":
-        return State(tensors, {"modality": "words", "texts": [list(words) for words in examples.inputs]})
-    if examples.modality == "language":
-        return State(
-            tensors, {"modality": "language", "texts": [str(conversation) for conversation in examples.inputs]}
-        )
-    images = [np.ascontiguousarray(image) for image in examples.inputs]
-    flat = np.concatenate([image.ravel() for image in images]) if images else np.empty(0, dtype=np.uint8)
-    sizes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
-    return State(tensors | {"pixels": torch.from_numpy(flat), "sizes": torch.from_numpy(sizes)}, {"modality": "image"})
+    """Examples as a state, targets and all; inputs as their modality puts them away (`contune.modality`)."""
+    arrays, values = find_modality(examples.modality).state(examples.inputs)
+    own = {"labels": examples.labels, "ids": examples.ids}
+    tensors = {name: torch.from_numpy(array) for name, array in {**own, **arrays}.items()}
+    if examples.targets is not None:
+        targets = {"values": examples.targets.values, "offsets": examples.targets.offsets}
+        tensors |= {f"targets/{name}": torch.from_numpy(array) for name, array in targets.items()}
+    return State(tensors, {"modality": examples.modality, **values})
 
 
 def examples_from_state(state: State) -> Examples:
     """The examples that `examples_state` put away."""
-    examples, found = inputs_from_state(state), state.inner("targets").tensors
-    if not found:
+    arrays = {name: tensor.numpy() for name, tensor in state.tensors.items()}
+    inputs = find_modality(state.values["modality"]).from_state(arrays, state.values)
+    examples, found = (
+        Examples(inputs, arrays["labels"], arrays["ids"], state.values["modality"]),
+        state.inner("targets"),
+    )
+    if not found.tensors:
         return examples
-    return replace(examples, targets=Targets(found["values"].numpy(), found["offsets"].numpy()))
+    return replace(examples, targets=Targets(found.tensors["values"].numpy(), found.tensors["offsets"].numpy()))
 
 
-def inputs_from_state(state: State) -> Examples:
-    """The examples that `inputs_state` put away."""
-    labels, ids = state.tensors["labels"].numpy(), state.tensors["ids"].numpy()
-    if state.values["modality"] in ("text", "words"):
-        return Examples(list(state.values["texts"]), labels, ids, state.values["modality"])
-    if state.values["modality"] == "language":
-        return Examples([decoded(text) for text in state.values["texts"]], labels, ids, "language")
-    sizes = state.tensors["sizes"].numpy()
-    images = split_images(state.tensors["pixels"].numpy(), sizes.tolist())
-    return Examples(images, labels, ids, "image")
+@final
+@dataclass(eq=False)
+class InputMemory:
+    """The input subspaces of finished tasks, one for each group of modules that read the same tensor."""
 
+    spaces: dict[str, Subspace] = field(default_factory=dict)
+    leaders: dict[str, str] = field(default_factory=dict)
 
-def split_images(flat: Image, sizes: Iterable[list[int]]) -> list[Image]:
-    """Cut one flat run of RGB bytes into images of the given (height, width)."""
-    images, start = [], 0
-    for height, width in sizes:
-        stop = start + height * width * 3
-        images.append(flat[start:stop].reshape(height, width, 3))
-        start = stop
-    return images
+    def space(self, name: str) -> Subspace | None:
+        """The subspace of a module's old inputs, or None before it had any."""
+        return self.spaces.get(self.leaders.get(name, name))
+
+    def grow(self, moments: Moments, threshold: float, *, squared: bool = False) -> None:
+        """Take in a task's inputs; `squared`: energies are squares of the moments' eigenvalues and not these themselves."""
+        self.leaders.update(moments.leaders)
+        for name, moment in moments.tensors.items():
+            space = self.spaces.get(name) or empty_subspace(len(moment), moment.device)
+            self.spaces[name] = extended(space, moment @ moment if squared else moment, threshold)
+
+    def state(self) -> State:
+        """The memory as a state."""
+        kinds = {name: space.kind for name, space in self.spaces.items()}
+        tensors = {name: space.columns for name, space in self.spaces.items()}
+        return State(tensors, {"kinds": kinds, "leaders": dict(self.leaders)})
+
+    def load(self, state: State, device: torch.device) -> None:
+        """Take back what `state` gave."""
+        kinds = state.values["kinds"]
+        self.spaces = {name: Subspace(columns.to(device), kinds[name]) for name, columns in state.tensors.items()}
+        self.leaders = dict(state.values["leaders"])

@@ -30,7 +30,8 @@ from contune.errors import ConfigError, DataError
 from contune.method.catalog import build_method, build_objective
 from contune.method.method import Method
 from contune.metric.ledger import Ledger
-from contune.stream.task import Examples, Inputs, Kind, Task, joined_examples
+from contune.stream.inputs import Inputs
+from contune.stream.task import Examples, Kind, Task, joined_examples
 
 
 @final
@@ -85,7 +86,7 @@ class Learner:
             if self.settings.packing:
                 self.backbone.require_packing()
             self.base_hash = self.backbone.base_hash()
-        if self.settings.augment and self.backbone.modality != "image":
+        if self.settings.augment and not self.backbone.augmentable:
             raise ConfigError(
                 "train.augment is on but the model reads text; augmentation is for images, set it to false"
             )
@@ -223,13 +224,16 @@ class Learner:
         """Gradient steps of the task."""
         return steps_of(context)
 
-    def test_dataset(self, task: Task, index: int = 0) -> Dataset:
+    def test_dataset(self, task: Task, index: int | None = None) -> Dataset:
         """A task's test examples, ready; classes that were not learned are refused.
 
-        `index`, the task's place in the stream, counts in task-incremental streams alone: elsewhere nothing may read it.
+        `index`, the task's place in the stream, must be given in task-incremental streams; elsewhere nothing may read it.
         """
         labels = np.asarray(self.columns(task), dtype=np.int64)[task.test.labels]
-        named = index if self.kind == "task-incremental" else 0
+        named = 0
+        if self.kind == "task-incremental":
+            self._allowed(index)  # refuses a task that is not named or not learned yet
+            named = int(index or 0)
         return Dataset.of(
             self._in_columns(task.test, task), self.backbone, labels, np.full(len(labels), named, dtype=np.int64)
         )
@@ -251,6 +255,10 @@ class Learner:
     def judge(self, dataset: Dataset, allowed: Sequence[int] | None = None) -> Judged:
         """Answers to all examples and how good they are; depends on no other row."""
         return self.objective.judge(self.reading(dataset), dataset, allowed)
+
+    def judge_task(self, index: int, dataset: Dataset) -> Judged:
+        """Answers to the test data of the stream's task `index`, as `predict` gives them, and how good they are."""
+        return self.judge(dataset, self._allowed(index if self.kind == "task-incremental" else None))
 
     def answers(self, dataset: Dataset, allowed: Sequence[int] | None = None) -> Rows:
         """The best column (n,) for every example, where every answer is one class."""

@@ -231,7 +231,7 @@ def local_batch(
     if not parts:
         return None
     augment = None
-    if context.task.settings.fresh_views and context.model.backbone.modality == "image":
+    if context.task.settings.fresh_views and context.model.backbone.augmentable:
         augment = torch_generator(context.task.settings.seed, "augment", context.task.index, *place, processes.rank)
     view = context.task.settings.view_of(place[0])
     packed = context.task.settings.packing

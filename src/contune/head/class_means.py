@@ -10,7 +10,7 @@ from contune.contract.context import Context
 from contune.contract.parts import Head, Parameters
 from contune.contract.state import State
 from contune.errors import DataError
-from contune.head.auxiliary import Auxiliary
+from contune.head.linear import Auxiliary
 from contune.numerics.averages import summed_blocks
 
 

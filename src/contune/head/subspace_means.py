@@ -13,7 +13,7 @@ from contune.contract.capability import Need, TaskModules, require
 from contune.contract.context import Context
 from contune.contract.parts import Head, Parameters
 from contune.contract.state import State
-from contune.head.auxiliary import Auxiliary
+from contune.head.linear import Auxiliary
 from contune.numerics.averages import summed_blocks
 
 

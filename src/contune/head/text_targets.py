@@ -18,8 +18,7 @@ from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.head.linear import grown, strongest
 from contune.head.options import HeadLrScale, LossOver
-
-TEMPLATES = {"image": "a photo of a {}", "text": "{}"}
+from contune.stream.modality import find_modality
 
 
 def prompts_of(names: Sequence[str], template: str) -> list[str]:
@@ -97,13 +96,14 @@ class TextTargets(Head):
             self._projection = nn.Parameter(grown(None, self._targets.shape[1], self._width, generator).to(device))
 
     def _embedded(self, names: Sequence[str], backbone: Backbone) -> Tensor:
-        own = backbone.config if backbone.modality == "text" else ModelConfig(path=PACKAGED)
+        own = backbone.config if backbone.reads_tokens and not backbone.answers else ModelConfig(path=PACKAGED)
         encoder = Backbone.load(own if self.encoder is None else ModelConfig(path=self.encoder, feature=self.feature))
-        if encoder.modality != "text":
+        if not encoder.reads_tokens:
             raise ConfigError(
-                f"encoder {self.encoder!r} reads images, but the names of classes are texts; give a text model"
+                f"encoder {self.encoder!r} reads {find_modality(encoder.modality).noun}, but the names of classes are "
+                "texts; give a text model"
             )
-        return embedded(encoder, prompts_of(names, self.template or TEMPLATES[backbone.modality]))
+        return embedded(encoder, prompts_of(names, self.template or find_modality(backbone.modality).class_prompt))
 
     def trained(self) -> Parameters:
         return {} if self._projection is None else {"projection": self._projection}

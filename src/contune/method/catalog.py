@@ -17,14 +17,16 @@ from contune.method.options import Option, options_of
 from contune.method.rooms import CATEGORIES as CATEGORIES
 from contune.method.rooms import modules_of, plugins, public, returned, room_of
 from contune.method.rooms import parts as parts
+from contune.stream.modality import add_modalities
 
 Recipe = Callable[..., Method]
 
 
 def add_plugin(module: ModuleType) -> None:
-    """Make the recipes and parts of a user's module known; the user names the module, never a configuration file."""
+    """Make the recipes, parts and modalities of a user's module known; the user names it, never a configuration."""
     if module not in plugins:
         plugins.append(module)
+    add_modalities(module)
     recipes.cache_clear()
     parts.cache_clear()
     defaults.cache_clear()

@@ -177,7 +177,7 @@ class Write(Objective):
     name: ClassVar[str] = "write"
     traits: ClassVar[frozenset[Trait]] = frozenset({Trait.COMPETING, Trait.WRITTEN})
     kinds: ClassVar[tuple[Kind, ...]] = ("domain-incremental",)
-    reads: ClassVar[str | None] = "language"
+    reads: ClassVar[str | None] = "chat"
     schema = (
         ("label", pa.string()),
         ("prediction", pa.string()),

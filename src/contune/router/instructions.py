@@ -16,6 +16,7 @@ from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.router.keys import own_module
 from contune.stream.conversation import Conversation
+from contune.stream.modality import find_modality
 
 Line = Literal["first", "last", "all"]
 Vector = Mapping[str, float]
@@ -164,7 +165,7 @@ class Instructions(Router):
 
     def instructions(self, dataset: Dataset) -> list[str]:
         """The instruction of every example."""
-        if dataset.examples.modality != "language":
+        if not find_modality(dataset.examples.modality).conversations:
             return [""] * len(dataset)
         return [instruction_of(asked, self.line) for asked in dataset.examples.inputs]
 

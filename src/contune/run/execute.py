@@ -321,9 +321,9 @@ class _Execution:
         tables = []
         with self.learner.ledger.phase("evaluate"):
             for index, task in enumerate(seen):
-                dataset = self.tests.setdefault(index, self.learner.test_dataset(task))
-                allowed = self.learner.class_tasks[index] if self.stream.kind == "task-incremental" else None
-                judged = self.learner.judge(dataset, allowed)
+                if index not in self.tests:
+                    self.tests[index] = self.learner.test_dataset(task, index)
+                judged = self.learner.judge_task(index, self.tests[index])
                 tables.append(prediction_table(row, index, task, judged, self.learner.objective))
             self.diagnostics.append(self.learner.method.diagnostics())
             for retention_set in self.retention_sets:

@@ -12,7 +12,8 @@ from contune.run.config import RunConfig
 from contune.run.execute import choose_device, make_method
 from contune.run.folder.directory import RunDirectory
 from contune.stream import read_inputs
-from contune.stream.task import Inputs
+from contune.stream.inputs import Inputs
+from contune.stream.modality import Modality, find_modality
 
 
 def load_learner(directory: Path) -> Learner:
@@ -43,17 +44,18 @@ def load_learner(directory: Path) -> Learner:
 def predict_file(directory: Path, source: Path, task: int | None) -> Iterator[tuple[str, str]]:
     """Each input's name and answer."""
     learner = load_learner(directory)
-    inputs, names = _inputs(source, learner.backbone.modality)
+    inputs, names = _inputs(source, find_modality(learner.backbone.modality))
     yield from zip(names, learner.predict(inputs, task=task), strict=True)
 
 
-def _inputs(source: Path, modality: str) -> tuple[Inputs, list[str]]:
-    if modality in ("text", "language") and source.suffix == ".txt":
+def _inputs(source: Path, modality: Modality) -> tuple[Inputs, list[str]]:
+    asked_with = {modality.name, *modality.asked_with}
+    if "text" in asked_with and source.suffix == ".txt":
         texts = [text for line in source.read_text().splitlines() if (text := line.strip())]
         if not texts:
             raise DataError(f"{source} holds no text; write one text a line")
         return texts, texts
     found = read_inputs(source)
-    if found.modality != ("text" if modality == "language" else modality):
-        raise DataError(f"{source} holds {found.modality} inputs but the run's model reads {modality}")
+    if found.modality not in asked_with:
+        raise DataError(f"{source} holds {found.modality} inputs but the run's model reads {modality.name}")
     return found.inputs, [str(place) for place in found.places]

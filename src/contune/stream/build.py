@@ -17,10 +17,11 @@ from pathlib import Path
 from contune.errors import ConfigError, DataError
 from contune.stream.config import StreamConfig
 from contune.stream.language import load_language_stream
+from contune.stream.modality import find_modality
 from contune.stream.plan import collect_tasks, few, plan_by_classes, plan_by_groups, untested_classes
-from contune.stream.read.images import decode_rows
 from contune.stream.read.rows import BadRow, Row, Split, settle_bad_rows
 from contune.stream.read.sources import Source, read_source
+from contune.stream.read.validate import decode_rows
 from contune.stream.task import Stream
 
 
@@ -39,7 +40,12 @@ def load_stream(config: StreamConfig, *, base: Path | None = None) -> Stream:
     """
     if config.objective == "write":
         return load_language_stream(config, (base or Path.cwd()).absolute())
-    source = _decoded(read_source(config, (base or Path.cwd()).absolute()))
+    return stream_from(read_source(config, (base or Path.cwd()).absolute()), config)
+
+
+def stream_from(source: Source, config: StreamConfig) -> Stream:
+    """Check what was read and cut it into tasks, as `load_stream` says."""
+    source = _decoded(source)
     train = source.splits["train"]
     bad = [row for split in source.splits.values() for row in split.bad]
     notes = [*source.notes, *settle_bad_rows(bad, skip_bad=config.skip_bad)]
@@ -67,10 +73,10 @@ def _decoded(source: Source) -> Source:
     for name, split in source.splits.items():
         if split.modality != expected:
             raise DataError(
-                f"the training data of {source.name} holds {expected}s but its {name} data holds {split.modality}s; "
-                "give the same kind"
+                f"the training data of {source.name} holds {find_modality(expected).noun} but its {name} data holds "
+                f"{find_modality(split.modality).noun}; give the same kind"
             )
-        rows, bad = decode_rows(split.rows) if expected == "image" else (split.rows, [])
+        rows, bad = decode_rows(split.rows, find_modality(expected))
         splits[name] = replace(split, rows=rows, bad=[*split.bad, *bad])
     return replace(source, splits=splits)
 

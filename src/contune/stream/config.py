@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from contune.stream.conversation import Measure
+from contune.stream.inputs import KEPT_MB
 from contune.stream.task import Kind
 
 PathText = Annotated[str, Field(min_length=1)]
@@ -44,13 +45,27 @@ class DataConfig(BaseModel):
     name: str | None = Field(None, description="hub: which part of the data set, where it has several")
     text: str | None = Field(None, description="column of the texts; null: found by its usual names")
     image: str | None = Field(None, description="column of the images; null: found by its usual names")
+    input: Annotated[dict[str, str | list[str]], Field(min_length=1, max_length=1)] | None = Field(
+        None, description="columns of inputs of any modality, such as {points: [x, y]}, in place of text and image"
+    )
     label: str | None = Field(None, description="column of the classes; null: found by its usual names")
+
+    @property
+    def input_columns(self) -> tuple[str, tuple[str, ...]] | None:
+        """The modality of the inputs and the columns they are in, where they are named."""
+        given = {"text": self.text, "image": self.image} if self.input is None else self.input
+        named = {name: columns for name, columns in given.items() if columns is not None}
+        return next(
+            ((name, (found,) if isinstance(found, str) else tuple(found)) for name, found in named.items()), None
+        )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._check_place()
         if self.text is not None and self.image is not None:
             raise ValueError("data.text and data.image are both given; a stream has texts or images, name one of them")
+        if self.input is not None and (self.text is not None or self.image is not None):
+            raise ValueError("data.input is given beside data.text or data.image; name the columns of the inputs once")
         if self.hub is not None:
             for split in ("train", "test", "validation"):
                 if not isinstance(getattr(self, split), str | None):
@@ -203,6 +218,9 @@ class StreamConfig(BaseModel):
     seed: int = Field(0, ge=0, description="seed that chooses what validation and per_class take")
     skip_bad: bool = Field(
         False, description="leave out rows that cannot be read, and say so; false: stop at the first"
+    )
+    decoded_mb: int = Field(
+        KEPT_MB, ge=0, description="MB of decoded images kept in memory, those asked for last; others are decoded again"
     )
     language: LanguageConfig | None = Field(None, description="objective write: how rows become prompts and answers")
 

@@ -62,7 +62,7 @@ class Conversation:
 def decoded(text: str) -> Conversation:
     """The exchange that `str` of it was.
 
-    >>> one = Exchange((Turn("user", "2 + 2?"),), ("4", "four"))
+    >>> one = Conversation((Message("user", "2 + 2?"),), ("4", "four"))
     >>> decoded(str(one)) == one
     True
     """
@@ -75,4 +75,4 @@ def decoded(text: str) -> Conversation:
 def language_examples(conversations: Sequence[Conversation], ids: Sequence[int]) -> Examples:
     """Exchanges as examples; all have the one label 0, since answers are text."""
     rows = np.zeros(len(conversations), dtype=np.int64)
-    return Examples(list(conversations), rows, np.asarray(ids, dtype=np.int64), "language")
+    return Examples(list(conversations), rows, np.asarray(ids, dtype=np.int64), "chat")

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from contune.errors import ConfigError, DataError
 from contune.stream.config import StreamConfig
 from contune.stream.order import arrival_order, cut, split_rows, task_sizes
-from contune.stream.read.images import as_inputs
-from contune.stream.read.rows import Row
-from contune.stream.task import Examples, Modality, Task
+from contune.stream.read.rows import Row, as_inputs
+from contune.stream.task import Examples, Task
 
 RowsByClass = dict[tuple[str | None, str], list[Row]]
 
@@ -74,7 +73,7 @@ def _require_disjoint(plans: Sequence[TaskPlan]) -> None:
 def collect_tasks(
     plans: Sequence[TaskPlan],
     rows: dict[str, Sequence[Row]],
-    modality: Modality,
+    modality: str,
     *,
     seeds: dict[tuple[str | None, str], tuple[int, int]],
     config: StreamConfig,
@@ -124,7 +123,7 @@ def _of_plan(plan: TaskPlan, rows: RowsByClass) -> list[Row]:
     return [row for name in plan.class_names for row in rows.get((plan.group, name), [])]
 
 
-def examples_of(rows: Sequence[Row], class_names: Sequence[str], modality: Modality) -> Examples:
+def examples_of(rows: Sequence[Row], class_names: Sequence[str], modality: str) -> Examples:
     """The rows in source order, with labels as positions in `class_names`."""
     ordered = sorted(rows, key=lambda row: row.id)
     position = {name: at for at, name in enumerate(class_names)}

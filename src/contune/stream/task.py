@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contune.errors import DataError
+from contune.stream.inputs import Inputs, joined, taken
+from contune.stream.modality import find_modality
 
-Modality = Literal["text", "image", "language", "words"]
 Kind = Literal["class-incremental", "domain-incremental", "task-incremental"]
 Image = NDArray[np.uint8]
-Inputs = Sequence[Any]  # of texts, of images, or of exchanges
 
 
 @final
@@ -66,24 +66,27 @@ class Targets:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Inputs with their labels: texts, RGB images of shape (height, width, 3) in uint8, or exchanges of language.
+    """Inputs with their labels: texts, RGB images of shape (height, width, 3) in uint8, conversations (`contune.modality`).
 
-    `labels` (n,) are positions in the `class_names` of the task the examples belong to; `ids` (n,) name the examples
-    within the stream's split and are what the prediction file quotes.
+    `inputs` may decode each of them when it is asked for. `labels` (n,) are positions in the `class_names` of the task the
+    examples belong to; `ids` (n,) name the examples within the stream's split and are what the prediction file quotes.
     """
 
     inputs: Inputs
     labels: NDArray[np.int64]
     ids: NDArray[np.int64]
-    modality: Modality
+    modality: str
     targets: Targets | None = None
 
     def __post_init__(self) -> None:
+        find_modality(self.modality)
         if not len(self.inputs) == len(self.labels) == len(self.ids):
             raise DataError(
                 f"{len(self.inputs)} inputs, {len(self.labels)} labels and {len(self.ids)} ids; "
                 "give one of each for every example"
             )
+        for name in ("labels", "ids"):
+            object.__setattr__(self, name, whole_numbers(getattr(self, name), name))
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -91,19 +94,21 @@ class Examples:
     def take(self, rows: NDArray[np.int64] | Sequence[int]) -> "Examples":
         """The examples at `rows`, in that order."""
         chosen = np.asarray(rows, dtype=np.int64)
-        inputs = [self.inputs[int(row)] for row in chosen]
         targets = None if self.targets is None else self.targets.take(chosen)
+        inputs = taken(self.inputs, chosen)
         return Examples(inputs, self.labels[chosen], self.ids[chosen], self.modality, targets)
 
     def content_hash(self) -> str:
-        """Hex sha256 over every input and label in order."""
-        digest = hashlib.sha256(self.modality.encode())
+        """Hex sha256 over every input and label in order; every input is decoded the first time."""
+        return self._content_hash
+
+    @cached_property
+    def _content_hash(self) -> str:
+        modality = find_modality(self.modality)
+        digest = hashlib.sha256(modality.hash_name.encode())
         for item, label in zip(self.inputs, self.labels.tolist(), strict=True):
-            if isinstance(item, np.ndarray):
-                data, shape = np.ascontiguousarray(item).tobytes(), str(item.shape)
-            else:
-                data, shape = str(item).encode(), "text"
-            digest.update(f"|{label}|{shape}|{len(data)}|".encode())
+            data, shape = modality.content(item)
+            digest.update(f"|{label}|{'text' if shape is None else shape}|{len(data)}|".encode())
             digest.update(data)
         if self.targets is not None:
             digest.update(self.targets.offsets.tobytes())
@@ -111,12 +116,35 @@ class Examples:
         return digest.hexdigest()
 
 
+def whole_numbers(values: NDArray[np.int64] | Sequence[int], what: str) -> NDArray[np.int64]:
+    """The values as int64 (n,); raises DataError with the first that is no whole number from 0 on.
+
+    >>> whole_numbers([0, 2], "labels").tolist()
+    [0, 2]
+    """
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise DataError(f"{what} have the shape {array.shape}; give one whole number for every example")
+    if len(array) and array.dtype.kind not in "iu":
+        first = array[0].item() if hasattr(array[0], "item") else array[0]
+        raise DataError(
+            f"{what} are of type {array.dtype}, the first is {first!r}; give whole numbers: labels are positions in the "
+            "task's class_names, from 0"
+        )
+    wrong = np.flatnonzero(np.less(array, 0)) if len(array) else array
+    if len(wrong):
+        raise DataError(
+            f"{what}[{wrong[0]}] is {array[wrong[0]]}; give whole numbers from 0, and leave examples without a label out"
+        )
+    return array.astype(np.int64, copy=False)
+
+
 def joined_examples(parts: Sequence[Examples]) -> Examples:
     """Several sets of examples one after the other; what their labels mean is for the caller to keep."""
-    inputs = [item for part in parts for item in part.inputs]
     labels = np.concatenate([part.labels for part in parts])
     ids = np.concatenate([part.ids for part in parts])
-    return Examples(inputs, labels, ids, parts[0].modality, joined_targets([part.targets for part in parts]))
+    inputs, targets = joined([part.inputs for part in parts]), joined_targets([part.targets for part in parts])
+    return Examples(inputs, labels, ids, parts[0].modality, targets)
 
 
 def joined_targets(parts: Sequence[Targets | None]) -> Targets | None:
@@ -143,6 +171,17 @@ class Task:
     test: Examples
     validation: Examples | None = None
 
+    def __post_init__(self) -> None:
+        for split, examples in (("train", self.train), ("test", self.test), ("validation", self.validation)):
+            if examples is None:
+                continue
+            beyond = np.flatnonzero(examples.labels >= len(self.class_names))
+            if len(beyond):
+                raise DataError(
+                    f"label {examples.labels[beyond[0]]} of {split} example {beyond[0]} is beyond the "
+                    f"{len(self.class_names)} class_names of task {self.name!r}; labels are positions in them, from 0"
+                )
+
     def content_hash(self) -> str:
         """Hex sha256 over names, classes and every example of every split."""
         parts = [self.name, *self.class_names, self.train.content_hash(), self.test.content_hash()]
@@ -168,8 +207,26 @@ class Stream:
     retention_sets: tuple[Task, ...] = ()
     objective: str = "classify"
 
+    @classmethod
+    def of(cls, train: Any, test: Any, validation: Any = None, **keys: Any) -> "Stream":
+        """A stream of data that is in Python: checked, ordered and cut as the same rows in files would be.
+
+        Each of `train`, `test` and `validation` is a list of mappings, a pandas data frame, a `datasets.Dataset`, a pair of
+        lists (inputs, labels), or a data set of torch's kind that gives (input, label) by number, always the same ones.
+        Columns are found by their usual names, or named with `text`, `image`, `input` and `label`. All other keys are those
+        of `StreamConfig`: `tasks`, `kind`, `by`, `order_seed` and so on, among them `validation` as a share; `name` is what
+        the stream is called. Raises DataError for the first bad row and ConfigError where the keys do not fit.
+
+        >>> rows = [{"text": f"{word} {number}", "label": word} for number in range(2) for word in ("cat", "dog")]
+        >>> [task.class_names for task in Stream.of(rows, rows, tasks=2).tasks]
+        [('cat',), ('dog',)]
+        """
+        from contune.stream.python import stream_of
+
+        return stream_of(train, test, validation, **keys)
+
     @property
-    def modality(self) -> Modality:
+    def modality(self) -> str:
         """What the inputs are; the same in every task."""
         return self.tasks[0].train.modality
 

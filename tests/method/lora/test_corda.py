@@ -18,7 +18,7 @@ from contune.adapter.lora import corda
 from contune.adapter.lora.corda import Corda, damped, decomposed, kept_texts, sampled, start_factors, wrapped_matrix
 from contune.checks.run import SETTINGS, digit_tasks, same_state, tiny_model
 from contune.contract.data import Dataset
-from contune.contract.input_memory import input_moments
+from contune.contract.passes import input_moments
 from contune.engine.learner import Learner
 from contune.errors import ConfigError, DataError
 from contune.method.catalog import build_method
@@ -280,7 +280,7 @@ def test_texts_to_keep_count_as_a_task_before_the_first(
 def test_a_table_is_read_as_prompts_and_answers(tmp_path: Path) -> None:
     path = table(tmp_path)
     assert kept_texts(path, "text", 99).inputs[1] == "What is 1?\nnumber 1"
-    assert kept_texts(path, "language", 99).inputs[1].answer == "number 1"
+    assert kept_texts(path, "chat", 99).inputs[1].answer == "number 1"
     assert max(len(piece) for piece in kept_texts(text_file(tmp_path), "text", 99).inputs) <= 74
     assert "".join(kept_texts(text_file(tmp_path), "text", 99).inputs) == text_file(tmp_path).read_text()
 

@@ -19,6 +19,7 @@ from contune.backbone.layers import is_norm
 from contune.backbone.linear import is_linear
 from contune.backbone.reader.inputs import ModelInputs
 from contune.errors import CombinationError
+from contune.stream.modality import find_modality
 
 Change = Callable[[Tensor], Tensor]
 
@@ -66,11 +67,8 @@ def find_sublayers(backbone: Backbone, layers: Sequence[int]) -> list[Sublayers]
 
 def probe_inputs(backbone: Backbone) -> ModelInputs:
     """One example to look into the model with: a black image, or a word."""
-    blank = backbone.parts.blank
-    if blank is None:
-        return backbone.collate([(backbone.prepare(["a"]), np.zeros(1, np.int64))])
-    black = np.zeros((*blank.shape[2:], 3), dtype=np.uint8)
-    return backbone.collate([(backbone.prepare([black]), np.zeros(1, np.int64))])
+    example = "a" if backbone.reads_tokens else find_modality(backbone.modality).example()
+    return backbone.collate([(backbone.prepare([example]), np.zeros(1, np.int64))])
 
 
 @contextmanager

@@ -20,16 +20,17 @@ from contune.backbone.reader.text import TextReader
 from contune.contract.capability import InputFactors, TaskFactors
 from contune.contract.context import Context
 from contune.contract.data import Dataset
-from contune.contract.input_memory import input_moments
 from contune.contract.options import Layers, Rank, Targets
+from contune.contract.passes import input_moments
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.stream.config import TEXT_SUFFIXES, LanguageConfig
 from contune.stream.conversation import Conversation, language_examples
 from contune.stream.language import document_exchanges, read_exchanges, read_text
+from contune.stream.modality import find_modality
 from contune.stream.read.rows import settle_bad_rows
-from contune.stream.task import Examples, Modality
+from contune.stream.task import Examples
 
 Mode = Literal["keep", "preview"]
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
@@ -94,7 +95,7 @@ def joined_factors(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) 
     return torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]], dim=1)
 
 
-def kept_texts(path: Path, modality: Modality, tokens: int) -> Examples:
+def kept_texts(path: Path, modality: str, tokens: int) -> Examples:
     """Examples to calibrate on from a text file, in pieces, or from a table in one of the layouts of language streams.
 
     A model that writes reads them as exchanges, a text encoder as their prompts with their answers. Pieces have so
@@ -108,7 +109,7 @@ def kept_texts(path: Path, modality: Modality, tokens: int) -> Examples:
         split = read_exchanges(path, path.stem, LanguageConfig())
         settle_bad_rows(split.bad, skip_bad=False)
         found = list(split.conversations)
-    if modality == "language":
+    if find_modality(modality).conversations:
         return language_examples(found, range(len(found)))
     texts = ["\n".join(part for part in (one.prompt, one.answer) if part) for one in found]
     return Examples(texts, np.zeros(len(texts), dtype=np.int64), np.arange(len(texts)), "text")
@@ -179,7 +180,7 @@ class Corda(Around):
         self._leaders: dict[str, str] = {}
 
     def attach(self, backbone: Backbone, seed: int) -> None:
-        if self.keep_file is not None and backbone.modality == "image":
+        if self.keep_file is not None and not backbone.reads_tokens:
             raise ConfigError(
                 f"keep_file is {self.keep_file!r}, but the model reads images and not texts; leave it out"
             )

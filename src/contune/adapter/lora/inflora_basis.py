@@ -13,10 +13,10 @@ from contune.backbone.backbone import Backbone
 from contune.backbone.targets import key_value_targets
 from contune.contract.capability import InputFactors
 from contune.contract.context import Context
-from contune.contract.input_memory import InputMemory, input_moments
 from contune.contract.options import KeyValueTargets, Layers, Rank
 from contune.contract.parts import Parameters
-from contune.contract.state import State
+from contune.contract.passes import input_moments
+from contune.contract.state import InputMemory, State
 from contune.errors import ConfigError
 from contune.numerics.subspaces import Subspace, closing_threshold, directions
 

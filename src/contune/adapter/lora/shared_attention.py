@@ -47,7 +47,7 @@ def input_summary(backbone: Backbone, inputs: ModelInputs) -> Tensor:
     Words come without positions, patches with them and without class token. Nothing of it is ever trained.
     """
     with torch.no_grad():
-        if backbone.modality == "image":
+        if not backbone.reads_tokens:
             return largest(backbone.hidden(inputs, 0)[:, backbone.parts.leading :], None)
         words: Tensor = backbone.model.get_input_embeddings()(inputs.ids)
         return largest(words.float(), question_mask(inputs))

@@ -15,6 +15,7 @@ from contune.contract.options import LowLayers
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
+from contune.errors import ConfigError
 
 KINDS = ("components", "keys", "attention")
 
@@ -51,7 +52,7 @@ def orthogonality(rows: Tensor) -> Tensor:
 class PromptComponents(Adapter):
     """Each task adds `components_per_task` components with keys and attention vectors; earlier ones are frozen.
 
-    Per chosen layer p = sum over m of cos(q * A_m, K_m) P_m, whose first half of rows are keys and the rest values in
+    Per chosen layer p = sum over m of cos(q * A_m, K_m) P_m, whose first half of rows are keys and the second half values in
     front of that layer's own. New slices start orthonormal to all earlier ones, as released, while the width has room.
 
     Memory: tasks x components_per_task x (length + 2) x d per layer.
@@ -73,6 +74,11 @@ class PromptComponents(Adapter):
         layers: Annotated[LowLayers, "released code"] = "lowest-five",
         orthogonality: Annotated[float, "weight of the penalty for orthogonality, from 0", "released code"] = 0.0,
     ) -> None:
+        if length < 2 or length % 2:
+            raise ConfigError(
+                f"length is {length}; half of a prompt's rows are keys and half are values, so give an even number of at "
+                f"least 2, such as {max(2, length + 1)}"
+            )
         self.components_per_task, self.length, self.layers = components_per_task, length, layers
         self.orthogonality = orthogonality
         self._old: dict[str, Tensor] = {}
@@ -109,7 +115,7 @@ class PromptComponents(Adapter):
             whole = {kind: self._whole(f"{kind}.{layer}") for kind in KINDS}
             alpha = component_weights(batch.queries, whole["attention"], whole["keys"])
             prompt = (alpha @ whole["components"]).view(len(alpha), self.length, -1)
-            pairs[layer] = (prompt[:, :half], prompt[:, half : 2 * half])
+            pairs[layer] = (prompt[:, :half], prompt[:, half:])
             terms += [orthogonality(rows) for rows in whole.values()] if self.orthogonality else []
         with backbone.prefixes(pairs):
             features = backbone.features(batch.inputs, resume=batch.resume)

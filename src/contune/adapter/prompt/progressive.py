@@ -44,7 +44,7 @@ def fresh_network(width: int, bottleneck: int, seed: int, *purpose: int | str) -
 
 def vocabulary_start(backbone: Backbone, length: int, seed: int, *purpose: int | str) -> Tensor | None:
     """The embeddings (length, d) of so many random tokens; None where the model reads no words."""
-    if backbone.modality == "image":
+    if not backbone.reads_tokens:
         return None
     words = backbone.model.get_input_embeddings()
     generator = torch_generator(seed, "prompt words", *purpose)

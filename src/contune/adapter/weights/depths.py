@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from contune.backbone.backbone import Backbone
 from contune.contract.randomness import torch_generator
 from contune.errors import CombinationError, ConfigError
-from contune.stream.conversation import Conversation, Message
+from contune.stream.modality import find_modality
 
 SPREAD = 0.02  # of new weights: the initialisation of BERT and its relatives
 
@@ -103,20 +103,14 @@ def run_before_the_top(backbone: Backbone) -> list[nn.Module]:
     owners = [module for module in backbone.model.modules() if next(module.parameters(recurse=False), None) is not None]
     handles = [module.register_forward_pre_hook(meet) for module in owners]
     handles.append(backbone.layers[-1].register_forward_hook(lambda *_: done.append(True)))
+    example = find_modality(backbone.modality).example()
     try:
         with torch.no_grad():
-            backbone.encode(backbone.prompts_only([(backbone.prepare([sample_of(backbone)]), np.arange(1))]))
+            backbone.encode(backbone.prompts_only([(backbone.prepare([example]), np.arange(1))]))
     finally:
         for handle in handles:
             handle.remove()
     return met
-
-
-def sample_of(backbone: Backbone) -> object:
-    """Any example that the backbone reads."""
-    if backbone.modality == "image":
-        return np.zeros((16, 16, 3), dtype=np.uint8)
-    return Conversation((Message("user", "a"),), ("a",)) if backbone.modality == "language" else "a"
 
 
 def start_anew(layer: nn.Module, norms: Mapping[int, nn.Module], seed: int, place: int) -> None:

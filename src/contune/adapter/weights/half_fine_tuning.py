@@ -18,6 +18,7 @@ from contune.contract.options import Layers, LrScale
 from contune.contract.randomness import numpy_generator
 from contune.numerics.masks import frozen_counts, require_share
 
+DRAWS = "half"  # no part's name: renaming the part must not draw other matrices
 Role = Literal["attention", "feed-forward", "norm"]
 Groups = Mapping[Role, Sequence[Sequence[tuple[str, ...]]]]
 
@@ -92,7 +93,7 @@ class Half(Around):
 
     def begin_task(self, context: Context) -> None:
         if context.model.adapter_trainable:
-            generator = numpy_generator(context.task.settings.seed, "half", context.task.index)
+            generator = numpy_generator(context.task.settings.seed, DRAWS, context.task.index)
             require(self.inner, Freezable).freeze(drawn_to_freeze(self._groups, self.share, generator))
 
     @property

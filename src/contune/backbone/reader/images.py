@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from contune.backbone.reader.inputs import ModelInputs, Prepared, PreparedImages, Reader, Rows, gather
+from contune.backbone.reader.inputs import ModelInputs, Prepared, PreparedItems, Reader, Rows, gather
 from contune.errors import CombinationError, ConfigError, DataError
+from contune.stream.inputs import Inputs, held
 from contune.stream.task import Image
 
 Resample = Literal["nearest", "bilinear", "bicubic"]
@@ -195,7 +196,7 @@ def draw_view(image: Image, view: int) -> tuple[Box, bool]:
     return box, flip
 
 
-def one_view(parts: Sequence[PreparedImages]) -> int | None:
+def one_view(parts: Sequence[PreparedItems]) -> int | None:
     """The view that all parts of a batch show."""
     views = {prepared.view for prepared in parts}
     if len(views) > 1:
@@ -232,8 +233,10 @@ class ImageReader(Reader):
     def description(self) -> str:
         return repr(self.how)
 
-    def prepare(self, inputs: Sequence[str] | Sequence[Image]) -> PreparedImages:
-        return PreparedImages(tuple(_image(item, row) for row, item in enumerate(inputs)), self.positions)
+    def prepare(self, inputs: Inputs) -> PreparedItems:
+        for row, item in held(inputs):
+            _require_image(item, row)
+        return PreparedItems(inputs, self.positions)
 
     def collate(
         self,
@@ -242,10 +245,10 @@ class ImageReader(Reader):
         augment: torch.Generator | None,
         pixels: bool,
     ) -> ModelInputs:
-        pairs = gather(parts, PreparedImages)
+        pairs = gather(parts, PreparedItems)
         if not pixels:
             return ModelInputs(len(pairs))
-        images = [prepared.images[row] for prepared, row in pairs]
+        images = [prepared.items[row] for prepared, row in pairs]
         view = one_view([prepared for prepared, _ in pairs])
         if augment is not None:
             small = self._crops(images, *draw_crops([_size(image) for image in images], augment))
@@ -278,11 +281,10 @@ class ImageReader(Reader):
         return torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2)
 
 
-def _image(item: object, row: int) -> Image:
+def _require_image(item: object, row: int) -> None:
     if not isinstance(item, np.ndarray):
         raise DataError(f"input {row} is a {type(item).__name__} but this model reads images; give RGB arrays in uint8")
     if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3 or 0 in item.shape:
         raise DataError(
             f"image {row} has shape {item.shape} and type {item.dtype}; give RGB arrays (height, width, 3) in uint8"
         )
-    return item

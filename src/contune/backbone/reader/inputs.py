@@ -4,6 +4,7 @@ Shapes: B rows of a batch, L positions, d width of the model, n prompt tokens.
 """
 
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self, TypeVar, final
@@ -16,7 +17,7 @@ from torch import Tensor
 from contune.backbone.reader.packing import Packing
 from contune.backbone.sampling import Sampling
 from contune.errors import CombinationError, ConfigError, DataError
-from contune.stream.task import Image
+from contune.stream.inputs import Inputs, taken
 
 Rows = NDArray[np.int64]
 OneKind = TypeVar("OneKind", bound="Prepared")
@@ -89,6 +90,32 @@ class PreparedText(Prepared):
         return self.flat[self.offsets[row] : self.offsets[row + 1]]
 
 
+@final
+class TokenRun:
+    """Token ids of texts as they come, 4 bytes each.
+
+    >>> run = TokenRun()
+    >>> for tokens in ([7, 8], [9]):
+    ...     run.append(tokens, cut=False)
+    >>> run.prepared().tokens(0).tolist()
+    [7, 8]
+    """
+
+    def __init__(self) -> None:
+        self._flat, self._ends, self._cut = array("i"), array("q", [0]), bytearray()
+
+    def append(self, tokens: Sequence[int], *, cut: bool) -> None:
+        """One more text; `cut` says whether it lost its end."""
+        self._flat.extend(tokens)
+        self._ends.append(len(self._flat))
+        self._cut.append(cut)
+
+    def prepared(self) -> PreparedText:
+        """All of them."""
+        flat, ends = np.array(self._flat, dtype=np.int32), np.array(self._ends, dtype=np.int64)
+        return PreparedText(flat, ends, np.array(self._cut, dtype=np.bool_))
+
+
 def from_token_lists(lists: Sequence[NDArray[np.int32]], cut: NDArray[np.bool_]) -> PreparedText:
     """Lay out token ids flat; `cut` says for each text whether it lost its end."""
     offsets = np.zeros(len(lists) + 1, dtype=np.int64)
@@ -99,32 +126,32 @@ def from_token_lists(lists: Sequence[NDArray[np.int32]], cut: NDArray[np.bool_])
 
 @final
 @dataclass(frozen=True, eq=False)
-class PreparedImages(Prepared):
-    """References to RGB images (height, width, 3) in uint8; the pixels are not copied.
+class PreparedItems(Prepared):
+    """Inputs that need nothing done before a batch is made; they are decoded when they are asked for, and not held here.
 
-    `positions` is how many positions every image takes in the model. `view` is the number of the fixed augmented view
+    `positions` is how many positions every one takes in the model. `view` is the number of the fixed augmented view
     that batches show, None for the model's deterministic one.
     """
 
-    images: tuple[Image, ...]
+    items: Inputs
     positions: int
     view: int | None = None
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.items)
 
     @property
     def lengths(self) -> Rows:
-        return np.full(len(self.images), self.positions, dtype=np.int64)
+        return np.full(len(self.items), self.positions, dtype=np.int64)
 
     @property
     def truncated(self) -> int:
         return 0
 
-    def take(self, rows: Rows | Sequence[int]) -> "PreparedImages":
-        return replace(self, images=tuple(self.images[int(row)] for row in rows))
+    def take(self, rows: Rows | Sequence[int]) -> "PreparedItems":
+        return replace(self, items=taken(self.items, rows))
 
-    def viewed(self, view: int) -> "PreparedImages":
+    def viewed(self, view: int) -> "PreparedItems":
         return replace(self, view=view)
 
 
@@ -217,7 +244,7 @@ class Reader(ABC):
         """All that batches depend on beside the inputs: readers with equal ones give equal batches."""
 
     @abstractmethod
-    def prepare(self, inputs: Sequence[str] | Sequence[Image]) -> Prepared:
+    def prepare(self, inputs: Inputs) -> Prepared:
         """Do once per example what can be done once; raises `DataError` naming the first example that does not fit."""
 
     @abstractmethod

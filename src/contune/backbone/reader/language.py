@@ -6,6 +6,7 @@ Prompts to be answered are padded on the left, so that every row goes on at the 
 Shapes: B rows, L positions, T tokens to predict in the whole batch, V vocabulary.
 """
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from contune.backbone.config import ModelConfig
-from contune.backbone.reader.inputs import ModelInputs, Prepared, PreparedText, Reader, Rows, from_token_lists, gather
+from contune.backbone.reader.inputs import ModelInputs, Prepared, PreparedText, Reader, Rows, TokenRun, gather
 from contune.backbone.reader.text import pad, tokenizer_hash
 from contune.backbone.sampling import Draws
 from contune.errors import ConfigError, DataError
@@ -90,11 +91,12 @@ class LanguageReader(Reader):
         return f"language {own} {self.tokenizer.chat_template if self.template == 'chat' else ''}"
 
     def prepare(self, inputs: Sequence[Any]) -> PreparedConversations:
-        rows = [self._tokens(as_conversation(item, at), at) for at, item in enumerate(inputs)]
-        cut = np.array([lost for _, _, lost in rows], dtype=np.bool_)
-        lists = [np.array([*prompt, *answer], dtype=np.int32) for prompt, answer, _ in rows]
-        starts = np.array([len(prompt) for prompt, _, _ in rows], dtype=np.int64)
-        return PreparedConversations(from_token_lists(lists, cut), starts)
+        run, starts = TokenRun(), array("q")
+        for row, item in enumerate(inputs):
+            prompt, answer, cut = self._tokens(as_conversation(item, row), row)
+            run.append([*prompt, *answer], cut=cut)
+            starts.append(len(prompt))
+        return PreparedConversations(run.prepared(), np.array(starts, dtype=np.int64))
 
     def _tokens(self, conversation: Conversation, row: int) -> tuple[list[int], list[int], bool]:
         """Tokens before and of the answer, and whether the prompt lost its beginning."""

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contune.backbone.reader.inputs import ModelInputs, Prepared, PreparedText, Reader, Rows, from_token_lists, gather
+from contune.backbone.reader.inputs import ModelInputs, Prepared, PreparedText, Reader, Rows, TokenRun, gather
 from contune.errors import ConfigError, DataError
-from contune.stream.task import Image
+from contune.stream.inputs import Inputs
 
 # Where a model or its files name no limit of their own: long enough for most sentences, cheap enough for a CPU.
 DEFAULT_MAX_LENGTH = 256
@@ -64,9 +64,8 @@ class TextReader(Reader):
     def description(self) -> str:
         return f"{tokenizer_hash(self.tokenizer)} {self.max_length} {self.pad_id}"
 
-    def prepare(self, inputs: Sequence[str] | Sequence[Image]) -> PreparedText:
-        lists: list[NDArray[np.int32]] = []
-        cut: list[bool] = []
+    def prepare(self, inputs: Inputs) -> PreparedText:
+        run = TokenRun()
         for start in range(0, len(inputs), _CHUNK):
             texts = [_text(item, start + row) for row, item in enumerate(inputs[start : start + _CHUNK])]
             encoded = self.tokenizer(
@@ -77,12 +76,11 @@ class TextReader(Reader):
                 return_attention_mask=False,
                 return_token_type_ids=False,
             )
-            lists.extend(np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"])
-            cut.extend(len(one.overflowing) > 0 for one in encoded.encodings)
-        for row, tokens in enumerate(lists):
-            if len(tokens) == 0:
-                raise DataError(f"text {row} ({inputs[row]!r}) has no tokens; remove it or give a text")
-        return from_token_lists(lists, np.array(cut, dtype=np.bool_))
+            for row, (tokens, one) in enumerate(zip(encoded["input_ids"], encoded.encodings, strict=True)):
+                if not tokens:
+                    raise DataError(f"text {start + row} ({texts[row]!r}) has no tokens; remove it or give a text")
+                run.append(tokens, cut=len(one.overflowing) > 0)
+        return run.prepared()
 
     def collate(
         self,

@@ -25,6 +25,7 @@ from contune.rule.replay.buffer import Rehearsal
 from contune.rule.replay.replay import check_sizes, draw
 
 REHEARSAL = "ema-teacher"
+DRAWS = "slow-copy"  # no part's name: renaming the part must not draw other examples
 
 
 def warm_decay(step: int, decay: float) -> float:
@@ -142,7 +143,7 @@ class EmaTeacher(Rule):
         if self._kept.ready is None:
             return {}
         count = self.batch_size or context.task.settings.batch_size
-        chosen = draw(self._kept.ready, count, context, ("slow-copy", epoch, step), None)
+        chosen = draw(self._kept.ready, count, context, (DRAWS, epoch, step), None)
         self._drawn = len(chosen.rows)
         return {REHEARSAL: chosen}
 

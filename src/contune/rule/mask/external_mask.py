@@ -65,7 +65,7 @@ class ExternalMask(Rule):
 def tuned_weights(backbone: Backbone, path: str, like: Tensors) -> dict[str, Tensor]:
     """The weights of another version of a model by the adapter's names; refused where it is another model."""
     config = backbone.config.model_copy(update={"path": path})
-    other = Backbone.load(config, device=backbone.device, reads=backbone.parts.language and "language")
+    other = Backbone.load(config, device=backbone.device, reads=backbone.parts.language and "chat")
     found = {f"{PREFIX}{name}": value.detach() for name, value in other.base_parameters().items()}
     wrong = [name for name, value in like.items() if name not in found or found[name].shape != value.shape]
     if wrong:

@@ -11,10 +11,10 @@ from contune.backbone.linear import is_transposed
 from contune.contract.capability import Lifetime, LinearWeights, Need
 from contune.contract.context import Context
 from contune.contract.data import Rows
-from contune.contract.input_memory import InputMemory, input_moments
 from contune.contract.parts import Rule, Tensors
+from contune.contract.passes import input_moments
 from contune.contract.randomness import numpy_generator
-from contune.contract.state import State, on_device
+from contune.contract.state import InputMemory, State, on_device
 from contune.errors import ConfigError
 from contune.numerics.subspaces import Subspace, closing_threshold, project_out
 from contune.rule.linear import linear_modules, still

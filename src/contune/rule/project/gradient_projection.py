@@ -5,9 +5,9 @@ from typing import Annotated, ClassVar, final
 from contune.backbone.linear import is_transposed
 from contune.contract.capability import Lifetime, LinearWeights, Need
 from contune.contract.context import Context
-from contune.contract.input_memory import InputMemory, input_moments
 from contune.contract.parts import Rule, Tensors
-from contune.contract.state import State
+from contune.contract.passes import input_moments
+from contune.contract.state import InputMemory, State
 from contune.errors import ConfigError
 from contune.numerics.subspaces import closing_threshold, project_out
 from contune.rule.linear import linear_modules, still

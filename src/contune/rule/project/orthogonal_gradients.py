@@ -15,6 +15,7 @@ from contune.contract.randomness import numpy_generator
 from contune.contract.state import State, on_device
 from contune.errors import ConfigError
 
+DRAWS = "output-directions"  # no part's name: renaming the part must not draw other examples
 DEPENDENT = 1e-3  # norm of what is left of a unit vector below which it is rounding, not a direction of its own
 
 
@@ -124,7 +125,7 @@ class OrthogonalGradients(Rule):
         return orthogonal(basis, updates) if basis else updates
 
     def end_task(self, context: Context) -> None:
-        generator = numpy_generator(context.task.settings.seed, "output-directions", context.task.index)
+        generator = numpy_generator(context.task.settings.seed, DRAWS, context.task.index)
         order = generator.permutation(len(context.task.data))
         if not context.model.trained():
             return

@@ -13,7 +13,7 @@ from contune.contract.context import Context
 from contune.contract.data import Dataset, Rows
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State, examples_from_state, examples_state
-from contune.stream.task import Examples, Modality, joined_examples
+from contune.stream.task import Examples, joined_examples
 
 
 @final
@@ -32,7 +32,7 @@ class Buffer:
     logits: Tensor | None = None
 
     @staticmethod
-    def empty(modality: Modality) -> "Buffer":
+    def empty(modality: str) -> "Buffer":
         """Nothing kept yet."""
         none = np.zeros(0, dtype=np.int64)
         return Buffer(Examples([], none, none, modality), none, none)

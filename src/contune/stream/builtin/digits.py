@@ -1,6 +1,9 @@
 """The built-in stream `digits`: scikit-learn's 8x8 handwritten digits, which come with the package."""
 
+from functools import partial
+
 import numpy as np
+from numpy.typing import NDArray
 
 from contune.stream.order import split_rows
 from contune.stream.read.rows import Place, Row, Split
@@ -27,9 +30,14 @@ def read_digits() -> dict[str, Split]:
     names = tuple(str(label) for label in range(10))
     splits = {}
     for name, chosen in (("train", np.flatnonzero(~is_test)), ("test", np.flatnonzero(is_test))):
+        inputs = [images[row] for row in chosen]
         rows = [
-            Row(images[row], names[digits.target[row]], None, position, Place("digits", "row", int(row) + 1))
-            for position, row in enumerate(chosen.tolist())
+            Row(inputs, at, names[digits.target[row]], None, at, partial(_place, chosen))
+            for at, row in enumerate(chosen.tolist())
         ]
         splits[name] = Split(rows, (), len(rows), names, modality="image")
     return splits
+
+
+def _place(chosen: NDArray[np.int64], at: int) -> Place:
+    return Place("digits", "row", int(chosen[at]) + 1)

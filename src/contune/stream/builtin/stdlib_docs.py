@@ -54,10 +54,15 @@ def read_stdlib_docs(root: Path | None = None) -> tuple[dict[str, Split], str]:
             "stdlib-docs"
         )
     rows: dict[str, list[Row]] = {"train": [], "test": []}
+    inputs: dict[str, list[str]] = {"train": [], "test": []}
+    places: dict[str, list[Place]] = {"train": [], "test": []}
     for module, found in chosen.items():
         for rank, text in enumerate(found):
-            split = rows["test" if rank % 4 == 3 else "train"]
-            split.append(Row(text, module, None, len(split), Place(f"docstrings of {module}", "text", rank + 1)))
+            split = "test" if rank % 4 == 3 else "train"
+            inputs[split].append(text)
+            places[split].append(Place(f"docstrings of {module}", "text", rank + 1))
+            at = len(rows[split])
+            rows[split].append(Row(inputs[split], at, module, None, at, places[split].__getitem__))
     splits = {name: Split(part, (), len(part), tuple(chosen)) for name, part in rows.items()}
     note = (
         f"docstrings of the standard library of Python {platform.python_version()}: {len(chosen)} modules, "

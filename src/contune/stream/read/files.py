@@ -3,12 +3,17 @@
 import gzip
 import re
 import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO, cast
 
 from contune.errors import DataError
 from contune.stream.config import Files, Paths
 
 GLOB = re.compile(r"[*?\[]")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_CHUNK = 1 << 16
 
 
 def paths_by_group(files: Files, base: Path) -> dict[str | None, list[Path]]:
@@ -53,12 +58,34 @@ def require_file(path: Path, pattern: str) -> None:
         raise DataError(f"{path} is not a file; give a file, a list of files or a glob such as {path}/{pattern}")
 
 
-def content(path: Path) -> bytes:
-    """The bytes of a file, unzipped where its name ends in .gz, without a byte order mark."""
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file as a stream, unzipped where its name ends in .gz, without a byte order mark.
+
+    What goes wrong while they are read in the block is a DataError.
+    """
     try:
-        data = path.read_bytes()
-        if path.name.lower().endswith(".gz"):
-            data = gzip.decompress(data)
+        with ExitStack() as stack:
+            raw = stack.enter_context(path.open("rb"))
+            zipped = path.name.lower().endswith(".gz")
+            stream = stack.enter_context(gzip.GzipFile(fileobj=raw)) if zipped else raw
+            if stream.peek(len(BYTE_ORDER_MARK))[: len(BYTE_ORDER_MARK)] == BYTE_ORDER_MARK:
+                stream.read(len(BYTE_ORDER_MARK))
+            yield cast(IO[bytes], stream)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}); write the file again") from error
-    return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def content(path: Path) -> bytes:
+    """All bytes that `opened` gives."""
+    with opened(path) as stream:
+        return stream.read()
+
+
+def first_byte(path: Path) -> bytes:
+    """The first byte of a file that is no space; none where there is none."""
+    with opened(path) as stream:
+        while chunk := stream.read(_CHUNK):
+            if chunk.strip():
+                return chunk.lstrip()[:1]
+    return b""

@@ -1,11 +1,12 @@
 """Data sets from the hub (or its local cache), through the `datasets` package."""
 
 import json
+from collections.abc import Iterator, Sequence
 from typing import Any, final
 
 from contune.errors import DataError
 from contune.stream.read.rows import RawTable
-from contune.stream.read.tables import arrow_table
+from contune.stream.read.tables import BATCH_ROWS, arrow_table
 
 
 @final
@@ -33,7 +34,7 @@ def read_hub_splits(name: str, subset: str | None, splits: dict[str, str | None]
     for role, given in splits.items():
         chosen = given if given is not None else role
         if chosen in loaded:
-            tables[role] = _split_table(f"{name} ({chosen} split)", loaded[chosen])
+            tables[role] = dataset_table(f"{name} ({chosen} split)", loaded[chosen])
         elif given is not None or role != "validation":
             raise DataError(
                 f"hub data set {name!r} has no split {chosen!r}; its splits are {', '.join(map(repr, loaded))}; "
@@ -42,15 +43,22 @@ def read_hub_splits(name: str, subset: str | None, splits: dict[str, str | None]
     return tables
 
 
-def _split_table(source: str, split: Any) -> RawTable:
+def dataset_table(source: str, split: Any) -> RawTable:
+    """One split of a `datasets` set, whose rows are read where they lie; images stay encoded."""
     import datasets
 
     for column, feature in split.features.items():
         if isinstance(feature, datasets.Image):
             split = split.cast_column(column, datasets.Image(decode=False))
-    table = split.with_format("arrow")[:]
-    if table.num_rows == 0:
+    if len(split) == 0:
         raise DataError(f"{source} is empty; choose another split")
+    arrow = split.with_format("arrow")
+
+    def batches(names: Sequence[str]) -> Iterator[Any]:
+        for start in range(0, len(split), BATCH_ROWS):
+            # A memory-mapped set is read where these rows lie; one batch, whatever the chunks were.
+            yield from arrow[start : start + BATCH_ROWS].select(list(dict.fromkeys(names))).to_batches()
+
     # The metadata in the schema does not follow casts and renames; the features do.
     labels = {
         column: {"_type": "ClassLabel", "names": feature.names}
@@ -58,5 +66,5 @@ def _split_table(source: str, split: Any) -> RawTable:
         if isinstance(feature, datasets.ClassLabel)
     }
     metadata = json.dumps({"info": {"features": labels}})
-    schema = table.schema.with_metadata({"huggingface": metadata})
-    return arrow_table(source, schema, table.column, table.num_rows)
+    schema = split.features.arrow_schema.with_metadata({"huggingface": metadata})
+    return arrow_table(source, schema, batches, len(split))

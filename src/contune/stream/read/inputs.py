@@ -2,17 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from contune.errors import DataError
-from contune.stream.read.columns import FILL_IN, Columns, input_values
-from contune.stream.read.folder import list_images
-from contune.stream.read.images import SUFFIXES as IMAGE_SUFFIXES
-from contune.stream.read.images import as_inputs, decode_rows
-from contune.stream.read.rows import BadRow, Place, Row, settle_bad_rows
+from contune.stream.inputs import Decoded, DecodedCache, Inputs
+from contune.stream.modality import file_modality, file_suffixes, find_modality
+from contune.stream.read.columns import Columns, unlabelled_rows
+from contune.stream.read.folder import Files, list_files
+from contune.stream.read.rows import BadRow, Row, as_inputs, settle_bad_rows
 from contune.stream.read.tables import SUFFIXES as TABLE_SUFFIXES
 from contune.stream.read.tables import read_table
-from contune.stream.task import Inputs, Modality
+from contune.stream.read.validate import decode_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +24,7 @@ class UnlabelledInputs:
     inputs: Inputs
     ids: tuple[int, ...]
     places: tuple[str, ...]
-    modality: Modality
+    modality: str
     notes: tuple[str, ...] = ()
 
 
@@ -37,14 +36,18 @@ def read_inputs(
     `text` and `image` name the input column of a table; it is found by its usual names otherwise. Raises DataError for
     a file that cannot be read and, unless `skip_bad`, for the first bad row.
     """
-    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-        modality, rows, bad = _image_rows(path)
+    if path.is_dir() or file_modality(path.name) is not None:
+        modality, rows, bad = _file_rows(path)
     else:
-        modality, rows, bad = _table_rows(path, Columns(text=text, image=image))
-    if modality == "image":
-        rows, unreadable = decode_rows(rows)
-        bad = [*bad, *unreadable]
-    notes = settle_bad_rows(bad, skip_bad=skip_bad)
+        if not path.name.lower().endswith(TABLE_SUFFIXES):
+            raise DataError(
+                f"{path} is no file type that can be read; allowed are {', '.join(TABLE_SUFFIXES + file_suffixes())} "
+                "and folders of images"
+            )
+        named = ("text", (text,)) if text is not None else ("image", (image,)) if image is not None else None
+        modality, rows, bad = unlabelled_rows(read_table(path), Columns(input=named))
+    rows, unreadable = decode_rows(rows, find_modality(modality))
+    notes = settle_bad_rows([*bad, *unreadable], skip_bad=skip_bad)
     if not rows:
         raise DataError(f"{path} holds no usable input; give at least one")
     return UnlabelledInputs(
@@ -52,28 +55,14 @@ def read_inputs(
     )
 
 
-def _image_rows(path: Path) -> tuple[Modality, list[Row], list[BadRow]]:
+def _file_rows(path: Path) -> tuple[str, list[Row], list[BadRow]]:
+    """Files that are one input each."""
     if not path.exists():
         raise DataError(f"{path} does not exist; check the path")
-    paths = [path] if not path.is_dir() else list_images(path)
-    rows = [Row(file.read_bytes(), "", None, at, Place(str(file))) for at, file in enumerate(paths)]
-    return "image", rows, []
-
-
-def _table_rows(path: Path, columns: Columns) -> tuple[Modality, list[Row], list[BadRow]]:
-    if not path.name.lower().endswith(TABLE_SUFFIXES):
-        raise DataError(
-            f"{path} is no file type that can be read; allowed are {', '.join(TABLE_SUFFIXES + IMAGE_SUFFIXES)} "
-            "and folders of images"
-        )
-    table = read_table(path)
-    modality, values, reasons = input_values(table, columns)
-    rows: list[Row] = []
-    bad = list(table.broken)
-    for at, value in enumerate(values):
-        place = Place(table.source, table.unit, table.numbers[at])
-        if at in reasons:
-            bad.append(BadRow(place, reasons[at], FILL_IN))
-        else:
-            rows.append(Row(cast(str | bytes, value), "", None, table.positions[at], place))
-    return modality, rows, sorted(bad, key=lambda row: row.place.number)
+    paths = list_files(path) if path.is_dir() else [path]
+    modality = next((found for file in paths if (found := file_modality(file.name))), find_modality("image"))
+    files = Files()
+    inputs = Decoded(files, modality, DecodedCache())
+    for file in paths:
+        files.append(file)
+    return modality.name, [Row(inputs, at, "", None, at, files.place) for at in range(len(files))], []

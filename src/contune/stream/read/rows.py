@@ -1,11 +1,14 @@
 """What every reader gives: rows with their place, and bad rows with the reason. One rule decides about bad rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
+
 from contune.errors import DataError
-from contune.stream.task import Image, Modality
+from contune.stream.inputs import Indexed, Inputs
+from contune.stream.modality import find_modality
 
 
 class Place(NamedTuple):
@@ -20,13 +23,19 @@ class Place(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One good row: text, encoded image or decoded image, with its label's name and (if any) its group's."""
+    """One good row: its input is `inputs[at]` and lies at `places(at)`; with its label's name and (if any) its group's."""
 
-    input: str | bytes | Image
+    inputs: Inputs
+    at: int
     label: str
     group: str | None
     id: int
-    place: Place
+    places: Callable[[int], Place]
+
+    @property
+    def place(self) -> Place:
+        """Where the row is."""
+        return self.places(self.at)
 
 
 class BadRow(NamedTuple):
@@ -51,27 +60,39 @@ class Split:
     names: tuple[str, ...] | None = None
     group_names: tuple[str, ...] | None = None
     numeric: bool = False
-    modality: Modality = "text"
+    modality: str = "text"
 
 
 @dataclass(frozen=True, eq=False)
 class RawTable:
-    """A table file as read: `read(column)` gives the values of one column, one per entry of `numbers` and `positions`.
+    """A table as it lies in a file: `rows(columns)` gives the values of some columns row by row, in one more pass.
 
-    `numbers` are what a reader of the file would count (lines or rows from 1), `positions` the row ids from 0;
-    `broken` rows have a position but no values.
+    There is one of them per entry of `numbers`, what a reader of the file would count (lines or rows from 1), and of
+    `positions`, the row ids from 0; `broken` rows have a position but no values. `binary` columns hold bytes, and
+    columns of `objects` Python objects of the modality they are filed under. `again` gives the input of an entry once
+    more, where it need not be put away.
     """
 
     source: str
     unit: str
     columns: tuple[str, ...]
-    read: Callable[[str], Sequence[object]]
+    rows: Callable[[Sequence[str]], Iterator[tuple[object, ...]]]
     numbers: Sequence[int]
     positions: Sequence[int]
     total: int
     broken: Sequence[BadRow] = ()
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    image_columns: tuple[str, ...] = ()
+    binary: tuple[str, ...] = ()
+    objects: dict[str, str] = field(default_factory=dict)
+    again: Callable[[int], object] | None = None
+
+    def read(self, column: str) -> Sequence[object]:
+        """All values of one column, in memory."""
+        return [value for (value,) in self.rows((column,))]
+
+    def place(self, entry: int) -> Place:
+        """Where a row with values is."""
+        return Place(self.source, self.unit, self.numbers[entry])
 
 
 def join_splits(parts: Sequence[Split], *, same_names: bool = True) -> Split:
@@ -82,9 +103,8 @@ def join_splits(parts: Sequence[Split], *, same_names: bool = True) -> Split:
     first = parts[0]
     for part in parts[1:]:
         if part.modality != first.modality:
-            raise DataError(
-                f"some files hold {first.modality}s and others {part.modality}s; a stream has one kind of input"
-            )
+            nouns = [find_modality(split.modality).noun for split in (first, part)]
+            raise DataError(f"some files hold {nouns[0]} and others {nouns[1]}; a stream has one kind of input")
         if same_names and part.names != first.names:
             raise DataError(
                 "the files declare different label names or orders in their metadata; "
@@ -100,6 +120,22 @@ def join_splits(parts: Sequence[Split], *, same_names: bool = True) -> Split:
         names=names,
         numeric=all(part.numeric for part in parts),
     )
+
+
+def as_inputs(rows: Sequence[Row]) -> Inputs:
+    """The inputs of rows: found when asked, or a list where all are in memory anyway."""
+    if all(isinstance(row.inputs, list) for row in rows):
+        return [row.inputs[row.at] for row in rows]
+    numbers: dict[int, int] = {}
+    sources: list[Inputs] = []
+    owners = np.zeros(len(rows), dtype=np.int32)
+    for place, row in enumerate(rows):
+        if id(row.inputs) not in numbers:
+            numbers[id(row.inputs)] = len(sources)
+            sources.append(row.inputs)
+        owners[place] = numbers[id(row.inputs)]
+    at = np.fromiter((row.at for row in rows), dtype=np.int64, count=len(rows))
+    return Indexed(tuple(sources), owners, at)
 
 
 def settle_bad_rows(bad: Sequence[BadRow], *, skip_bad: bool) -> tuple[str, ...]:
