@@ -10,7 +10,7 @@ from torch.nn import functional
 from contune.contract.capability import THROUGH_TASKS, Lifetime, Need
 from contune.contract.context import Context
 from contune.contract.data import Rows
-from contune.contract.parts import Rule, Tensors
+from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State, on_device
 from contune.errors import ConfigError
@@ -119,6 +119,15 @@ class OrthogonalGradients(Rule):
             raise ConfigError(f"size is {size}; give at least 0")
         self.size = size
         self._basis: Tensors = {}
+
+    def refuses(self, adapter: Adapter, head: Head) -> str | None:
+        del head
+        if adapter.lifetime in THROUGH_TASKS:
+            return None
+        return (
+            f"rule {self.name!r} keeps how old answers depend on all that is trained, but adapter {adapter.name!r} trains new "
+            "tensors in every task too; set adapter: lora"
+        )
 
     def updates(self, context: Context, updates: Tensors) -> Tensors:
         basis = {name: rows for name, rows in self._basis.items() if name in updates}
