@@ -44,6 +44,9 @@ class Around(Adapter):
     def begin_task(self, context: Context) -> None:
         self.inner.begin_task(context)
 
+    def meet(self, context: Context) -> None:
+        self.inner.meet(context)
+
     def end_task(self, context: Context) -> None:
         self.inner.end_task(context)
 

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from contune.cli import look, merge, models, results, run
+from contune.cli import look, merge, models, new, results, run
 from contune.errors import ContuneError
 
 __all__ = ["app", "main"]
@@ -28,6 +28,7 @@ app.command(name="show")(look.show_thing)
 app.command()(look.schema)
 app.command()(look.explain)
 app.command()(look.check)
+app.command()(new.new)
 
 
 def main() -> None:

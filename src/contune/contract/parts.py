@@ -49,6 +49,12 @@ class Part(ABC):  # noqa: B024  every hook of a part is optional; the rooms belo
     def load_state(self, state: State, context: "Context") -> None:
         """Take back what `state` gave, into a part that was attached but has seen no task."""
 
+    def begin_task(self, context: "Context") -> None:
+        """A task begins: grow for it; the past is still intact."""
+
+    def meet(self, context: "Context") -> None:
+        """Grow for classes that are seen for the first time, where no task begins; `context.task.seen` counts them."""
+
     def diagnostics(self) -> Mapping[str, float]:
         """What it found out in the task just learned, by name: counts and shares for whoever reads the results."""
         return {}
@@ -147,6 +153,10 @@ class Head(Part):
     @abstractmethod
     def begin_task(self, context: "Context") -> None:
         """Grow to the columns of the task that begins."""
+
+    def meet(self, context: "Context") -> None:
+        """Grow to the columns there are now; as at the beginning of a task, unless that does more."""
+        self.begin_task(context)
 
     def trained(self) -> Parameters:
         """What is trained by gradient, by stable names."""
@@ -261,6 +271,11 @@ class Rule(Part):
         del context, batch, outputs
         return None
 
+    def unlabelled_loss(self, context: "Context", batch: Batch, outputs: Outputs) -> Tensor | None:
+        """A term for rows whose right answers nobody knows, with which the model adapts to what it has answered."""
+        del context, batch, outputs
+        return None
+
     def penalty(self, context: "Context") -> Tensor | None:
         """A term that depends on weights alone."""
         del context
@@ -284,6 +299,9 @@ class Rule(Part):
 
     def after_step(self, context: "Context") -> None:
         """After the step: running means of the trained tensors."""
+
+    def after_chunk(self, context: "Context") -> None:
+        """After the steps on a chunk of a stream without tasks: take its examples in. Who has it needs no boundary."""
 
     def end_task(self, context: "Context") -> None:
         """Consolidate what the task taught, with its data still at hand."""

@@ -30,6 +30,11 @@ class State:
         tensors = {name.removeprefix(start): tensor for name, tensor in self.tensors.items() if name.startswith(start)}
         return State(tensors, dict(self.values.get(prefix, {})))
 
+    def nbytes(self) -> int:
+        """Bytes of all tensors and of all texts among the values."""
+        texts = sum(len(text.encode()) for text in strings_in(self.values))
+        return sum(tensor.nbytes for tensor in self.tensors.values()) + texts
+
     @staticmethod
     def nested(states: Mapping[str, "State"]) -> "State":
         """One state that holds several, each under its own prefix."""
@@ -37,6 +42,14 @@ class State:
             f"{prefix}/{name}": tensor for prefix, state in states.items() for name, tensor in state.tensors.items()
         }
         return State(tensors, {prefix: dict(state.values) for prefix, state in states.items()})
+
+
+def strings_in(value: Any) -> list[str]:
+    """All strings inside plain JSON values."""
+    if isinstance(value, str):
+        return [value]
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return [text for item in items for text in strings_in(item)]
 
 
 def on_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -1,37 +1,39 @@
 """The learner: a frozen model, a method, and what it has learned so far."""
 
-import hashlib
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
 
-from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
 from contune.contract.capability import Lifetime
-from contune.contract.context import Context, TaskView
+from contune.contract.context import Context
 from contune.contract.data import Dataset, Rows
-from contune.contract.model import Model
 from contune.contract.objective import Judged, Objective, Prediction
-from contune.contract.parts import Rule
+from contune.contract.parts import Part, Rule
 from contune.contract.processes import Processes
-from contune.contract.settings import CacheSettings, TrainSettings
+from contune.contract.settings import CacheSettings
 from contune.contract.state import State
 from contune.engine.cache import FeatureCache, MemoryCache
+from contune.engine.contexts import Contexts
+from contune.engine.known import Known
 from contune.engine.loop import AfterStep, StepReport, steps_of, train
 from contune.engine.observer import Observer
-from contune.engine.packing import refuse_packing
-from contune.engine.passes import CachedPasses
-from contune.errors import ConfigError, DataError
+from contune.engine.online import grow, learn_chunk, refuse_waiting
+from contune.engine.predictor import Predictor, Scores
+from contune.engine.requirements import checked_kind, checked_settings, loaded_backbone
+from contune.engine.saved import read_state, write_state
+from contune.engine.stepper import Stepper
+from contune.errors import ConfigError, DataError, RunDirectoryError
 from contune.method.catalog import build_method, build_objective
 from contune.method.method import Method
 from contune.metric.ledger import Ledger
+from contune.stream.events import Arrive, task_of
 from contune.stream.inputs import Inputs
-from contune.stream.task import Examples, Kind, Task, joined_examples
+from contune.stream.task import Kind, Task
 
 
 @final
@@ -61,45 +63,45 @@ class Learner:
         given = build_method(method, options) if isinstance(method, str) else method
         self.objective = build_objective(objective) if isinstance(objective, str) else objective
         self.method = given.for_objective(self.objective)
-        self.kind = kind or self.objective.kinds[0]
-        if self.kind not in self.objective.kinds:
-            raise ConfigError(
-                f"kind is {self.kind}, but objective: {self.objective.name} learns streams of kind "
-                f"{' or '.join(self.objective.kinds)}; take one of these"
-            )
-        self.settings = TrainSettings().with_changes({**self.method.train, **(train or {})})
-        if self.settings.views is not None and not self.settings.augment:
-            raise ConfigError(
-                f"train.views is {self.settings.views} but train.augment is off, so that there is one view alone; "
-                "set train.augment: true, or leave train.views out"
-            )
-        if self.settings.packing:
-            refuse_packing(self.objective, self.method.adapter)
+        self.kind = checked_kind(kind, self.objective)
+        self.settings = checked_settings(self.method, train or {}, self.objective)
         self.processes = processes or Processes()
         self.observer = observer or Observer()
         self.ledger = Ledger()
         config = model if isinstance(model, ModelConfig) else ModelConfig(path=str(model))
         with self.ledger.phase("load"):
-            self.backbone = Backbone.load(
-                config, device=device, reads=self.objective.reads, precision=self.settings.precision
-            )
-            if self.settings.packing:
-                self.backbone.require_packing()
+            self.backbone = loaded_backbone(config, device, self.objective, self.settings)
             self.base_hash = self.backbone.base_hash()
-        if self.settings.augment and not self.backbone.augmentable:
-            raise ConfigError(
-                "train.augment is on but the model reads text; augmentation is for images, set it to false"
-            )
         self.feature_cache = FeatureCache(
             cache or CacheSettings(), self.ledger, self.processes, self.observer.watch, memory_cache
         )
         self.method.adapter.attach(self.backbone, self.settings.seed)
         self.backbone.cast_frozen(self.method.adapter.trained().values())
         self._frozen_hash = self.base_hash if self.settings.precision == "fp32" else self.backbone.base_hash()
-        self.class_names: list[str] = []
-        self.class_tasks: list[tuple[int, ...]] = []
+        self._given = {"method": method if isinstance(method, str) else None, "options": dict(options)}
+        self._lock = threading.RLock()
+        self._stepper: Stepper | None = None
+        self._adapter_steps: Stepper | None = None
+        self.known = Known()
+        made = (self.backbone, self.base_hash, self.method, self.objective, self.settings, self.kind)
+        self._contexts = Contexts(*made, self.feature_cache, self.known, self._extra_steps)
         self.learned = 0
         self.trainable_parameters = 0
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of all classes so far, in the order of their columns."""
+        return self.known.class_names
+
+    @property
+    def class_tasks(self) -> list[tuple[int, ...]]:
+        """The columns of every task so far."""
+        return self.known.class_tasks
+
+    def __repr__(self) -> str:
+        method = self._given["method"] or self.method.adapter.name
+        learned = f"{len(self.class_names)} classes of {self.learned} tasks"
+        return f"Learner({self.backbone.config.path!r}, {method!r}, {self.objective.name}: {learned})"
 
     def learn(self, task: Task | Sequence[Task]) -> None:
         """Learn one task, or several at once as if they were one (joint training)."""
@@ -112,68 +114,142 @@ class Learner:
 
         `task` names the task where the stream is task-incremental, and only there.
         """
-        if not self.learned:
+        if not self.class_names:
             raise ConfigError("the learner has not learned any task yet; call learn(task) first")
-        rows = np.zeros(len(inputs), dtype=np.int64)
-        examples = Examples(inputs, rows, np.arange(len(inputs)), self.backbone.modality)
         allowed = self._allowed(task)
-        dataset = Dataset.of(examples, self.backbone, rows, rows + (task or 0))
-        return self.objective.predict(self.reading(dataset), dataset, allowed)
+        with self._lock:  # modules of an adapter are switched while a batch goes through them
+            dataset = self._contexts.unlabelled(inputs, task or 0)
+            return self.objective.predict(self.reading(dataset, keep=False), dataset, allowed)
+
+    def observe(self, arrived: Task | Arrive, steps: int | None = None, *, updates_per_example: float = 1.0) -> None:
+        """Learn from a chunk of a stream without tasks, in so many gradient steps on the whole chunk.
+
+        Without `steps` they are `updates_per_example` for each example, with fractions carried to the next chunk. Classes
+        that are new get columns; nothing else is told. The optimizer's memory lives from chunk to chunk. Refused where a
+        part of the method waits for the end of a task.
+        """
+        task = arrived if isinstance(arrived, Task) else task_of(arrived, "chunk")
+        self._require_modality(task)
+        first = self._stepper is None
+        if self._stepper is None:
+            refuse_waiting(self.method, self.settings)
+            if self.class_names:
+                raise ConfigError("the learner has learned tasks already; go on with learn, or start a new learner")
+            self._stepper = Stepper()
+        known = len(self.class_names)
+        new = self.known.meet_chunk(task.class_names)
+        context = self.context([task], known)
+        with self.ledger.phase("begin"):
+            if first or new:
+                grow(context, list(self._parts.values()), first=first)
+        taken = self._stepper.steps_for(len(task.train), updates_per_example) if steps is None else steps
+        learn_chunk(context, self.method.rules, self._stepper, self.processes, self.ledger, taken)
+
+    def adapt(self, inputs: Inputs) -> list[Prediction]:
+        """Answer inputs, then take one gradient step on them without labels, by a rule such as entropy-minimisation.
+
+        The answers come from the model as it was before; the learner changes itself.
+        """
+        rules = [rule for rule in self.method.rules if type(rule).unlabelled_loss is not Rule.unlabelled_loss]
+        if not rules:
+            raise ConfigError(
+                "nothing in this method learns without labels; add a rule that does, such as entropy-minimisation"
+            )
+        answers = self.predict(inputs)
+        with self._lock:
+            self._adapter_steps = self._adapter_steps or Stepper()
+            context = self.reading(self._contexts.unlabelled(inputs, 0), keep=False)
+            self._adapter_steps.adapt(context, rules, self.processes, self.ledger)
+        return answers
+
+    def predictor(self) -> Predictor:
+        """A read-only view that only answers, safe to ask from several threads; it answers as the learner stands."""
+        return Predictor(self)
+
+    def evaluate(self, tasks: Task | Sequence[Task]) -> Scores:
+        """The objective's main measure on the test examples of tasks that were learned, by the tasks' names."""
+        each = [tasks] if isinstance(tasks, Task) else list(tasks)
+        main, found = self.objective.measures[0], {}
+        for task in each:
+            index = self._place(task)
+            judged = self.judge_task(index, self.test_dataset(task, index))
+            found[task.name] = main.cell(judged.columns, task.class_names)
+        return Scores(main.title, found)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write everything the learner remembers to a new folder, from which `Learner.load` makes it again."""
+        folder = Path(folder)
+        if folder.exists():
+            raise RunDirectoryError(f"{folder} exists already and is never overwritten; give a new folder")
+        made = {"objective": self.objective.name, "kind": self.kind, "train": self.settings.model_dump(mode="json")}
+        model = self.backbone.config.model_dump(mode="json")
+        write_state(folder, self.state(), {"format": 1, "model": model, **made, **self._given})
+        return folder
+
+    @staticmethod
+    def load(folder: str | Path, *, method: Method | None = None, **changes: Any) -> "Learner":
+        """The learner that `save` wrote. Give `method` where it was made from a `Method` and not from a recipe's name.
+
+        `changes` are keywords of the constructor that may differ here, such as `device`.
+        """
+        state, given = read_state(Path(folder), "learner")
+        recipe = given["method"] if method is None else method
+        if recipe is None:
+            raise ConfigError(f"{folder} was saved by a learner of a Method of its own; give that as method=")
+        options = given["options"] if method is None else {}
+        kept = {name: given[name] for name in ("objective", "kind", "train")}
+        learner = Learner(ModelConfig.model_validate(given["model"]), recipe, **{**kept, **changes}, **options)
+        learner.load_state(state)
+        return learner
+
+    def _place(self, task: Task) -> int:
+        """The number of a task among those learned, which counts where the stream names tasks."""
+        columns = self.columns(task)
+        if self.kind != "task-incremental":
+            return 0
+        return next((at for at, known in enumerate(self.class_tasks) if known == columns), self.learned)
+
+    def context(self, tasks: Sequence[Task], known: int) -> Context:
+        """What the parts may see while these tasks, met already, are learned; `known` classes were met before them."""
+        return self._contexts.learning(tasks, self.learned, known)
+
+    def reading(self, dataset: Dataset | None, *, keep: bool = True) -> Context:
+        """A context for prediction: the model at rest. Without `keep` nothing of the data stays in any cache."""
+        return self._contexts.reading(dataset, self.learned, keep=keep)
+
+    def test_dataset(self, task: Task, index: int | None = None) -> Dataset:
+        """A task's test examples, ready; classes that were not learned are refused.
+
+        `index`, the task's place in the stream, must be given in task-incremental streams; elsewhere nothing may read it.
+        """
+        if self.kind == "task-incremental":
+            self._allowed(index)  # refuses a task that is not named or not learned yet
+        return self._contexts.test_dataset(task, index)
 
     def begin(self, task: Task | Sequence[Task]) -> Context:
         """Meet a task: new classes get columns, adapter and head grow, rules look at the past while it is intact."""
         tasks = [task] if isinstance(task, Task) else list(task)
         known = len(self.class_names)
+        if self._stepper is not None:
+            raise ConfigError(
+                "the learner has observed chunks without tasks; go on with observe, or start a new learner"
+            )
         for each in tasks:
             self._require_modality(each)
-            self.class_names += [name for name in each.class_names if name not in self.class_names]
-            self.class_tasks.append(self.columns(each))
+            self.known.meet(each)
         context = self.context(tasks, known)
         with self.ledger.phase("begin"):
-            self.objective.begin_task(context)
-            self.method.adapter.begin_task(context)
-            if self.method.router is not None:
-                self.method.router.begin_task(context)
-            self.method.head.begin_task(context)
-            for rule in self.method.rules:
-                rule.begin_task(context)
+            for part in self._parts.values():
+                part.begin_task(context)
         return context
 
-    def context(self, tasks: Sequence[Task], known: int) -> Context:
-        """What the parts may see while these tasks, met already, are learned."""
-        index = self.learned
-        datasets = []
-        for offset, each in enumerate(tasks):
-            labels = np.asarray(self.columns(each), dtype=np.int64)[each.train.labels]
-            datasets.append(
-                (self._in_columns(each.train, each), labels, np.full(len(labels), index + offset, dtype=np.int64))
-            )
-        dataset = datasets[0][0] if len(datasets) == 1 else joined_examples([examples for examples, _, _ in datasets])
-        labels = np.concatenate([labels for _, labels, _ in datasets])
-        task_rows = np.concatenate([rows for _, _, rows in datasets])
-        classes = tuple(dict.fromkeys(column for each in tasks for column in self.columns(each)))
-        name = tasks[0].name if len(tasks) == 1 else f"all {len(tasks)} tasks"
-        seen = self._score_columns(self.class_names)
-        known = self._score_columns(self.class_names[:known]) if known else 0
-        prepared = Dataset.of(dataset, self.backbone, labels, task_rows)
-        names = tuple(self.class_names)
-        view = TaskView(index, name, classes, known, seen, self.kind, names, prepared, self.settings)
-        trainable = self.method.adapt == "every-task" or index == 0
-        return self._context(view, adapter_trainable=trainable, inference=False)
-
-    def _context(self, task: TaskView, *, adapter_trainable: bool, inference: bool) -> Context:
-        mask = torch.zeros(max(len(self.class_tasks), 1), task.seen, dtype=torch.bool)
-        if task.seen != len(self.class_names):
-            mask[:] = True
-        elif self.class_tasks:
-            columns = [np.asarray(each, dtype=np.int64) for each in self.class_tasks]
-            rows = np.repeat(np.arange(len(columns)), [len(each) for each in columns])
-            mask[torch.from_numpy(rows), torch.from_numpy(np.concatenate(columns))] = True
-        method, named = self.method, self.kind == "task-incremental"
-        parts = (method.adapter, method.head, method.router)
-        model = Model(self.backbone, *parts, adapter_trainable, mask, named, self.objective)
-        passes = CachedPasses(task, model, self.feature_cache, inference, self._base_fingerprint, self._extra_steps)
-        return Context(task, model, passes)
+    @property
+    def _parts(self) -> dict[str, Part]:
+        """All parts by name, in the order in which they meet a task."""
+        method = self.method
+        router = {} if method.router is None else {"router": method.router}
+        rules = {f"rule{number}": rule for number, rule in enumerate(method.rules)}
+        return {"objective": self.objective, "adapter": method.adapter, **router, "head": method.head, **rules}
 
     def _extra_steps(self, context: Context, rules: Sequence[Rule]) -> None:
         """All gradient steps of the task with these rules alone; neither shown nor saved."""
@@ -224,20 +300,6 @@ class Learner:
         """Gradient steps of the task."""
         return steps_of(context)
 
-    def test_dataset(self, task: Task, index: int | None = None) -> Dataset:
-        """A task's test examples, ready; classes that were not learned are refused.
-
-        `index`, the task's place in the stream, must be given in task-incremental streams; elsewhere nothing may read it.
-        """
-        labels = np.asarray(self.columns(task), dtype=np.int64)[task.test.labels]
-        named = 0
-        if self.kind == "task-incremental":
-            self._allowed(index)  # refuses a task that is not named or not learned yet
-            named = int(index or 0)
-        return Dataset.of(
-            self._in_columns(task.test, task), self.backbone, labels, np.full(len(labels), named, dtype=np.int64)
-        )
-
     def forget(self, task: Task) -> None:
         """Unlearn these training examples exactly, with a head of sums: as if they had never been learned.
 
@@ -248,7 +310,7 @@ class Learner:
             raise ConfigError(
                 "only a frozen feature can be unlearned exactly; this method trains its adapter in every task"
             )
-        labels = np.asarray(self.columns(task), dtype=np.int64)[task.train.labels]
+        labels = self.known.labels(task.train, task)
         dataset = Dataset.of(task.train, self.backbone, labels, np.zeros(len(labels), dtype=np.int64))
         self.method.head.forget(self.reading(None).with_data(dataset).with_adapter_at_rest())
 
@@ -266,37 +328,22 @@ class Learner:
         found = self.judge(dataset, allowed).columns["prediction"]
         return np.array([place[name] for name in found], dtype=np.int64)
 
-    def _score_columns(self, names: Sequence[str]) -> int:
-        return self.objective.score_columns(self.backbone, names)
-
-    def _in_columns(self, examples: Examples, task: Task) -> Examples:
-        """Examples whose targets, if they have any, are told in head columns."""
-        if examples.targets is None:
-            return examples
-        return replace(examples, targets=examples.targets.mapped(np.asarray(self.columns(task), dtype=np.int64)))
-
     def columns(self, task: Task) -> tuple[int, ...]:
         """The head column of each of the task's classes."""
-        place = {name: column for column, name in enumerate(self.class_names)}
-        missing = [name for name in task.class_names if name not in place]
-        if missing:
-            raise DataError(f"task {task.name!r} has class {missing[0]!r}, which was not learned; learn the task first")
-        return tuple(place[name] for name in task.class_names)
+        return self.known.columns(task)
 
     def state(self) -> State:
         """Everything the learner remembers."""
-        parts = {"adapter": self.method.adapter.state(), "head": self.method.head.state()}
-        parts["objective"] = self.objective.state()
-        if self.method.router is not None:
-            parts["router"] = self.method.router.state()
-        parts |= {f"rule{i}": rule.state() for i, rule in enumerate(self.method.rules)}
+        parts = {name: part.state() for name, part in self._parts.items()}
+        if self._stepper is not None:
+            parts["stepper"] = self._stepper.state()
         nested = State.nested(parts)
         own = {
-            "class_names": list(self.class_names),
-            "class_tasks": [list(columns) for columns in self.class_tasks],
+            **self.known.state(),
             "learned": self.learned,
             "trainable_parameters": self.trainable_parameters,
             "base_hash": self.base_hash,
+            **({} if self._stepper is None else {"chunks": True}),
         }
         return State(nested.tensors, {**nested.values, "learner": own})
 
@@ -309,47 +356,25 @@ class Learner:
                 f"{self.backbone.config.path} has "
                 f"{self.base_hash[:12]}; load the model the run began with"
             )
-        self.class_names, self.learned = list(own["class_names"]), int(own["learned"])
-        self.class_tasks = [tuple(columns) for columns in own["class_tasks"]]
+        self.known.load_state(own)
+        self.learned = int(own["learned"])
         self.trainable_parameters = int(own["trainable_parameters"])
         before = {column for columns in self.class_tasks[: self.learned] for column in columns}
         context = self.context(tasks, len(before)) if tasks else self.reading(None)
-        self.objective.load_state(state.inner("objective"), context)
-        self.method.adapter.load_state(state.inner("adapter"), context)
-        self.method.head.load_state(state.inner("head"), context)
-        if self.method.router is not None:
-            self.method.router.load_state(state.inner("router"), context)
-        for i, rule in enumerate(self.method.rules):
-            rule.load_state(state.inner(f"rule{i}"), context)
+        if own.get("chunks"):
+            self._stepper = Stepper()
+            self._stepper.load_state(state.inner("stepper"))
+        for name, part in self._parts.items():
+            part.load_state(state.inner(name), context)
         return context
 
     def stored_bytes(self) -> int:
         """Bytes kept for the past and for prediction, the base model not counted."""
-        state = self.state()
-        texts = sum(len(text.encode()) for text in strings_in(state.values))
-        return sum(tensor.nbytes for tensor in state.tensors.values()) + texts
+        return self.state().nbytes()
 
     def base_unchanged(self) -> bool:
         """Whether the base weights are, to the bit, what was loaded."""
         return self.backbone.base_hash() == self._frozen_hash
-
-    def reading(self, dataset: Dataset | None) -> Context:
-        """A context for prediction: the model at rest."""
-        rows: Rows = np.zeros(0, dtype=np.int64)
-        empty = Examples([], rows, rows, self.backbone.modality)
-        data = dataset or Dataset(empty, self.backbone.prepare([]), rows, rows)
-        seen = self._score_columns(self.class_names)
-        index, names = max(self.learned - 1, 0), tuple(self.class_names)
-        view = TaskView(index, "", (), seen, seen, self.kind, names, data, self.settings)
-        return self._context(view, adapter_trainable=self.method.adapt == "every-task", inference=True)
-
-    @cached_property
-    def _base_fingerprint(self) -> str:
-        """Names what features of the frozen model depend on, beside the examples."""
-        backbone = self.backbone
-        reading = [backbone.feature, backbone.parts.reader.description(), backbone.device.type, backbone.precision]
-        described = repr([*reading, self.feature_cache.settings.batch_size])
-        return f"{self.base_hash[:16]}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
 
     def _allowed(self, task: int | None) -> Sequence[int] | None:
         if self.kind != "task-incremental":
@@ -377,11 +402,3 @@ class Learner:
             after_step(done)
 
         return report
-
-
-def strings_in(value: Any) -> list[str]:
-    """All strings inside plain JSON values."""
-    if isinstance(value, str):
-        return [value]
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return [text for item in items for text in strings_in(item)]

@@ -13,6 +13,7 @@ for batch:
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
@@ -106,8 +107,13 @@ def take_step(
     optimizer: torch.optim.Optimizer,
     selections: Mapping[str, Selection],
     place: tuple[int, int],
+    *,
+    labelled: bool = True,
 ) -> float:
-    """One step on the selected rows, shared among the processes; gives the loss of this process's share."""
+    """One step on the selected rows, shared among the processes; gives the loss of this process's share.
+
+    Where nobody knows the right answers (`labelled` is false), the loss is what the rules make of the rows alone.
+    """
     seed = derived_seed(context.task.settings.seed, "step", context.task.index, place[1], processes.rank)
     seed_global(
         seed, context.model.backbone.device
@@ -115,7 +121,8 @@ def take_step(
     batch = local_batch(context, processes, selections, place)
     for rule in rules:
         rule.before_step(context, batch)
-    loss = total_loss(context, rules, processes, selections, batch)
+    whole = partial(total_loss, context, rules, processes, selections, batch)
+    loss = whole() if labelled else unlabelled_loss(context, rules, batch)
     value = loss.item()  # waits for the device, so the check below must not wait again
     if not math.isfinite(value):
         raise NumericError(not_finite(context, selections[TASK].rows, place, value))
@@ -208,6 +215,16 @@ def total_loss(
     penalties = [term / processes.count for rule in rules if (term := rule.penalty(context)) is not None]
     zero = sum(parameter.sum() * 0.0 for parameter in context.model.trained().values()) if not terms else 0.0
     return torch.as_tensor(sum(terms) + sum(penalties) + zero)
+
+
+def unlabelled_loss(context: Context, rules: Sequence[Rule], batch: Batch | None) -> Tensor:
+    """What the rules make of rows whose right answers nobody knows."""
+    zero = torch.as_tensor(sum(parameter.sum() * 0.0 for parameter in context.model.trained().values()))
+    if batch is None:
+        return zero
+    outputs = context.model.forward(batch)
+    terms = [term for rule in rules if (term := rule.unlabelled_loss(context, batch, outputs)) is not None]
+    return torch.as_tensor(sum(terms) + zero)
 
 
 def local_batch(

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 from contune.stream.conversation import Measure
 from contune.stream.inputs import KEPT_MB
+from contune.stream.online import Online
 from contune.stream.task import Kind
 
 PathText = Annotated[str, Field(min_length=1)]
@@ -192,6 +193,7 @@ class StreamConfig(BaseModel):
     data: Annotated[
         Annotated[PathText, Tag("name")] | Annotated[DataConfig, Tag("mapping")], Discriminator(_data_tag)
     ] = Field(description="a built-in name, a folder, a hub id, or a mapping that says where the files are")
+    online: Online | None = Field(None, description="arrival in chunks without tasks, in one pass; null: task by task")
     objective: ObjectiveName = Field(
         "classify", description="what an answer is: one class, several labels, a tag for each word, numbers, or a text"
     )

@@ -125,8 +125,8 @@ class OrthogonalGradients(Rule):
         if adapter.lifetime in THROUGH_TASKS:
             return None
         return (
-            f"rule {self.name!r} keeps how old answers depend on all that is trained, but adapter {adapter.name!r} trains new "
-            "tensors in every task too; set adapter: lora"
+            f"rule {self.name!r} keeps how old answers depend on all that is trained, but adapter {adapter.name!r} trains "
+            "new tensors in every task too; set adapter: lora"
         )
 
     def updates(self, context: Context, updates: Tensors) -> Tensors:

@@ -77,9 +77,9 @@ class Rehearsal:
         """Make ready what is kept; in the first task nothing is."""
         self.ready = self.buffer.dataset(context.model.backbone) if self.buffer else None
 
-    def offer(self, context: Context, keep: Callable[[Buffer, np.random.Generator], Buffer]) -> None:
-        """Let `keep` choose among what is kept and the task's own examples, by the seed and the task alone."""
-        generator = numpy_generator(context.task.settings.seed, self._purpose, context.task.index)
+    def offer(self, context: Context, keep: Callable[[Buffer, np.random.Generator], Buffer], *place: int) -> None:
+        """Let `keep` choose among what is kept and the task's own examples, by the seed, the task and the place alone."""
+        generator = numpy_generator(context.task.settings.seed, self._purpose, context.task.index, *place)
         self.buffer = keep(self.buffer or Buffer.empty(context.model.backbone.modality), generator)
 
     def offer_reservoir(self, context: Context, size: int, logits: Tensor | None = None) -> None:

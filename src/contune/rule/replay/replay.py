@@ -74,9 +74,17 @@ class Replay(Rule):
         count = self.batch_size if self.ratio is None else replayed(self.ratio, context.task.settings.batch_size)
         return {"replay": draw(self._kept.ready, count, context, ("replay", epoch, step), self.weight)} if count else {}
 
+    def after_chunk(self, context: Context) -> None:
+        self._offer(context, 0 if self._kept.buffer is None else self._kept.buffer.offered)
+        self._kept.prepare(context)
+
     def end_task(self, context: Context) -> None:
+        self._offer(context)
+
+    def _offer(self, context: Context, *place: int) -> None:
+        """Offer the rows at hand to the buffer, by the seed, the task and the place."""
         data = context.task.data
-        self._kept.offer(context, lambda kept, draw: offered(kept, data, self.size, self.choice, draw, None))
+        self._kept.offer(context, lambda kept, draw: offered(kept, data, self.size, self.choice, draw, None), *place)
 
     def state(self) -> State:
         return self._kept.state()

@@ -1,19 +1,15 @@
 """The run directory: created once, locked while in use, with checksummed checkpoints of which the newest two are kept."""
 
 import fcntl
-import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, final
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
-from contune._files import file_sha256, sync_folder, write_json, write_text
+from contune._files import write_text
 from contune.contract.state import State
+from contune.engine.saved import read_state, write_state
 from contune.errors import RunDirectoryError
 
 KEPT = 2
@@ -58,22 +54,7 @@ class RunDirectory:
     def save(self, state: State, position: Mapping[str, Any]) -> None:
         """Write a checkpoint, whole or not at all, then drop all but the newest two."""
         name = f"{position['task']:05d}-{position['step']:08d}"
-        home = self.folder / "checkpoints"
-        temporary = home / f".{name}.{os.getpid()}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.tensors.items()}
-        save_file(tensors, temporary / "state.safetensors")
-        write_json(temporary / "state.json", {"values": dict(state.values), "position": dict(position)})
-        hashes = {item.name: file_sha256(item) for item in sorted(temporary.iterdir())}
-        write_json(temporary / "manifest.json", hashes)
-        for item in temporary.iterdir():
-            with item.open("rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(temporary)
-        shutil.rmtree(home / name, ignore_errors=True)
-        temporary.rename(home / name)
-        sync_folder(home)
+        write_state(self.folder / "checkpoints" / name, state, position)
         self._prune()
 
     def newest(self) -> tuple[State, dict[str, Any], list[str]] | None:
@@ -82,7 +63,7 @@ class RunDirectory:
         folders = sorted(self._checkpoints(), reverse=True)
         for folder in folders:
             try:
-                return (*read_checkpoint(folder), warnings)
+                return (*read_state(folder), warnings)
             except RunDirectoryError as error:
                 warnings.append(f"{error}; the checkpoint before it is used")
         if folders:
@@ -109,17 +90,3 @@ def lock(file: IO[str], folder: Path) -> None:
         raise RunDirectoryError(
             f"{folder} is in use by another contune process; wait for it, or stop it first"
         ) from error
-
-
-def read_checkpoint(folder: Path) -> tuple[State, dict[str, Any]]:
-    """A checkpoint whose every file matches its checksum."""
-    try:
-        hashes = json.loads((folder / "manifest.json").read_text())
-        for name, expected in hashes.items():
-            if file_sha256(folder / name) != expected:
-                raise RunDirectoryError(f"checkpoint {folder} is damaged: {name} does not match its checksum")
-        values = json.loads((folder / "state.json").read_text())
-        tensors = load_file(folder / "state.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise RunDirectoryError(f"checkpoint {folder} is damaged: {error}") from error
-    return State(tensors, values["values"]), values["position"]

@@ -1,0 +1,1 @@
+"""Adapting to what is answered, without labels."""

@@ -1,0 +1,80 @@
+"""What a run writes of itself for whoever reads it: `results.json`."""
+
+from importlib.metadata import version
+from typing import Any
+
+from contune.contract.objective import Measure
+from contune.engine.session import Session
+from contune.run.config import RunConfig
+
+
+def results_of(session: Session, config: RunConfig, *, finished: bool) -> dict[str, Any]:
+    """Everything that `results.json` holds."""
+    learner, stream = session.learner, session.stream
+    tasks = stream.tasks
+    measured, rows = session.measured, session.rows_done()
+    done, (main, *others) = measured.main[:rows], learner.objective.measures
+    sizes = [len(task.test) for task in tasks]
+    ledger = learner.ledger.values()
+    seconds = ledger["seconds"]
+    method = config.method if isinstance(config.method, dict) else {"name": config.method}
+    return {
+        "format": 1,
+        "finished": finished,
+        "method": config.label(),
+        "method_config": method,
+        "stream": {
+            "name": stream.name,
+            "kind": stream.kind,
+            "objective": learner.objective.name,
+            "tasks": len(tasks),
+            "task_names": [task.name for task in tasks],
+            "classes_per_task": [len(task.class_names) for task in tasks],
+            "train_examples": [len(task.train) for task in tasks],
+            "test_examples": sizes,
+            "modality": stream.modality,
+            "order_seed": stream.order_seed,
+            "notes": list(stream.notes),
+            "hash": stream.content_hash(),
+        },
+        "accuracy_matrix": done,
+        "measure": described(main),
+        **({"retention": measured.retention} if measured.retention else {}),
+        **({"diagnostics": measured.diagnostics} if any(measured.diagnostics) else {}),
+        **({"anytime": measured.anytime} if measured.anytime else {}),
+        **(
+            {"measures": [{**described(one), "matrix": measured.matrices[one.name][:rows]} for one in others]}
+            if others
+            else {}
+        ),
+        "metrics": session.metrics(),
+        "cost": {
+            "trainable_parameters": learner.trainable_parameters,
+            "total_parameters": sum(p.numel() for p in learner.backbone.base_parameters().values()),
+            "stored_bytes": learner.stored_bytes(),
+            "train_seconds": sum(seconds.get(phase, 0.0) for phase in ("begin", "train", "fit", "end")),
+            "eval_seconds": seconds.get("evaluate", 0.0),
+            **ledger,
+        },
+        "model": {
+            "path": learner.backbone.config.path,
+            "sha256": learner.base_hash,
+            # Reads every weight, so it is asked once.
+            **({"base_unchanged": learner.base_unchanged()} if finished else {}),
+            "feature": learner.backbone.feature,
+            "precision": learner.backbone.precision,
+        },
+        "seeds": {"train": learner.settings.seed, "order": stream.order_seed},
+        "versions": {name: version(name) for name in ("contune", "torch", "transformers", "peft", "numpy")},
+    }
+
+
+def described(measure: Measure) -> dict[str, Any]:
+    """What a reader of results needs to know of a measure."""
+    return {
+        "name": measure.name,
+        "title": measure.title,
+        "meaning": measure.meaning,
+        "higher_is_better": measure.higher_is_better,
+        "share": measure.share,
+    }
