@@ -54,8 +54,7 @@ BESIDE_IMAGES = [
     *((name, "texts") for name in class_recipes()),
     *((name, kind) for kind in ("multi-label", "tag", "regress") for name in recipes() if accepts(name, kind)),
 ]
-BY_DEFAULT = [
-    ("lfpt5", "answers"),
+BY_DEFAULT = [  # and lfpt5, through the command line
     ("coda-prompt", "answers"),
     ("l2p", "texts"),
     ("er", "multi-label"),

@@ -12,7 +12,7 @@ from contune.contract.data import Batch, Rows
 from contune.contract.model import Model
 from contune.engine.learner import Learner
 
-DRAWS = 4  # values of the trained tensors tried: what no input chooses at one may be chosen at another
+DRAWS = 16  # values of the trained tensors tried: what no input chooses at one may be chosen at another
 ROWS = 8  # examples that are asked
 TABLE = 64  # rows beyond which a tensor is a table that inputs look things up in
 FAR = 30.0  # how far a slice is moved, in the largest entry of its tensor, where no gradient reaches it
@@ -34,6 +34,8 @@ def check_every_entry_acts(make: MakeMethod, trial: CheckRun) -> None:
         for name, dim, place in unreached(reached):
             if changes_outputs(context, batch, name, dim, place):
                 reached[name].select(dim, place).fill_(True)
+        if next(unreached(reached), None) is None:
+            break
     context.model.write(kept)
     still = [f"{name}[{', '.join([':'] * dim + [str(place)])}]" for name, dim, place in unreached(reached)]
     require(not still, f"{len(still)} trained slices change nothing whatever their values, the first is {still[:1]}")

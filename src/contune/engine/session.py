@@ -16,6 +16,7 @@ from contune.contract.context import Context
 from contune.engine.learner import Learner
 from contune.engine.loop import StepReport
 from contune.engine.measured import Measured
+from contune.engine.online import refuse_waiting
 from contune.engine.predictions import Matrix
 from contune.metric.summary import summary
 from contune.stream.events import Arrive, Ask, events_in_chunks
@@ -91,6 +92,8 @@ class Session:
     ) -> None:
         self.learner, self.stream, self.online = learner, stream, online
         self.recorder = recorder or Recorder()
+        if online is not None:
+            refuse_waiting(learner.method, learner.settings)
         joint = learner.method.joint and online is None
         self.experiences: list[Sequence[Task]] = [stream.tasks] if joint else [[task] for task in stream.tasks]
         self.measured = Measured(learner, stream)
@@ -157,7 +160,7 @@ class Session:
         """All that follows from the matrix so far, and the area under accuracy along the way (A_auc)."""
         done = self.measured.main[: self.rows_done()]
         sizes = [len(task.test) for task in self.stream.tasks]
-        found = summary(done, sizes if done else [])
+        found = dict(summary(done, sizes)) if done else {}
         if self.measured.anytime:
             found["anytime_accuracy"] = anytime(self.measured.anytime)
         return found

@@ -21,6 +21,7 @@ from contune.engine.cache import MemoryCache
 from contune.engine.learner import Learner
 from contune.engine.loop import StepReport
 from contune.engine.observer import Observer
+from contune.engine.online import refuse_waiting
 from contune.engine.session import Recorder, Session, Start
 from contune.errors import ConfigError, ContuneError, RunDirectoryError
 from contune.method.catalog import build_method, compose
@@ -58,7 +59,7 @@ def make_learner(
 
     method = make_method(config)
     try:
-        return Learner(
+        learner = Learner(
             config.model,
             method,
             objective=stream.objective,
@@ -72,6 +73,9 @@ def make_learner(
         )
     except ValidationError as error:
         raise ConfigError(f"train: {explain(error, TrainSettings)}") from error
+    if config.stream.online is not None:
+        refuse_waiting(learner.method, learner.settings)
+    return learner
 
 
 def choose_device(name: str) -> str:

@@ -1,10 +1,16 @@
 """Tags: which words of a row begin and continue an entity of the task's own type."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import ClassVar, final
 
+import torch
+from torch import Tensor
+
 from contune.checks.targets import WORDS, TargetSetting, pairs_of, target_task
+from contune.contract.context import Context
+from contune.contract.data import Dataset
+from contune.objective.tag import word_scores
 from contune.stream.task import Kind, Targets, Task
 
 TYPES = ("PER", "LOC", "ORG")
@@ -33,6 +39,10 @@ class Tags(TargetSetting):
 
     def tasks(self) -> tuple[Task, ...]:
         return tag_tasks()
+
+    def outputs(self, context: Context, dataset: Dataset) -> Mapping[str, Tensor]:
+        """The scores of every word."""
+        return {"scores": torch.cat([scores for _, _, scores in word_scores(context, dataset)])}
 
 
 SETTING = Tags()

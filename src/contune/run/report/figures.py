@@ -346,6 +346,17 @@ def learned_and_kept(
     return figure
 
 
+def accuracy_on_the_way(points: Sequence[tuple[int, float]], width: float = 5.4) -> Any:
+    """Accuracy over all tests seen so far, by the number of examples that had come."""
+    figure, axes = _canvas(width, width * 0.42)
+    examples, values = [count for count, _ in points], [100 * value for _, value in points]
+    axes.plot(examples, values, color=SERIES[0], linewidth=1.4, marker="o" if len(points) < 25 else None, markersize=3)
+    axes.set(xlabel="examples so far", ylabel="accuracy in percent", xlim=(0, max(examples)), ylim=(0, 100))
+    axes.grid(axis="y")
+    figure.subplots_adjust(left=0.15, right=0.985, bottom=0.22, top=0.97)
+    return figure
+
+
 def training_loss(losses: Sequence[float], width: float = 5.4) -> Any:
     """The logged training losses in order, at most 400 points."""
     figure, axes = _canvas(width, width * 0.36)

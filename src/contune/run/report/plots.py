@@ -113,7 +113,7 @@ def _detail(key: str, label: str, run: Run, stored: Predictions) -> Detail:
 
 
 def detail_plots(detail: Detail, bar: bool = False) -> dict[str, Plot]:
-    """The plots of one run by what they show: `matrix`, and `tasks`, `confusion` and `loss` where there is any."""
+    """The plots of one run by what they show: `matrix`, and `tasks`, `confusion`, `anytime`, `loss` where there is any."""
     run, key, label = detail.run, detail.key, detail.label
     learned = len(run.matrix)
     told = f"Accuracy matrix of {label}: rows after learning a task, columns measured on a task."
@@ -127,6 +127,9 @@ def detail_plots(detail: Detail, bar: bool = False) -> dict[str, Plot]:
         across, down = "answered with a class of task", "examples of task"
         drawn = partial(draw.heat_map, detail.confusion.shares, bar=bar, across=across, down=down)
         plots["confusion"] = Plot(f"{key}-confusion", told, drawn)
+    if len(run.anytime) > 1:
+        told = f"Accuracy of {label} over all tests seen so far, by the number of examples that had come."
+        plots["anytime"] = Plot(f"{key}-anytime", told, partial(draw.accuracy_on_the_way, run.anytime))
     if len(detail.losses) > 1:
         told = f"Training loss of {label} over the logged steps."
         plots["loss"] = Plot(f"{key}-loss", told, partial(draw.training_loss, detail.losses))

@@ -66,6 +66,11 @@ class Run:
         return found
 
     @property
+    def anytime(self) -> list[tuple[int, float]]:
+        """Accuracy along the way, by the number of examples that had come; empty where the stream had tasks."""
+        return [(int(count), float(value)) for count, value in self.results.get("anytime") or []]
+
+    @property
     def measure_meaning(self) -> str:
         """What the accuracy matrix holds."""
         measure = self.results.get("measure") or {}
