@@ -8,8 +8,8 @@ from torch import nn
 from word_tasks import ENCODERS, few_inputs, tiny_backbone, tiny_folder, word_tasks
 
 from contune.adapter.bottleneck.ssf import SPREAD, Ssf, scaled_and_shifted
-from contune.adapter.weights.subset import is_norm
 from contune.backbone.backbone import Backbone
+from contune.backbone.layers import is_norm
 from contune.checks.common import check_method
 from contune.contract.data import Batch
 from contune.engine.learner import Learner

@@ -12,10 +12,10 @@ from word_tasks import tiny_folder
 
 from contune.backbone.reader.inputs import ModelInputs
 from contune.contract.data import Dataset
+from contune.contract.passes import input_moments
 from contune.engine.learner import Learner
 from contune.errors import CombinationError
 from contune.method.catalog import build_method
-from contune.numerics.subspaces import input_moments
 from contune.stream.conversation import language_examples
 from contune.stream.task import Task
 

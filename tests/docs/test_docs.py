@@ -3,13 +3,18 @@
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from word_tasks import tiny_folder
 
+from contune.checks.common import check_method
 from contune.checks.named import run_checks
 from contune.cli.plugins import load_plugins
+from contune.head.linear import Linear
+from contune.method.catalog import build_part
+from contune.method.method import Method
 from contune.run.config import RunConfig
 from contune.run.execute import make_method
 
@@ -55,11 +60,22 @@ def test_yaml_blocks_are_valid(page: str) -> None:
 
 
 def test_the_method_of_the_guide_passes_the_checks(tmp_path: Path) -> None:
-    (code,) = blocks("docs/your-own-method.md", "python")
+    code, _ = blocks("docs/your-own-method.md", "python")
     file = tmp_path / "slow_anchor.py"
     file.write_text(code)
     assert load_plugins([str(file)]) == ["slow-anchor"]
     assert [found for found in run_checks("slow-anchor") if found[1]] == []
+
+
+def test_the_adapter_of_the_guide_works_with_rules_for_linear_weights() -> None:
+    _, code = blocks("docs/your-own-method.md", "python")
+    scope: dict[str, Any] = {}
+    exec(compile(code, "docs/your-own-method.md", "exec"), scope)
+    made = [
+        check_method(lambda rule=rule: Method(scope["LastBlock"](), Linear(), (build_part("rule", rule),)))
+        for rule in ("gradient-projection", "ewc")
+    ]
+    assert [found for checks in made for found in checks if found[1]] == []
 
 
 def test_the_catalogue_is_up_to_date() -> None:

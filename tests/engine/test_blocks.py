@@ -26,10 +26,11 @@ from contune.contract.settings import CacheSettings, TrainSettings
 from contune.engine.cache import FeatureCache
 from contune.engine.learner import Learner
 from contune.engine.passes import CachedPasses
-from contune.head.class_means import ClassMeans, class_sums
+from contune.head.class_means import ClassMeans
 from contune.head.ridge import STRENGTHS, Ridge, RidgeSums, random_features
 from contune.method.catalog import build_method
 from contune.metric.ledger import Ledger
+from contune.numerics.averages import class_sums
 from contune.objective.classify import Classify
 from contune.rule.align.statistics import Form, Gaussians, measured, measured_blocks
 from contune.stream.build import load_stream

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contune.checks.run import digit_tasks, new_learner
-from contune.head.class_means import class_sums, nearest_mean_scores
+from contune.head.class_means import nearest_mean_scores
 from contune.head.ridge import STRENGTHS, best_strength, random_features, ridge_solution
 from contune.method.catalog import build_method
+from contune.numerics.averages import class_sums
 
 
 def joint_ridge(h: torch.Tensor, y: torch.Tensor, strength: float) -> torch.Tensor:

@@ -5,6 +5,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from contune.backbone.backbone import Backbone
+from contune.contract.capability import Lifetime
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter
 
@@ -18,6 +19,7 @@ class NoAdapter(Adapter):
     """
 
     name: ClassVar[str] = "none"
+    lifetime = Lifetime.NOTHING
 
     def merge(self) -> bool:
         return True

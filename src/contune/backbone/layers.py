@@ -131,3 +131,8 @@ def _states(args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     states = args[0] if args else kwargs["hidden_states"]
     assert isinstance(states, Tensor)
     return states
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a layer norm or an RMS norm, by whatever name its model gives it."""
+    return isinstance(module, nn.LayerNorm) or type(module).__name__.lower().endswith(("rmsnorm", "layernorm"))

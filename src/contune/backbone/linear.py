@@ -1,5 +1,7 @@
 """Linear maps of a model: those of torch, and GPT-2's own, whose matrix lies the other way."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 
@@ -31,3 +33,18 @@ def sizes_of(module: nn.Module) -> tuple[int, int]:
     """
     high, wide = matrix_of(module).shape
     return wide, high
+
+
+def linear_layers(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, nn.Module]:
+    """The linear maps inside a model whose matrix is one of these tensors, by that tensor's name.
+
+    >>> layer = nn.Linear(3, 2)
+    >>> list(linear_layers(nn.Sequential(layer), {"first": layer.weight, "bias": layer.bias}))
+    ['first']
+    """
+    names = {id(value): name for name, value in weights.items()}
+    found = {}
+    for module in model.modules():
+        if is_linear(module) and id(module.weight) in names:
+            found[names[id(module.weight)]] = module
+    return found

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from contune.backbone.backbone import Backbone
+from contune.contract.capability import Modules, find, require
 from contune.contract.data import Batch, Outputs
 from contune.contract.parts import Adapter, Head, Router, Tensors, Trait
 
@@ -65,12 +66,21 @@ class Model:
     def feature_size(self) -> int:
         """Width of what a head answers from: the features of one module, or of all side by side."""
         width = self.adapter.feature_size(self.backbone)
-        return width * self.adapter.modules() if self.side_by_side else width
+        return width * self.modules.modules() if self.modules is not None and self.side_by_side else width
+
+    @property
+    def modules(self) -> Modules | None:
+        """The adapter's modules, where it has several to answer with."""
+        return find(self.adapter, Modules)
+
+    def module_of(self, task: int) -> int:
+        """The module that learns the rows of a task, where there are several."""
+        return int(require(self.adapter, Modules).routes(torch.tensor([task]))[0])
 
     @property
     def side_by_side(self) -> bool:
         """Whether examples are answered by the features of all modules."""
-        return self.adapter.modular and self.router is None and not self.tasks_named
+        return self.modules is not None and self.router is None and not self.tasks_named
 
     def forward(self, batch: Batch) -> Outputs:
         """Features and training scores of a batch, with gradients where the caller has them on."""

@@ -6,13 +6,14 @@ What a part remembers between steps is in `state()` and nowhere else. A part nev
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from enum import Enum
+from enum import Enum, IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from torch import Tensor, nn
 
 from contune.backbone.backbone import Backbone
+from contune.contract.capability import Lifetime, Modules, Need
 from contune.contract.data import Batch, Dataset, Outputs, Selection
 from contune.contract.state import State
 from contune.errors import CombinationError
@@ -58,22 +59,25 @@ class Part(ABC):  # noqa: B024  every hook of a part is optional; the rooms belo
         """What it found out in the task just learned, by name: counts and shares for whoever reads the results."""
         return {}
 
+    def offers(self, ability: type) -> object | None:
+        """Who has an ability of `contract.capability`: this part, one inside it, or nobody. Ask with `capability.find`.
+
+        A part has what it has the members of. One that is made in several forms says here which of them has what.
+        """
+        return self if isinstance(self, ability) else None
+
 
 class Adapter(Part):
     """What is trained inside the frozen backbone, and how it grows.
 
-    A modular adapter has several modules (one per task, or several views of the model) and `encode` goes through the
-    one that `batch.route` names. With a router each example is answered through the module chosen for it; without, by
-    the features of all modules side by side. `expands` says whether tasks add modules. `per_task_parameters`:
-    every task trains tensors of its own and leaves those of earlier tasks as they are. `supports_packing`: texts may share a
-    row of the model, because it adds no tokens and does the same to every text.
+    `lifetime` says how long the tensors live that it trains. `supports_packing`: texts may share a row of the model, because
+    it adds no tokens and does the same to every text. What else it can do, such as answer with several modules, it says by
+    the members of `contract.capability`'s protocols.
     """
 
     needs_queries: ClassVar[bool] = False
-    modular: ClassVar[bool] = False
-    expands: ClassVar[bool] = True
-    per_task_parameters: ClassVar[bool] = False
     supports_packing: ClassVar[bool] = True
+    lifetime: Lifetime = Lifetime.LASTING
     lr_scale: float = 1.0
 
     def attach(self, backbone: Backbone, seed: int) -> None:
@@ -106,19 +110,6 @@ class Adapter(Part):
     def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Features (B, d) of a batch and the adapter's own penalty, if it has one."""
 
-    def modules(self) -> int:
-        """How many modules there are to answer with."""
-        return 1
-
-    def routes(self, tasks: Tensor) -> Tensor:
-        """The module (B,) that learns rows of these tasks; here every task has its own."""
-        return tasks
-
-    def module_state(self, module: int) -> State | None:
-        """What a module that will not change any more depends on, beside the base; None where it may still change."""
-        del module
-        return None
-
     def after_step(self, context: "Context") -> None:
         """After every gradient step: running means of what it trains."""
 
@@ -148,19 +139,16 @@ class Head(Part):
     """How features become answers: one score per seen class.
 
     `takes_modules`: whether prediction features (B, m d) of a modular adapter's m modules side by side make sense to it:
-    not at all, while their number stays the same, or though it grows.
+    not at all, while their number stays the same, or though it grows. `needs`: what it asks of the adapter; the refusal of
+    an adapter that lacks it is made from that.
     """
 
     needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.EXAMPLE_ROWS, Trait.COMPETING, Trait.CLASSES})
     closed_form: ClassVar[bool] = False
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "one"
+    needs: ClassVar[tuple[Need, ...]] = ()
     loss_over: Literal["seen", "own-task"] = "seen"
     lr_scale: float = 1.0
-
-    def refuses(self, adapter: Adapter) -> str | None:
-        """Why this head makes no sense with this adapter, or None."""
-        del adapter
-        return None
 
     @abstractmethod
     def begin_task(self, context: "Context") -> None:
@@ -204,9 +192,11 @@ class Head(Part):
 class Router(Part):
     """Which module of a modular adapter answers an example, where nobody names its task.
 
-    `needs_queries`: it learns from the frozen model's features, which then come with every batch.
+    `needs_queries`: it learns from the frozen model's features, which then come with every batch. `needs`: what it asks of
+    the adapter.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = (Modules,)
     needs_queries: ClassVar[bool] = False
     lr_scale: float = 1.0
 
@@ -235,16 +225,36 @@ class Router(Part):
         """Learn where the task's examples lie."""
 
 
+class Phase(IntEnum):
+    """When a rule acts beside other rules, in a task and in each of its steps; a method sorts its rules by it.
+
+    `WATCHES` looks at the step's own forward pass, so it comes before rules that run more of them in their losses.
+    `REWRITES` puts other values in place of what is trained when a task begins or ends, so that all others see these.
+    `ALIGNS` sets the head right for the features that the rewritten model gives. `PROTECTS` measures the model as it then
+    is, and shapes losses, gradients and steps. `VETOES` lets tensors rest, whatever other rules made of their gradients.
+    """
+
+    WATCHES = 0
+    REWRITES = 1
+    ALIGNS = 2
+    PROTECTS = 3
+    VETOES = 4
+
+
 class Rule(Part):
     """What protects the past: before, inside and after each step.
 
     `idle` names the options with which the rule leaves its carrier as it is, to the bit; the checks hold it to that.
+    `needs` and `needs_of_head`: what it asks of the adapter and of the head; refusals are made from that.
     """
 
+    phase: ClassVar[Phase] = Phase.PROTECTS
+    needs: ClassVar[tuple[Need, ...]] = ()
+    needs_of_head: ClassVar[tuple[Need, ...]] = ()
     idle: ClassVar[Mapping[str, object]] = {}
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        """Why this rule makes no sense with these parts, or None."""
+        """Why this rule makes no sense with these parts though they have what it needs, or None."""
         del adapter, head
         return None
 

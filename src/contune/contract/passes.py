@@ -2,14 +2,18 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from contune.backbone.reader.inputs import ModelInputs
 from contune.contract.data import Batch, Dataset, Rows
 from contune.contract.processes import Processes
 from contune.metric.ledger import Ledger
+from contune.numerics.subspaces import Moments, token_rows
 
 if TYPE_CHECKING:
     from contune.contract.context import Context
@@ -117,3 +121,52 @@ class Passes(ABC):
     @abstractmethod
     def of(self, context: "Context") -> "Passes":
         """The same passes for another task or model, which `context` has."""
+
+
+@final
+class _Tally:
+    """Sums of x x^T while batches pass by."""
+
+    def __init__(self) -> None:
+        self.inputs = ModelInputs(0)
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.leaders: dict[str, str] = {}
+        self._last: tuple[str, Tensor] | None = None
+
+    def note(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """One call of a module. Modules fed by one tensor are called one after the other."""
+        del module
+        given = args[0]
+        if self._last is not None and self._last[1] is given:
+            self.leaders[name] = self._last[0]
+            return
+        self._last = (name, given)
+        self.leaders[name] = name
+        rows = token_rows(given.detach(), self.inputs.tokens(given)).float()
+        with torch.autocast(rows.device.type, enabled=False):  # a product in bf16 may not be positive semi-definite
+            product = (rows.T @ rows).double()
+        self.sums[name] = self.sums[name] + product if name in self.sums else product
+        self.counts[name] = self.counts.get(name, 0) + len(rows)
+
+    def forget_last(self) -> None:
+        """Let go of the tensor that the last module read."""
+        self._last = None
+
+
+def input_moments(context: "Context", modules: Mapping[str, nn.Module]) -> Moments:
+    """The second moments of what these modules read in one pass over `context.task.data`, over all tokens.
+
+    In the deterministic view and with the adapter as it is. Products of a batch are in float32, their sum is in
+    float64. Modules that no batch reached are left out. Memory: d^2 values in float64 per module.
+    """
+    tally = _Tally()
+    with torch.no_grad(), ExitStack() as stack:
+        for name, module in modules.items():
+            handle = module.register_forward_pre_hook(partial(tally.note, name))
+            stack.callback(handle.remove)
+        for batch in context.passes.batches(context.task.data):
+            tally.inputs = batch.inputs
+            context.model.encode(batch)
+            tally.forget_last()
+    return Moments({name: total / max(tally.counts[name], 1) for name, total in tally.sums.items()}, tally.leaders)

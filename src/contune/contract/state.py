@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from contune.numerics.subspaces import Moments, Subspace, empty_subspace, extended
 from contune.stream.modality import find_modality
 from contune.stream.task import Examples, Targets
 
@@ -78,3 +79,35 @@ def examples_from_state(state: State) -> Examples:
     if not found.tensors:
         return examples
     return replace(examples, targets=Targets(found.tensors["values"].numpy(), found.tensors["offsets"].numpy()))
+
+
+@final
+@dataclass(eq=False)
+class InputMemory:
+    """The input subspaces of finished tasks, one for each group of modules that read the same tensor."""
+
+    spaces: dict[str, Subspace] = field(default_factory=dict)
+    leaders: dict[str, str] = field(default_factory=dict)
+
+    def space(self, name: str) -> Subspace | None:
+        """The subspace of a module's old inputs, or None before it had any."""
+        return self.spaces.get(self.leaders.get(name, name))
+
+    def grow(self, moments: Moments, threshold: float, *, squared: bool = False) -> None:
+        """Take in a task's inputs; `squared`: energies are squares of the moments' eigenvalues and not these themselves."""
+        self.leaders.update(moments.leaders)
+        for name, moment in moments.tensors.items():
+            space = self.spaces.get(name) or empty_subspace(len(moment), moment.device)
+            self.spaces[name] = extended(space, moment @ moment if squared else moment, threshold)
+
+    def state(self) -> State:
+        """The memory as a state."""
+        kinds = {name: space.kind for name, space in self.spaces.items()}
+        tensors = {name: space.columns for name, space in self.spaces.items()}
+        return State(tensors, {"kinds": kinds, "leaders": dict(self.leaders)})
+
+    def load(self, state: State, device: torch.device) -> None:
+        """Take back what `state` gave."""
+        kinds = state.values["kinds"]
+        self.spaces = {name: Subspace(columns.to(device), kinds[name]) for name, columns in state.tensors.items()}
+        self.leaders = dict(state.values["leaders"])

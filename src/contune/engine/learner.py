@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from contune.backbone.config import ModelConfig
+from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Dataset, Rows
 from contune.contract.objective import Judged, Objective, Prediction
@@ -305,7 +306,7 @@ class Learner:
         Give the examples as they were learned (a task, or a part of one); a class that loses all of its examples is
         never answered again. What a trained adapter took from them stays in it.
         """
-        if self.method.adapter.name != "none" and self.method.adapt == "every-task":
+        if self.method.adapter.lifetime is not Lifetime.NOTHING and self.method.adapt == "every-task":
             raise ConfigError(
                 "only a frozen feature can be unlearned exactly; this method trains its adapter in every task"
             )

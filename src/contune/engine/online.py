@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from contune.adapter.wrapper import Around
+from contune.contract.capability import Lifetime, Modules, find
 from contune.contract.context import Context
 from contune.contract.parts import Adapter, Part, Rule
 from contune.contract.processes import Processes
@@ -16,13 +18,21 @@ def waiting(method: Method) -> list[str]:
     """Names of the parts that wait for a task to begin or end: they would never act where nobody says so."""
     named = [] if method.router is None else [method.router.name]
     adapter = method.adapter
-    if adapter.per_task_parameters or adapter.modular or type(adapter).end_task is not Adapter.end_task:
+    lasting = adapter.lifetime in Lifetime.NOTHING | Lifetime.LASTING | Lifetime.REDRAWN
+    if not lasting or find(adapter, Modules) is not None or acts_at_the_end(adapter):
         named.append(adapter.name)
     for rule in method.rules:
         acts = (type(rule).begin_task, type(rule).end_task) != (Rule.begin_task, Rule.end_task)
         if acts and type(rule).after_chunk is Rule.after_chunk:
             named.append(rule.name)
     return named
+
+
+def acts_at_the_end(adapter: Adapter) -> bool:
+    """Whether an adapter, or one inside it, does something when a task ends."""
+    if isinstance(adapter, Around) and type(adapter).end_task is Around.end_task:
+        return acts_at_the_end(adapter.inner)
+    return type(adapter).end_task is not Adapter.end_task
 
 
 def refuse_waiting(method: Method, settings: TrainSettings) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from contune.backbone.reader.inputs import ModelInputs
+from contune.contract.capability import Lifetime, Modules, require
 from contune.contract.context import Context, TaskView
 from contune.contract.data import Batch, Dataset, Rows, columns_of, segments_of, target_columns
 from contune.contract.model import Model
@@ -75,7 +76,7 @@ class CachedPasses(Passes):
     ) -> Batch:
         shown = parts if view is None else [(dataset.viewed(view), rows) for dataset, rows in parts]
         labels, tasks = columns_of(parts, self.model.backbone.device)
-        routes = self.model.adapter.routes(tasks) if self.model.adapter.modular else None
+        routes = None if self.model.modules is None else self.model.modules.routes(tasks)
         if augment is None and self._features_kept([dataset for dataset, _ in shown]):
             features = self._rows(self._answered_from, shown)
             inputs = self.model.backbone.collate([(d.prepared, r) for d, r in shown], pixels=False)
@@ -145,24 +146,24 @@ class CachedPasses(Passes):
     def routes(self, dataset: Dataset) -> Tensor:
         if self.inference and self.model.router is not None and not self.model.tasks_named:
             return self.model.router.route(Context(self.task, self.model, self), dataset)
-        return self.model.adapter.routes(torch.from_numpy(dataset.tasks))
+        return require(self.model.adapter, Modules).routes(torch.from_numpy(dataset.tasks))
 
     def _way(self, dataset: Dataset) -> tuple[str | None, Tensor | None]:
         """Under what the features of one module per example are kept, and which module each goes through."""
-        if self.model.adapter.modular:
+        if self.model.modules is not None:
             return None, self.routes(dataset)
-        fixed = not self.model.adapter_trainable or self.model.adapter.name == "none"
+        fixed = not self.model.adapter_trainable or self.model.adapter.lifetime is Lifetime.NOTHING
         return self.adapter_key() if fixed else None, None
 
     def _through(self, dataset: Dataset, module: int) -> tuple[str | None, Tensor]:
-        state = self.model.adapter.module_state(module)
+        state = require(self.model.adapter, Modules).module_state(module)
         key = None if state is None else f"module{module}-{frozen_key(self.model.adapter, state)}"
         return key, torch.full((len(dataset),), module)
 
     def _answered_from(self, dataset: Dataset) -> list[Asked]:
         """What to ask the store for so as to have `features`; what comes of each goes side by side."""
-        if self.model.side_by_side:
-            modules = range(self.model.adapter.modules())
+        if self.model.modules is not None and self.model.side_by_side:
+            modules = range(self.model.modules.modules())
             return [self._asked(dataset, *self._through(dataset, module)) for module in modules]
         return [self._asked(dataset, *self._way(dataset))]
 
@@ -189,8 +190,9 @@ class CachedPasses(Passes):
         return dataset, name, self.model.adapter.feature_size(self.model.backbone), compute
 
     def _blocks_beside(self, dataset: Dataset, count: int) -> Iterator[tuple[Rows, Tensor]]:
-        modules = range(self.model.adapter.modules())
-        changing = [module for module in modules if self.model.adapter.module_state(module) is None]
+        beside = require(self.model.adapter, Modules)
+        modules = range(beside.modules())
+        changing = [module for module in modules if beside.module_state(module) is None]
         whole = {module: self.module_features(dataset, module) for module in changing if len(changing) < len(modules)}
         for blocks in zip(*(self.module_blocks(dataset, m, count) for m in modules if m not in whole), strict=True):
             rows, found = blocks[0][0], iter(blocks)
@@ -198,7 +200,7 @@ class CachedPasses(Passes):
             yield rows, torch.cat(values, dim=1)
 
     def routed_batches(self, dataset: Dataset) -> list[tuple[Rows, Tensor | None]]:
-        routes = self.routes(dataset) if self.model.adapter.modular else None
+        routes = self.routes(dataset) if self.model.modules is not None else None
         size, lengths = self.batch_size, dataset.prepared.lengths
         if routes is None:
             return [(rows, None) for rows in fixed_batches(lengths, size)]
@@ -217,7 +219,7 @@ class CachedPasses(Passes):
 
     def logit_blocks(self, dataset: Dataset) -> Iterator[tuple[Rows, Tensor]]:
         device = self.model.backbone.device
-        routes = self.routes(dataset) if self.model.adapter.modular and not self.model.side_by_side else None
+        routes = self.routes(dataset) if self.model.modules is not None and not self.model.side_by_side else None
         blocks = (
             self.feature_blocks(dataset)
             if routes is None
@@ -235,9 +237,8 @@ class CachedPasses(Passes):
 
     def adapter_key(self) -> str:
         """Names the adapter's frozen weights in the store."""
-        return (
-            "none" if self.model.adapter.name == "none" else frozen_key(self.model.adapter, self.model.adapter.state())
-        )
+        adapter = self.model.adapter
+        return "none" if adapter.lifetime is Lifetime.NOTHING else frozen_key(adapter, adapter.state())
 
     def _features_kept(self, datasets: Sequence[Dataset]) -> bool:
         if self.model.lowest_layer() < self.model.backbone.depth or not self.model.per_example:

@@ -1,6 +1,5 @@
 """Nearest class mean: one vector per class, the mean of its features (arXiv 2210.04428; SimpleCIL in 2303.07338)."""
 
-from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal, final
 
 import torch
@@ -8,40 +7,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from contune.contract.context import Context
-from contune.contract.data import Rows
 from contune.contract.parts import Head, Parameters
 from contune.contract.state import State
 from contune.errors import DataError
-from contune.head.linear import Cosine, Linear
-
-LENT_SCALE = 1.0  # where the lent cosine head's learnt factor starts (APER, 2303.07338)
-
-
-def class_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Sum (classes, d) and count (classes,) of the features of every class, in float64.
-
-    >>> class_sums(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0, 1, 1]), 2)[0].flatten().tolist()
-    [1.0, 6.0]
-    """
-    sums = torch.zeros(classes, features.shape[1], dtype=torch.float64)
-    sums.index_add_(0, labels, features.double())
-    return sums, torch.bincount(labels, minlength=classes)
-
-
-def summed_blocks(
-    blocks: Iterable[tuple[Rows, Tensor]], labels: Rows, classes: int, width: int
-) -> tuple[Tensor, Tensor]:
-    """What `class_sums` says of all features together, with one block of them at a time; `labels` (n,) of all rows.
-
-    >>> import numpy as np
-    >>> blocks = [(np.array([1, 2]), torch.tensor([[2.0], [4.0]])), (np.array([0]), torch.tensor([[1.0]]))]
-    >>> summed_blocks(blocks, np.array([0, 1, 1]), 2, 1)[0].flatten().tolist()
-    [1.0, 6.0]
-    """
-    sums = torch.zeros(classes, width, dtype=torch.float64)
-    for rows, features in blocks:
-        sums.index_add_(0, torch.from_numpy(labels[rows]), features.double())
-    return sums, torch.bincount(torch.from_numpy(labels), minlength=classes)
+from contune.head.linear import Auxiliary
+from contune.numerics.averages import summed_blocks
 
 
 def nearest_mean_scores(features: Tensor, means: Tensor, metric: str) -> Tensor:
@@ -62,15 +32,6 @@ def require_learned(learned: Tensor, forgotten: Tensor) -> None:
             f"class {column} has {int(learned[column])} learned examples and {int(forgotten[column])} are to be forgotten; "
             "give only examples that were learned, each once"
         )
-
-
-def auxiliary_head(kind: Literal["linear", "cosine"]) -> Linear | Cosine:
-    """A head trained by gradient, for a closed-form head to lend to an adapter.
-
-    >>> auxiliary_head("cosine").name
-    'cosine'
-    """
-    return Linear() if kind == "linear" else Cosine(scale=LENT_SCALE)
 
 
 @final
@@ -99,7 +60,7 @@ class ClassMeans(Head):
         self.metric, self.auxiliary = metric, auxiliary
         self._sums = torch.zeros(0, 0, dtype=torch.float64)
         self._counts = torch.zeros(0, dtype=torch.int64)
-        self._lent = auxiliary_head(auxiliary)
+        self._lent = Auxiliary(auxiliary)
 
     def begin_task(self, context: Context) -> None:
         width = context.model.feature_size()
@@ -108,8 +69,7 @@ class ClassMeans(Head):
         if len(self._counts):
             sums[: len(self._sums)], counts[: len(self._counts)] = self._sums, self._counts
         self._sums, self._counts = sums, counts
-        if context.model.adapter_trainable and context.model.adapter.trained():
-            self._lent.begin_task(context)
+        self._lent.begin_task(context)
 
     def trained(self) -> Parameters:
         return self._lent.trained()
@@ -133,7 +93,7 @@ class ClassMeans(Head):
 
     def end_task(self, context: Context) -> None:
         del context
-        self._lent = auxiliary_head(self.auxiliary)
+        self._lent.drop()
 
     def logits(self, features: Tensor) -> Tensor:
         means = self._sums / self._counts.clamp(min=1).unsqueeze(1)
@@ -141,11 +101,8 @@ class ClassMeans(Head):
         return scores.masked_fill(self._counts == 0, float("-inf")).float()
 
     def state(self) -> State:
-        auxiliary = State.nested({"lent": self._lent.state()}).tensors
-        return State({"sums": self._sums, "counts": self._counts, **auxiliary})
+        return State({"sums": self._sums, "counts": self._counts, **self._lent.tensors()})
 
     def load_state(self, state: State, context: Context) -> None:
         self._sums, self._counts = state.tensors["sums"], state.tensors["counts"]
-        auxiliary = state.inner("lent")
-        if auxiliary.tensors:
-            self._lent.load_state(auxiliary, context)
+        self._lent.load(state, context)

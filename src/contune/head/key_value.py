@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from contune.contract.capability import Lifetime, Need
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Parameters
+from contune.contract.parts import Head, Parameters
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
@@ -83,6 +84,7 @@ class KeyValue(Head):
     """
 
     name: ClassVar[str] = "key-value"
+    needs: ClassVar[tuple[Need, ...]] = (Lifetime.NOTHING,)
 
     def __init__(
         self,
@@ -103,14 +105,6 @@ class KeyValue(Head):
         self._projection = torch.zeros(0)
         self._frozen: dict[str, Tensor] = {}
         self._values: nn.Parameter | None = None
-
-    def refuses(self, adapter: Adapter) -> str | None:
-        if adapter.name == "none":
-            return None
-        return (
-            f"head 'key-value' finds its keys by features that never change, but adapter {adapter.name!r} would change "
-            "them; set adapter: none"
-        )
 
     def begin_task(self, context: Context) -> None:
         if not self._frozen:

@@ -13,6 +13,9 @@ from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.head.options import HeadLrScale, LossOver
 
+START_SCALE = 1.0  # where a cosine head's learnt factor starts (APER, 2303.07338)
+Kind = Literal["linear", "cosine"]
+
 
 def grown(weight: Tensor | None, rows: int, width: int, generator: torch.Generator) -> Tensor:
     """`weight` (old rows, width) with new rows below it, uniform in +-1/sqrt(width) as torch starts a linear layer."""
@@ -140,3 +143,48 @@ class Cosine(Head):
 
     def load_state(self, state: State, context: Context) -> None:
         self._set(state.tensors["weight"], state.tensors["scale"], context.model.backbone.device)
+
+
+def auxiliary_head(kind: Kind) -> Linear | Cosine:
+    """A head of this kind that has seen no task.
+
+    >>> auxiliary_head("cosine").name
+    'cosine'
+    """
+    return Linear() if kind == "linear" else Cosine(scale=START_SCALE)
+
+
+@final
+class Auxiliary:
+    """The lent head: it grows where the adapter trains in a task that begins, and is another one after the task."""
+
+    def __init__(self, kind: Kind) -> None:
+        self._kind: Kind = kind
+        self._head = auxiliary_head(kind)
+
+    def begin_task(self, context: Context) -> None:
+        """Grow to the columns of the task, where the adapter trains."""
+        if context.model.adapter_trainable and context.model.adapter.trained():
+            self._head.begin_task(context)
+
+    def trained(self) -> Parameters:
+        """What is trained of it."""
+        return self._head.trained()
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Scores (B, seen)."""
+        return self._head.logits(features)
+
+    def drop(self) -> None:
+        """Forget what it learned."""
+        self._head = auxiliary_head(self._kind)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its state, as part of the state of the head that lends it."""
+        return dict(State.nested({"lent": self._head.state()}).tensors)
+
+    def load(self, state: State, context: Context) -> None:
+        """Take it back from the state of the head that lends it."""
+        own = state.inner("lent")
+        if own.tensors:
+            self._head.load_state(own, context)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from contune.contract.capability import Modules, Need
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Parameters
+from contune.contract.parts import Head, Parameters
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.errors import CombinationError
@@ -48,6 +49,7 @@ class LinearPerTask(Head):
     """
 
     name: ClassVar[str] = "linear-per-task"
+    needs: ClassVar[tuple[Need, ...]] = (Modules,)
     loss_over: Literal["seen", "own-task"] = "own-task"
 
     def __init__(
@@ -61,16 +63,8 @@ class LinearPerTask(Head):
         self._current = 0
         self._seen = 0
 
-    def refuses(self, adapter: Adapter) -> str | None:
-        if adapter.modular:
-            return None
-        return (
-            f"head 'linear-per-task' has a head for each module of the adapter, and {adapter.name!r} has only one; take "
-            "adapter: prompt-per-task with a router, or head: linear"
-        )
-
     def begin_task(self, context: Context) -> None:
-        module = int(context.model.adapter.routes(torch.tensor([context.task.index]))[0])
+        module = context.model.module_of(context.task.index)
         known = self._columns.get(module, [])
         columns = known + [column for column in context.task.classes if column not in known]
         generator = torch_generator(context.task.settings.seed, "head", context.task.index)

@@ -4,9 +4,9 @@ from typing import Annotated, ClassVar, Literal, final
 
 from torch import Tensor
 
-from contune.adapter.weights.sparse_deltas import SparseDeltas
+from contune.contract.capability import MergedLater, Need, require
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Parameters
+from contune.contract.parts import Head, Parameters
 from contune.contract.state import State
 from contune.head.class_means import ClassMeans
 from contune.head.ridge import Ridge
@@ -25,6 +25,7 @@ class Merged(Head):
     """
 
     name: ClassVar[str] = "merged"
+    needs: ClassVar[tuple[Need, ...]] = (MergedLater,)
     loss_over = "own-task"
 
     def __init__(
@@ -41,14 +42,6 @@ class Merged(Head):
             ClassMeans() if classifier == "class-means" else Ridge(random_features=random_features, strength=strength)
         )
 
-    def refuses(self, adapter: Adapter) -> str | None:
-        if isinstance(adapter, SparseDeltas):
-            return None
-        return (
-            f"head 'merged' waits for an adapter that merges its weights after each task, and {adapter.name!r} does not; "
-            "set adapter: sparse-deltas, or head: class-means"
-        )
-
     def begin_task(self, context: Context) -> None:
         self._inner.begin_task(context)
 
@@ -59,8 +52,7 @@ class Merged(Head):
         return self._inner.training_logits(features)
 
     def end_task(self, context: Context) -> None:
-        assert isinstance(context.model.adapter, SparseDeltas)
-        with context.model.adapter.merged():
+        with require(context.model.adapter, MergedLater).merged():
             self._inner.fit(context)
         self._inner.end_task(context)
 

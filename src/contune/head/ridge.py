@@ -19,7 +19,7 @@ from contune.contract.randomness import numpy_generator, torch_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.head.class_means import require_learned
-from contune.head.linear import Linear
+from contune.head.linear import Auxiliary
 
 Start = Literal["normal", "kaiming-uniform"]
 STRENGTHS = tuple(10.0**power for power in range(-8, 9))  # section 4 and the official code: 17 values
@@ -182,7 +182,7 @@ class Ridge(Head):
         if random_features < 0 or (strength is not None and strength < 0):
             raise ConfigError(f"random_features is {random_features} and strength {strength}; neither may be below 0")
         self.random_features, self.strength, self.projection = random_features, strength, projection
-        self._lent = Linear()
+        self._lent = Auxiliary("linear")
         self._gram = torch.zeros(0, 0, dtype=torch.float64)
         self._targets = torch.zeros(0, 0, dtype=torch.float64)
         self._weight = torch.zeros(0, 0, dtype=torch.float64)
@@ -191,8 +191,7 @@ class Ridge(Head):
         self._used_strength = 0.0
 
     def begin_task(self, context: Context) -> None:
-        if context.model.adapter_trainable and context.model.adapter.trained():
-            self._lent.begin_task(context)
+        self._lent.begin_task(context)
         if not len(self._gram):
             width = context.model.feature_size()
             self._project(context)
@@ -284,7 +283,7 @@ class Ridge(Head):
 
     def end_task(self, context: Context) -> None:
         del context
-        self._lent = Linear()
+        self._lent.drop()
 
     def logits(self, features: Tensor) -> Tensor:
         scores = random_features(features.to(self._weight.device), self._projection) @ self._weight
@@ -292,8 +291,7 @@ class Ridge(Head):
 
     def state(self) -> State:
         tensors = {"gram": self._gram, "targets": self._targets, "weight": self._weight, "counts": self._counts}
-        auxiliary = State.nested({"lent": self._lent.state()}).tensors
-        return State({**tensors, **auxiliary}, {"strength": self._used_strength})
+        return State({**tensors, **self._lent.tensors()}, {"strength": self._used_strength})
 
     def load_state(self, state: State, context: Context) -> None:
         device = with_float64(context.model.backbone.device)
@@ -301,6 +299,4 @@ class Ridge(Head):
         self._counts = state.tensors["counts"]
         self._used_strength = float(state.values["strength"])
         self._project(context)
-        auxiliary = state.inner("lent")
-        if auxiliary.tensors:
-            self._lent.load_state(auxiliary, context)
+        self._lent.load(state, context)

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from contune.contract.capability import Modules, Need, TaskModules, require
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Parameters
+from contune.contract.parts import Head, Parameters
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.head.class_means import nearest_mean_scores, summed_blocks
+from contune.head.class_means import nearest_mean_scores
 from contune.head.linear import Linear
 from contune.head.options import HeadLrScale, LossOver
+from contune.numerics.averages import summed_blocks
 
 
 def refined(scores: Tensor, owners: Tensor, start: Tensor, rounds: int) -> Tensor:
@@ -58,6 +60,7 @@ class SelfRefined(Head):
     """
 
     name: ClassVar[str] = "self-refined"
+    needs: ClassVar[tuple[Need, ...]] = (TaskModules,)
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "growing"
 
     def __init__(
@@ -77,14 +80,6 @@ class SelfRefined(Head):
         self._counts = torch.zeros(0, dtype=torch.int64)
         self._owners = torch.zeros(0, dtype=torch.int64)
 
-    def refuses(self, adapter: Adapter) -> str | None:
-        if adapter.modular and adapter.expands:
-            return None
-        return (
-            f"head 'self-refined' chooses among one module per task, and adapter {adapter.name!r} has none; take adapter: "
-            "bottleneck-merged, or head: linear"
-        )
-
     def begin_task(self, context: Context) -> None:
         self._linear.begin_task(context)
         seen = context.task.seen
@@ -93,7 +88,7 @@ class SelfRefined(Head):
         if len(self._counts):
             sums[: len(self._sums)], counts[: len(self._counts)] = self._sums, self._counts
         self._sums, self._counts = sums, counts
-        self._owners = owners_of(context.model.class_tasks, context.model.adapter)
+        self._owners = owners_of(context.model.class_tasks, require(context.model.adapter, Modules))
 
     def trained(self) -> Parameters:
         return self._linear.trained()
@@ -146,8 +141,8 @@ class SelfRefined(Head):
         self._sums, self._counts, self._owners = own["sums"], own["counts"], own["owners"]
 
 
-def owners_of(class_tasks: Tensor, adapter: Adapter) -> Tensor:
+def owners_of(class_tasks: Tensor, modules: Modules) -> Tensor:
     """The module (seen,) of the last task that has each class, from `class_tasks` (tasks, seen)."""
     tasks = torch.arange(len(class_tasks)).unsqueeze(1)
     last = torch.where(class_tasks.cpu(), tasks, 0).amax(dim=0)
-    return adapter.routes(last).cpu()
+    return modules.routes(last).cpu()

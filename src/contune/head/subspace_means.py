@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from contune.contract.capability import Need, TaskModules, require
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Parameters
+from contune.contract.parts import Head, Parameters
 from contune.contract.state import State
-from contune.head.class_means import auxiliary_head, summed_blocks
+from contune.head.linear import Auxiliary
+from contune.numerics.averages import summed_blocks
 
 
 def similarity_weights(old: Tensor, new: Tensor) -> Tensor:
@@ -79,6 +81,7 @@ class SubspaceMeans(Head):
     """
 
     name: ClassVar[str] = "subspace-means"
+    needs: ClassVar[tuple[Need, ...]] = (TaskModules,)
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "growing"
     loss_over: Literal["seen", "own-task"] = "own-task"
 
@@ -92,25 +95,15 @@ class SubspaceMeans(Head):
         self._counts = torch.zeros(0, 0, dtype=torch.int64)
         self._owners = torch.zeros(0, dtype=torch.int64)
         self._means = torch.zeros(0, 0, 0, dtype=torch.float64)
-        self._lent = auxiliary_head("cosine")
-
-    def refuses(self, adapter: Adapter) -> str | None:
-        if adapter.modular and adapter.expands:
-            return None
-        return (
-            f"head 'subspace-means' keeps means for one frozen module per task, and adapter {adapter.name!r} has none; take "
-            "adapter: bottleneck-per-task, or head: class-means with adapt: first-task"
-        )
+        self._lent = Auxiliary("cosine")
 
     def begin_task(self, context: Context) -> None:
-        shape = (context.task.seen, context.model.adapter.modules())
+        shape = (context.task.seen, require(context.model.adapter, TaskModules).modules())
         self._sums = padded(self._sums, (*shape, context.model.adapter.feature_size(context.model.backbone)), 0)
         self._counts = padded(self._counts, shape, 0)
         self._owners = padded(self._owners, shape[:1], -1)
         self._complete()
-        if context.model.adapter_trainable and context.model.adapter.trained():
-            self._lent = auxiliary_head("cosine")
-            self._lent.begin_task(context)
+        self._lent.begin_task(context)
 
     def trained(self) -> Parameters:
         return self._lent.trained()
@@ -125,11 +118,11 @@ class SubspaceMeans(Head):
         )
         pairs = [
             summed_blocks(context.passes.module_blocks(dataset, module), dataset.labels, *shape)
-            for module in range(context.model.adapter.modules())
+            for module in range(require(context.model.adapter, TaskModules).modules())
         ]
         self._sums = self._sums + torch.stack([sums for sums, _ in pairs], dim=1)
         self._counts = self._counts + torch.stack([counts for _, counts in pairs], dim=1)
-        own = int(context.model.adapter.routes(torch.tensor([context.task.index]))[0])
+        own = context.model.module_of(context.task.index)
         first_shown = (self._counts[:, own] > 0) & (self._owners < 0)
         self._owners = self._owners.masked_fill(first_shown, own)
         self._complete()
@@ -140,7 +133,7 @@ class SubspaceMeans(Head):
 
     def end_task(self, context: Context) -> None:
         del context
-        self._lent = auxiliary_head("cosine")
+        self._lent.drop()
 
     def logits(self, features: Tensor) -> Tensor:
         blocks = features.double().cpu().reshape(len(features), *self._means.shape[1:])
@@ -160,16 +153,13 @@ class SubspaceMeans(Head):
         return scores.masked_fill(self._owners < 0, float("-inf")).float()
 
     def state(self) -> State:
-        auxiliary = State.nested({"lent": self._lent.state()}).tensors
-        return State({"sums": self._sums, "counts": self._counts, "owners": self._owners, **auxiliary})
+        return State({"sums": self._sums, "counts": self._counts, "owners": self._owners, **self._lent.tensors()})
 
     def load_state(self, state: State, context: Context) -> None:
         self._sums, self._counts = state.tensors["sums"], state.tensors["counts"]
         self._owners = state.tensors["owners"]
         self._complete()
-        auxiliary = state.inner("lent")
-        if auxiliary.tensors:
-            self._lent.load_state(auxiliary, context)
+        self._lent.load(state, context)
 
 
 def padded(values: Tensor, shape: tuple[int, ...], fill: int) -> Tensor:

@@ -1,40 +1,35 @@
 """Finding recipes and parts: by walking the rooms, so that a new file is known without being registered anywhere."""
 
-import importlib
 import inspect
-import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
 from contune.contract.objective import Objective
-from contune.contract.parts import Adapter, Head, Part, Router, Rule
 from contune.errors import ConfigError, ContuneError, did_you_mean
 from contune.method.method import Method
+from contune.method.needs import defaults
 from contune.method.options import Option, options_of
+from contune.method.rooms import CATEGORIES as CATEGORIES
+from contune.method.rooms import modules_of, plugins, public, returned, room_of
+from contune.method.rooms import parts as parts
 from contune.stream.modality import add_modalities
 
 Recipe = Callable[..., Method]
-CATEGORIES: Mapping[str, tuple[str, type[Part]]] = {
-    "adapter": ("contune.adapter", Adapter),
-    "head": ("contune.head", Head),
-    "rule": ("contune.rule", Rule),
-    "router": ("contune.router", Router),
-}
-_plugins: list[ModuleType] = []
 
 
 def add_plugin(module: ModuleType) -> None:
     """Make the recipes, parts and modalities of a user's module known; the user names it, never a configuration."""
-    if module not in _plugins:
-        _plugins.append(module)
+    if module not in plugins:
+        plugins.append(module)
     add_modalities(module)
     recipes.cache_clear()
     parts.cache_clear()
+    defaults.cache_clear()
     objectives.cache_clear()
 
 
@@ -42,9 +37,9 @@ def add_plugin(module: ModuleType) -> None:
 def recipes() -> dict[str, Recipe]:
     """All recipes by name: contune's own, those of installed packages (`contune.methods` entry points), and plugins'."""
     found: dict[str, Recipe] = {}
-    for module in (*_modules("contune.method"), *_plugins):
-        for name, function in _public(module, inspect.isfunction):
-            if _returns(function) is Method:
+    for module in (*modules_of("contune.method"), *plugins):
+        for name, function in public(module, inspect.isfunction):
+            if returned(function) is Method:
                 found[getattr(module, "NAME", name.replace("_", "-"))] = function
     for entry in entry_points(group="contune.methods"):
         found.setdefault(entry.name, entry.load())
@@ -54,29 +49,11 @@ def recipes() -> dict[str, Recipe]:
 
 
 @cache
-def parts(room: str) -> dict[str, Callable[..., Any]]:
-    """All parts of a room by name: final classes that have a name, and functions that return the room's class.
-
-    Not among them is what takes another part's place by itself, as the language head does.
-    """
-    package, base = CATEGORIES[room]
-    found: dict[str, Callable[..., Any]] = {}
-    for module in (*_modules(package), *_plugins):
-        for _, cls in _public(module, inspect.isclass):
-            if issubclass(cls, base) and cls.__dict__.get("name") and cls.selectable:
-                found[cls.__dict__["name"]] = cls
-        for name, function in _public(module, inspect.isfunction):
-            if _returns(function) is base:
-                found[name.replace("_", "-")] = function
-    return dict(sorted(found.items()))
-
-
-@cache
 def objectives() -> dict[str, type[Objective]]:
     """All objectives by name."""
     found = {}
-    for module in (*_modules("contune.objective"), *_plugins):
-        for _, cls in _public(module, inspect.isclass):
+    for module in (*modules_of("contune.objective"), *plugins):
+        for _, cls in public(module, inspect.isclass):
             if issubclass(cls, Objective) and cls.__dict__.get("name"):
                 found[cls.name] = cls
     return dict(sorted(found.items()))
@@ -159,6 +136,7 @@ def call_checked(make: Callable[..., Any], options: Mapping[str, Any], what: str
         if key not in allowed:
             near = did_you_mean(str(key), allowed) if allowed else "it has none"
             raise ConfigError(f"{what} has no option {key!r}; {near} ({more})")
+    options = with_inner_parts(allowed, options)
     checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(_signature_only(allowed))
     try:
         values = checked(**options)
@@ -174,6 +152,16 @@ def call_checked(make: Callable[..., Any], options: Mapping[str, Any], what: str
         if isinstance(error, ContuneError):
             raise
         raise ConfigError(f"{what}: {error} ({more})") from error
+
+
+def with_inner_parts(allowed: Mapping[str, Option], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with a part in place of every name or mapping that is given where the signature asks for a part."""
+    found = dict(options)
+    for name, given in options.items():
+        room = room_of(allowed[name].kind)
+        if room is not None and isinstance(given, str | Mapping):
+            found[name] = build_part(room, given)
+    return found
 
 
 def option_defaults(make: Callable[..., Any]) -> dict[str, Any]:
@@ -199,22 +187,3 @@ def _signature_only(options: Mapping[str, Option]) -> Callable[..., dict[str, An
     given.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     given.__annotations__ = {name: option.kind for name, option in options.items()}
     return given
-
-
-def _modules(package: str) -> Iterator[ModuleType]:
-    root = importlib.import_module(package)
-    for info in pkgutil.walk_packages(root.__path__, f"{package}."):
-        yield importlib.import_module(info.name)
-
-
-def _public(module: ModuleType, kind: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
-    for name, value in inspect.getmembers(module, kind):
-        if not name.startswith("_") and value.__module__ == module.__name__:
-            yield name, value
-
-
-def _returns(function: Callable[..., Any]) -> Any:
-    try:
-        return get_type_hints(function).get("return")
-    except NameError:
-        return None

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contune.contract.parts import Tensors
 from contune.errors import ConfigError
 
 SLACK = 1e-9  # a share such as 0.7 of 10 is 7.000000000000001 in floating point
+Tensors = Mapping[str, Tensor]
 Choice = Literal["low-rank", "magnitude", "random"]
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, final
 import torch
 from torch import Tensor
 
+from contune.contract.capability import Modules, require
 from contune.contract.context import Context
 from contune.contract.data import Dataset
 from contune.contract.parts import Router, Trait
@@ -31,7 +32,7 @@ def answer_entropy(logits: Tensor, *, relative: bool = True) -> Tensor:
 def classes_of_modules(context: Context) -> dict[int, Tensor]:
     """The columns that each module has learned; a module without a task is left out."""
     tasks = torch.arange(len(context.model.class_tasks))
-    modules = context.model.adapter.routes(tasks).cpu()
+    modules = require(context.model.adapter, Modules).routes(tasks).cpu()
     columns = {
         module: context.model.class_tasks[modules == module].any(dim=0).nonzero()[:, 0].cpu()
         for module in torch.unique(modules).tolist()

@@ -6,19 +6,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contune.adapter.prompt.pool import nearest_keys
 from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Dataset
 from contune.contract.parts import Parameters, Router
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
+from contune.numerics.keys import nearest_keys
 
 REACH = 0.01  # keys start uniform in [0, 0.01), as in the official JAX code
 
 
 def own_module(context: Context) -> int:
     """The module that learns the rows of the task at hand."""
-    return int(context.model.adapter.routes(torch.tensor([context.task.index]))[0])
+    return context.model.module_of(context.task.index)
 
 
 def frozen_queries(batch: Batch) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contune.adapter.lora.side import SideLora, base_matrices
+from contune.contract.capability import Modules, require
 from contune.contract.context import Context
 from contune.contract.data import Batch, Dataset, Rows
 from contune.contract.options import Alpha, Layers, Rank, Targets
@@ -16,6 +16,7 @@ from contune.contract.parts import Parameters, Router
 from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.router.keys import own_module
+from contune.router.side_lora import SideLora, base_matrices
 
 
 def with_new_row(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,8 +104,8 @@ class Selector(Router):
 
     def targets_of(self, context: Context, tasks: Tensor) -> Tensor:
         """The place among the head's rows of the module of each of these tasks."""
-        modules = torch.tensor(self._modules)
-        return (context.model.adapter.routes(tasks.cpu())[:, None] == modules).to(torch.int64).argmax(dim=1)
+        learned = require(context.model.adapter, Modules).routes(tasks.cpu())
+        return (learned[:, None] == torch.tensor(self._modules)).to(torch.int64).argmax(dim=1)
 
     def loss(self, context: Context, batch: Batch) -> Tensor | None:
         if len(self._modules) < 2:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from contune._files import fresh_folder, require_free, write_json
 from contune.backbone import source
+from contune.contract.capability import Modules, find
 from contune.contract.parts import Trait
 from contune.contract.state import State
 from contune.engine.learner import Learner
@@ -32,7 +33,7 @@ def export_run(directory: Path, out: Path, form: Format) -> list[str]:
 def write_peft(learner: Learner, folder: Path) -> None:
     """The adapter that answers now, as `PeftModel.from_pretrained` loads it."""
     adapter = learner.method.adapter
-    if adapter.modular or not adapter.export_answering(folder):
+    if find(adapter, Modules) or not adapter.export_answering(folder):
         raise CombinationError(
             f"adapter {adapter.name!r} has no form in peft; export with --format safetensors, and answer with contune "
             "predict"
@@ -42,7 +43,7 @@ def write_peft(learner: Learner, folder: Path) -> None:
 def write_merged(learner: Learner, folder: Path) -> None:
     """The stock model with what was learned added to its weights, as `AutoModel.from_pretrained` loads it."""
     adapter = learner.method.adapter
-    if adapter.modular or not adapter.merge():
+    if find(adapter, Modules) or not adapter.merge():
         raise CombinationError(
             f"adapter {adapter.name!r} is no change of the model's weights, so it cannot be merged into them; export with "
             "--format peft or safetensors"

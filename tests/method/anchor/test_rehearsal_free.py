@@ -93,13 +93,15 @@ def test_importance_one_is_l2() -> None:
     context = learner.begin(digit_tasks()[1])
     rules = [ExtractorAnchor(strength=3.0, importance=each) for each in ("none", "fisher")]
     for rule in rules:
-        rule._anchor = {n: p.detach() + 0.1 for n, p in context.model.trained().items() if n.startswith("adapter.")}
-        rule._fisher = {name: torch.ones_like(value) for name, value in rule._anchor.items()}
+        rule._anchor.values = {
+            n: p.detach() + 0.1 for n, p in context.model.trained().items() if n.startswith("adapter.")
+        }
+        rule._anchor.importance = {name: torch.ones_like(value) for name, value in rule._anchor.values.items()}
     first, second = (rule.penalty(context) for rule in rules)
     assert first is not None
     assert second is not None
     assert torch.equal(first, second)
-    entries = sum(value.numel() for value in rules[0]._anchor.values())
+    entries = sum(value.numel() for value in rules[0]._anchor.values.values())
     assert float(first.detach()) == pytest.approx(3.0 * 0.01 * entries, rel=1e-3)
 
 

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from word_tasks import ENCODERS, few_inputs, tiny_backbone, tiny_folder, word_tasks
 
-from contune.adapter.around.ema import EmaAdapter, accumulated
+from contune.adapter.around.ema import EmaAdapter, ema_adapter
 from contune.adapter.lora.calibrated import CalibratedLora
 from contune.checks.run import SETTINGS, accuracy, digit_tasks, tiny_model
 from contune.contract.context import Context
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
 from contune.head.linear import Linear
-from contune.method.catalog import build_method
+from contune.method.catalog import build_method, compose
 from contune.method.method import Method
 from contune.rule.mask.freeze_first import FreezeFirst
 from contune.stream.task import Task
@@ -171,7 +171,7 @@ def test_the_adapter_keeps_every_bit_in_the_first_epochs_of_later_tasks(case: st
 
 
 def test_without_the_rest_it_moves_at_once() -> None:
-    learner = Learner(tiny_model(), Method(accumulated(), Linear(loss_over="own-task")), train=FIVE)
+    learner = Learner(tiny_model(), Method(ema_adapter(), Linear(loss_over="own-task")), train=FIVE)
     assert resting_bits(learner, list(digit_tasks()[:2])) == {0: [0, 1, 2, 3, 4], 1: [0, 1, 2, 3, 4]}
 
 
@@ -192,7 +192,7 @@ def test_old_head_rows_rest(rest: float) -> None:
 def test_how_long_it_rests() -> None:
     learner = Learner(tiny_model(), build_method("lae", {}), train={**FIVE, "epochs": 4})
     assert resting_bits(learner, list(digit_tasks()[:2]))[1] == [2, 3]
-    fixed = Method(accumulated(), Linear(), (FreezeFirst(epochs=9),))
+    fixed = Method(ema_adapter(), Linear(), (FreezeFirst(epochs=9),))
     assert resting_bits(Learner(tiny_model(), fixed, train=FIVE), list(digit_tasks()[:2]))[1] == []
     for wrong in ({"share": 1.5}, {"epochs": -1}):
         with pytest.raises(ConfigError, match="give"):
@@ -338,12 +338,12 @@ def test_any_adapter_that_lasts_is_accumulated(adapter: Any) -> None:
 @pytest.mark.parametrize("adapter", ["none", "lora-per-task", "prefix-per-task"])
 def test_an_adapter_that_starts_anew_is_refused(adapter: str) -> None:
     with pytest.raises(CombinationError, match="running mean of tensors that live through all tasks"):
-        accumulated(adapter=adapter)
+        compose({"adapter": {"ema-adapter": {"adapter": adapter}}})
 
 
 def test_a_decay_that_is_no_share_is_refused() -> None:
     with pytest.raises(ConfigError, match="give a number from 0 to 1"):
-        accumulated(decay=1.5)
+        ema_adapter(decay=1.5)
 
 
 @pytest.mark.parametrize("case", ["digits", "bert", "modernbert"])

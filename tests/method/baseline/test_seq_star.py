@@ -227,7 +227,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         build_method("seq-star", {"reserved_rows": -1})
     with pytest.raises(ConfigError, match="0 for an adapter that never learns"):
         build_method("seq-star", {"warmup_epochs": -1})
-    with pytest.raises(CombinationError, match="take head: frozen-rows"):
+    with pytest.raises(CombinationError, match="set head: frozen-rows"):
         compose({"adapter": "lora", "rules": ["preallocation"]})
     with pytest.raises(CombinationError, match="answers are written"):
         Learner(str(tiny_folder("llama-writer")), "seq-star", objective="write")

@@ -12,6 +12,7 @@ from word_tasks import tiny_folder, word_tasks
 
 from contune.adapter.bottleneck.merged import BottleneckMerged, mean_set, merged, own_name, spread
 from contune.checks.run import SETTINGS, copied, digit_tasks, same_state, tiny_model
+from contune.contract.capability import Modules, require
 from contune.contract.context import Context
 from contune.contract.data import Dataset
 from contune.contract.parts import Tensors
@@ -37,6 +38,10 @@ def tasks_of(case: str) -> list[Task]:
 
 def mos_learner(case: str = "digits", **options: Any) -> Learner:
     return Learner(model_of(case), build_method("mos", {**QUICK, **options}), train=RATE, device="cpu")
+
+
+def modules_of(learner: Learner) -> int:
+    return require(learner.method.adapter, Modules).modules()
 
 
 def adapter_of(learner: Learner) -> BottleneckMerged:
@@ -67,7 +72,7 @@ def after_one_step(learner: Learner, task: Task) -> dict[str, Tensor]:
 
     def look(report: Any) -> None:
         if report.step == 1:
-            found.append(set_of(learner, adapter_of(learner).modules() - 1))
+            found.append(set_of(learner, modules_of(learner) - 1))
 
     learner.fit(learner.begin(task), look)
     return found[0]
@@ -122,7 +127,7 @@ def test_a_task_goes_on_from_the_last_and_leaves_it_as_it_is(case: str) -> None:
     kept: list[dict[str, Tensor]] = []
     for number, task in enumerate(tasks_of(case)):
         context = learner.begin(task)
-        assert adapter_of(learner).modules() == number + 1
+        assert modules_of(learner) == number + 1
         if number:
             assert all(torch.equal(value, kept[-1][name]) for name, value in set_of(learner, number).items())
         learner.fit(context, lambda report: None)
@@ -210,7 +215,7 @@ def test_the_ensemble_by_hand() -> None:
 
 def expected_scores(context: Context, learner: Learner, data: Dataset, learned: list[Context]) -> tuple[Tensor, int]:
     """The answers by the paper's steps, one example at a time, and how many left the module they began with."""
-    modules = adapter_of(learner).modules()
+    modules = modules_of(learner)
     blocks = [context.passes.module_features(data, module) for module in range(modules)]
     means = {}
     for each in learned:
@@ -305,7 +310,7 @@ def test_before_the_first_mean_module_0_begins() -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    with pytest.raises(CombinationError, match="bottleneck-merged"):
+    with pytest.raises(CombinationError, match="adds modules for tasks"):
         compose({"adapter": "lora", "head": "self-refined"})
     for options in ({"share": 1.5}, {"spread": -1.0}):
         with pytest.raises(ConfigError, match="give"):

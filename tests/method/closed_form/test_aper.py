@@ -21,10 +21,11 @@ from contune.contract.data import Batch
 from contune.contract.parts import Adapter
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
-from contune.head.class_means import ClassMeans, class_sums
+from contune.head.class_means import ClassMeans
 from contune.head.linear import Linear
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
+from contune.numerics.averages import class_sums
 from contune.stream.task import Kind
 
 FORMS = ("adapter", "ssf", "vpt-shallow", "vpt-deep")

@@ -8,7 +8,8 @@ from resume_helpers import difference_after_a_stop
 from torch import Tensor
 from word_tasks import ENCODERS, tiny_folder, word_tasks
 
-from contune.adapter.lora.per_task import LoraPerTask, key_value_targets
+from contune.adapter.lora.per_task import LoraPerTask
+from contune.backbone.targets import key_value_targets
 from contune.checks.run import SETTINGS, digit_tasks, same_state, tiny_model
 from contune.contract.state import State
 from contune.engine.learner import Learner

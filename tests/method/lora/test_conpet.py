@@ -13,7 +13,6 @@ from torch.nn import functional
 from word_tasks import tiny_backbone, tiny_folder, word_tasks
 
 from contune.adapter.lora.experts import LoraExperts
-from contune.adapter.lora.side import SideLora, base_matrices
 from contune.backbone.backbone import Backbone
 from contune.checks.run import SETTINGS, accuracy, digit_tasks, same_state, tiny_model
 from contune.contract.context import Context
@@ -26,6 +25,7 @@ from contune.head.linear_per_task import LinearPerTask
 from contune.method.catalog import build_method, compose
 from contune.router import selector as selector_module
 from contune.router.selector import Selector, with_new_row
+from contune.router.side_lora import SideLora, base_matrices
 from contune.rule.replay.task_replay import TaskReplay, drawn_rows, old_beside
 from contune.stream.task import Task
 
@@ -446,5 +446,5 @@ def test_what_makes_no_sense_is_refused() -> None:
     ):
         with pytest.raises(ConfigError):
             learner_of(name, **options)
-    with pytest.raises(CombinationError, match="only one"):
+    with pytest.raises(CombinationError, match="several modules to answer with, and 'lora' is none"):
         compose({"adapter": "lora", "router": "selector"})

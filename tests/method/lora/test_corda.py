@@ -18,10 +18,10 @@ from contune.adapter.lora import corda
 from contune.adapter.lora.corda import Corda, damped, decomposed, kept_texts, sampled, start_factors, wrapped_matrix
 from contune.checks.run import SETTINGS, digit_tasks, same_state, tiny_model
 from contune.contract.data import Dataset
+from contune.contract.passes import input_moments
 from contune.engine.learner import Learner
 from contune.errors import ConfigError, DataError
 from contune.method.catalog import build_method
-from contune.numerics.subspaces import input_moments
 from contune.run.export import export_run
 from contune.run.predict import load_learner
 from contune.stream.task import Task

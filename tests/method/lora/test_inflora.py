@@ -14,18 +14,18 @@ from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
 from contune.checks.run import SETTINGS, copied, digit_tasks, same_state, tiny_model
 from contune.contract.context import Context
+from contune.contract.passes import input_moments
+from contune.contract.state import InputMemory
 from contune.engine.learner import Learner
 from contune.errors import ConfigError
 from contune.method.catalog import build_method
 from contune.numerics.subspaces import (
-    InputMemory,
     Subspace,
     closing_threshold,
     complement,
     count_to_reach,
     empty_subspace,
     extended,
-    input_moments,
     project_out,
     token_rows,
 )

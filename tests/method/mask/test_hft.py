@@ -10,7 +10,7 @@ from torch import Tensor
 from word_tasks import ENCODERS, tiny_backbone, tiny_folder, word_tasks
 
 from contune.adapter.weights.half_fine_tuning import Half, role_of
-from contune.adapter.weights.subset import is_norm
+from contune.backbone.layers import is_norm
 from contune.backbone.linear import is_linear
 from contune.checks.run import SETTINGS, digit_tasks, tiny_model
 from contune.engine.learner import Learner

@@ -169,7 +169,7 @@ def test_entries_that_join_start_with_moments_of_zero() -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    with pytest.raises(CombinationError, match="set adapter: full"):
+    with pytest.raises(CombinationError, match="weights of the model's own linear layers"):
         compose({"adapter": "lora", "rules": ["principal-mask"]})
     with pytest.raises(ConfigError, match="at least 1"):
         PrincipalMask(filter_rank=0)

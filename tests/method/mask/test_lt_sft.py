@@ -23,7 +23,7 @@ from contune.method.method import Method
 from contune.numerics.masks import changed, largest
 from contune.rule.mask.lottery_ticket import LotteryTicket, lottery_ticket
 from contune.rule.mask.sparse_delta import SparseDelta, composed, sparse_delta
-from contune.rule.mask.subnetwork import subnetwork
+from contune.rule.mask.subnetwork import external_mask
 from contune.stream.task import Task
 
 ADAMW = {**SETTINGS, "weight_decay": 0.1, "optimizer": "adamw"}
@@ -284,7 +284,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         with pytest.raises(ConfigError, match="above 0"):
             lottery_ticket(share=share)
     with pytest.raises(ConfigError, match="no less than 0"):
-        subnetwork(tolerance=-1.0)
+        external_mask(tolerance=-1.0)
 
 
 def tuned_copy(folder: Path) -> str:

@@ -273,7 +273,7 @@ def test_a_full_carrier_leaves_the_embeddings_alone() -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    with pytest.raises(CombinationError, match="set adapter: lora"):
+    with pytest.raises(CombinationError, match="weights of linear layers"):
         compose({"adapter": "bottleneck", "rules": ["activation-mask"]})
     with pytest.raises(ConfigError, match="less than 1"):
         ActivationMask(masked=1.0)

@@ -299,7 +299,7 @@ def test_an_old_task_gains_where_gpm_cannot_move(case: str) -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    with pytest.raises(CombinationError, match="full or lora"):
+    with pytest.raises(CombinationError, match="weights of linear layers"):
         compose({"adapter": "bottleneck", "rules": ["cuber"]})
     for options in ({"threshold": 1.0}, {"overlap": 1.1}, {"agreement": -0.1}, {"examples": 0}, {"strength": -1.0}):
         with pytest.raises(ConfigError, match="give"):

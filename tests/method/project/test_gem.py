@@ -251,9 +251,9 @@ def test_memory_gradients_are_those_of_the_loss_at_the_weights_of_the_step() -> 
     context = learner.begin(digit_tasks()[1])
     (rule,) = learner.method.rules
     assert isinstance(rule, AverageGradientMemory)
-    assert rule._ready is not None
-    found = loss_gradient(context, rule._ready, np.arange(10))
-    batch = context.passes.batch([(rule._ready, np.arange(10))])
+    assert rule._kept.ready is not None
+    found = loss_gradient(context, rule._kept.ready, np.arange(10))
+    batch = context.passes.batch([(rule._kept.ready, np.arange(10))])
     logits = context.model.forward(batch).logits[:, :2]  # the first task's own classes
     functional.cross_entropy(logits, batch.labels).backward()  # type: ignore[no-untyped-call]
     for name, value in context.model.trained().items():
@@ -366,8 +366,8 @@ def test_old_answers_change_less(name: str) -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_what_makes_no_sense_is_refused(name: str) -> None:
     rule = build_method(name, {}).rules[0].name
-    with pytest.raises(CombinationError, match="adapter: lora"):
-        compose({"adapter": "lora-per-task", "rules": [rule]})
+    with pytest.raises(CombinationError, match="trains a new module in every task"):
+        compose({"adapter": "bottleneck-per-task", "rules": [rule]})
     with pytest.raises(ConfigError, match="at least 0"):
         build_method(name, {"size": -1})
 

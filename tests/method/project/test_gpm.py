@@ -11,7 +11,7 @@ from word_tasks import tiny_folder, word_tasks
 from contune.adapter.weights.subset import full
 from contune.checks.run import SETTINGS, digit_tasks, tiny_model
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Rule, Tensors
+from contune.contract.parts import Rule, Tensors
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
 from contune.head.linear import Linear
@@ -34,9 +34,6 @@ class GradientHook(Rule):
 
     def __init__(self, inner: GradientProjection) -> None:
         self.inner = inner
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        return self.inner.refuses(adapter, head)
 
     def gradients(self, context: Context, gradients: Tensors) -> Tensors:
         return self.inner.updates(context, gradients)
@@ -272,7 +269,7 @@ def test_it_works_on_lora() -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    with pytest.raises(CombinationError, match="full or lora"):
+    with pytest.raises(CombinationError, match="weights of linear layers"):
         compose({"adapter": "bottleneck", "rules": ["gradient-projection"]})
     for options in ({"threshold": 1.0}, {"growth": -0.1}):
         with pytest.raises(ConfigError, match="at least 0"):

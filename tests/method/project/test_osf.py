@@ -11,10 +11,10 @@ from resume_helpers import difference_after_a_stop
 from torch import Tensor
 from word_tasks import tiny_folder, word_tasks
 
-from contune.adapter.weights.linear_layers import linear_weights
+from contune.adapter.weights.linear_layers import linear_layers
 from contune.checks.run import SETTINGS, digit_tasks, tiny_model
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Rule, Tensors
+from contune.contract.parts import Rule, Tensors
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
 from contune.head.linear import Linear
@@ -47,9 +47,6 @@ class GradientHook(Rule):
     def __init__(self, inner: SingularSubspace) -> None:
         self.inner = inner
 
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        return self.inner.refuses(adapter, head)
-
     def begin_task(self, context: Context) -> None:
         self.inner.begin_task(context)
 
@@ -65,7 +62,7 @@ def learner_of(case: str, train: dict[str, Any], *, hooked: bool = False, **opti
     method = build_method("osf", {"lr_scale": 1.0, **options})
     if hooked:
         rule = GradientHook(SingularSubspace(**options))
-        method = Method(linear_weights(lr_scale=1.0), Linear(loss_over="own-task"), (rule,))
+        method = Method(linear_layers(lr_scale=1.0), Linear(loss_over="own-task"), (rule,))
     return Learner(model, method, train=train, device="cpu")
 
 

@@ -16,7 +16,6 @@ from tiny_models import save_tiny
 from torch import Tensor, nn
 from word_tasks import ENCODERS, few_inputs, tiny_backbone, tiny_folder, word_tasks
 
-from contune.adapter.prompt.pool import nearest_keys
 from contune.adapter.prompt.prefix_per_task import PrefixPerTask, joined_prefixes
 from contune.adapter.task_sets import TaskSets
 from contune.backbone.backbone import Backbone
@@ -28,6 +27,7 @@ from contune.contract.state import State
 from contune.engine.learner import Learner
 from contune.errors import ConfigError
 from contune.method.catalog import build_method, compose
+from contune.numerics.keys import nearest_keys
 from contune.router.keys import Keys, frozen_queries
 from contune.stream.task import Task
 

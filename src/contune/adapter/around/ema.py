@@ -1,45 +1,24 @@
 """An adapter that learns, and a slow running mean of it that answers beside it (LAE, arXiv 2303.10070)."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor
 
+from contune.adapter.lora.calibrated import CalibratedLora
+from contune.adapter.wrapper import Around, exchanged
 from contune.backbone.backbone import Backbone
+from contune.contract.capability import Lifetime, Modules, find
 from contune.contract.context import Context
 from contune.contract.data import Batch
-from contune.contract.parts import Adapter, Parameters, Tensors
+from contune.contract.parts import Adapter, Tensors
 from contune.contract.state import State, on_device
 from contune.errors import CombinationError, ConfigError
-
-
-def moved_average(average: Tensors, current: Tensors, decay: float) -> dict[str, Tensor]:
-    """decay * average + (1 - decay) * current, by the names of the average.
-
-    >>> moved_average({"a": torch.tensor([1.0])}, {"a": torch.tensor([5.0])}, 0.75)["a"].item()
-    2.0
-    """
-    return {name: decay * value + (1 - decay) * current[name].detach() for name, value in average.items()}
-
-
-@contextmanager
-def exchanged(parameters: Parameters, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """The block sees these values in place of the parameters of the same names."""
-    kept = {name: parameters[name].data for name in values}
-    for name, value in values.items():
-        parameters[name].data = value
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            parameters[name].data = value
+from contune.numerics.averages import moved_average
 
 
 @final
-class EmaAdapter(Adapter):
+class EmaAdapter(Around):
     """Module 0 is the `inner` adapter as it learns (online), module 1 a running mean of its tensors (offline).
 
     The offline copy is made of the online adapter when the second task begins; until then there is one module. After
@@ -49,26 +28,19 @@ class EmaAdapter(Adapter):
     named, and in training, the online module alone is used.
     """
 
-    modular: ClassVar[bool] = True
-    expands: ClassVar[bool] = False
-
     def __init__(self, inner: Adapter, decay: float) -> None:
+        super().__init__(inner)
         if not 0 <= decay <= 1:
             raise ConfigError(f"decay is {decay}; give a number from 0 to 1")
-        if inner.modular or inner.per_task_parameters or inner.name == "none":
+        if find(inner, Modules) is not None or inner.lifetime not in Lifetime.LASTING | Lifetime.RESTARTED:
             raise CombinationError(
-                f"accumulated keeps a running mean of tensors that live through all tasks, and adapter {inner.name!r} "
-                "has none or starts new ones for every task; give an adapter such as calibrated-lora, lora or bottleneck"
+                f"ema-adapter keeps a running mean of tensors that live through all tasks, and adapter {inner.name!r} "
+                "has none or trains others in every task; give an adapter such as calibrated-lora, lora or bottleneck"
             )
         self.name = "ema-adapter"  # type: ignore[misc]  # the function of that name takes it from a configuration
-        self.needs_queries = inner.needs_queries  # type: ignore[misc]
-        self.inner, self.decay = inner, decay
-        self.lr_scale = inner.lr_scale
+        self.decay = decay
         self._offline: dict[str, Tensor] = {}
         self._rests = False
-
-    def attach(self, backbone: Backbone, seed: int) -> None:
-        self.inner.attach(backbone, seed)
 
     def begin_task(self, context: Context) -> None:
         if context.task.index > 0 and context.model.adapter_trainable and not self._offline:
@@ -79,21 +51,9 @@ class EmaAdapter(Adapter):
         self.inner.end_task(context)
         self._rests = not context.model.adapter_trainable
 
-    def trained(self) -> Parameters:
-        return self.inner.trained()
-
-    def rate(self, name: str) -> float:
-        return self.inner.rate(name)
-
     def offline(self) -> Tensors:
         """The running mean, by the names of the trained tensors; empty in the first task."""
         return self._offline
-
-    def lowest_layer(self, backbone: Backbone) -> int:
-        return self.inner.lowest_layer(backbone)
-
-    def feature_size(self, backbone: Backbone) -> int:
-        return self.inner.feature_size(backbone)
 
     def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
         if batch.route == 0:
@@ -114,14 +74,8 @@ class EmaAdapter(Adapter):
         self.inner.after_step(context)
         self._offline = moved_average(self._offline, self.inner.trained(), self.decay)
 
-    def disabled(self) -> AbstractContextManager[None]:
-        return self.inner.disabled()
-
-    def train_mode(self, training: bool) -> None:
-        self.inner.train_mode(training)
-
-    def export(self, folder: Path) -> bool:
-        return self.inner.export(folder)
+    def merge(self) -> bool:
+        return False  # the running mean answers too
 
     def state(self) -> State:
         nested = State.nested({"inner": self.inner.state(), "offline": State(self._offline)})
@@ -134,11 +88,11 @@ class EmaAdapter(Adapter):
         self._offline = on_device(state.inner("offline").tensors, device)
 
 
-def accumulated(
+def ema_adapter(
     *,
     adapter: Annotated[
-        str | dict[str, Any], "what learns: a name, or {name: {option: value}}", "released code"
-    ] = "calibrated-lora",
+        Adapter | None, "what learns: a name, or {name: {option: value}}; null: calibrated-lora", "released code"
+    ] = None,
     decay: Annotated[
         float, "share of the mean that a step keeps, 0 to 1; less follows faster", "released code"
     ] = 0.9999,
@@ -151,7 +105,4 @@ def accumulated(
     Memory: the adapter twice.
     Compute: two forward passes to answer.
     """
-    from contune.method.catalog import build_part  # the catalog finds this function, so it cannot be needed before
-
-    inner: Adapter = build_part("adapter", adapter)
-    return EmaAdapter(inner, decay)
+    return EmaAdapter(CalibratedLora() if adapter is None else adapter, decay)

@@ -1,41 +1,37 @@
 """The untouched model beside the adapted one: both are modules, so a head may answer from both (APER, 2303.07338)."""
 
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor
 
+from contune.adapter.bottleneck.single import Bottleneck
+from contune.adapter.wrapper import Around
 from contune.backbone.backbone import Backbone
+from contune.contract.capability import Modules, find
 from contune.contract.context import Context
 from contune.contract.data import Batch
-from contune.contract.parts import Adapter, Parameters
+from contune.contract.parts import Adapter
 from contune.contract.state import State
 from contune.errors import CombinationError
 
 
 @final
-class WithBase(Adapter):
+class WithBase(Around):
     """Module 0 is the frozen model as it was, module 1 the model with the `inner` adapter; only that one learns.
 
     A head answers from F(x) = [f_0(x); f_inner(x)], twice as wide. Compute: two forward passes to answer. The
     features of module 0 are kept for good, those of module 1 once the adapter rests.
     """
 
-    modular: ClassVar[bool] = True
-    expands: ClassVar[bool] = False
-
     def __init__(self, inner: Adapter) -> None:
-        if inner.modular:
+        super().__init__(inner)
+        if find(inner, Modules) is not None:
             raise CombinationError(
                 f"with-base puts the base model beside one adapted model, but adapter {inner.name!r} has several modules "
                 "already; give an adapter with one, such as bottleneck"
             )
         self.name = "with-base"  # type: ignore[misc]  # the function of that name takes it from a configuration
-        self.needs_queries = inner.needs_queries  # type: ignore[misc]
-        self.inner = inner
-        self.lr_scale = inner.lr_scale
         self._rests = False
 
     def attach(self, backbone: Backbone, seed: int) -> None:
@@ -53,21 +49,9 @@ class WithBase(Adapter):
                 "they cannot stand side by side, take another adapter"
             )
 
-    def begin_task(self, context: Context) -> None:
-        self.inner.begin_task(context)
-
     def end_task(self, context: Context) -> None:
         self.inner.end_task(context)
         self._rests = not context.model.adapter_trainable
-
-    def trained(self) -> Parameters:
-        return self.inner.trained()
-
-    def rate(self, name: str) -> float:
-        return self.inner.rate(name)
-
-    def lowest_layer(self, backbone: Backbone) -> int:
-        return self.inner.lowest_layer(backbone)
 
     def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
         if batch.route:
@@ -86,17 +70,8 @@ class WithBase(Adapter):
             return State()
         return self.inner.state() if self._rests else None
 
-    def after_step(self, context: Context) -> None:
-        self.inner.after_step(context)
-
-    def disabled(self) -> AbstractContextManager[None]:
-        return self.inner.disabled()
-
-    def train_mode(self, training: bool) -> None:
-        self.inner.train_mode(training)
-
-    def export(self, folder: Path) -> bool:
-        return self.inner.export(folder)
+    def merge(self) -> bool:
+        return False  # the base model answers too
 
     def state(self) -> State:
         nested = State.nested({"inner": self.inner.state()})
@@ -110,8 +85,8 @@ class WithBase(Adapter):
 def with_base(
     *,
     adapter: Annotated[
-        str | dict[str, Any], "beside the base: a name, or {name: {option: value}}", "paper"
-    ] = "bottleneck",
+        Adapter | None, "beside the base: a name, or {name: {option: value}}; null: bottleneck", "paper"
+    ] = None,
 ) -> Adapter:
     """The features of the untouched model beside those of an adapted one, twice as wide (arXiv 2303.07338).
 
@@ -121,7 +96,4 @@ def with_base(
     Memory: the adapter.
     Compute: two forward passes to answer; features of the untouched model are computed once and kept.
     """
-    from contune.method.catalog import build_part  # the catalog finds this function, so it cannot be needed before
-
-    inner: Adapter = build_part("adapter", adapter)
-    return WithBase(inner)
+    return WithBase(Bottleneck() if adapter is None else adapter)

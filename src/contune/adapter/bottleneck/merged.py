@@ -8,14 +8,15 @@ from torch.nn import functional
 
 from contune.adapter.bottleneck.per_task import BottleneckPerTask
 from contune.adapter.bottleneck.single import Bottleneck
+from contune.adapter.wrapper import Around
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.options import Layers
-from contune.contract.parts import Adapter, Parameters, Tensors
+from contune.contract.parts import Tensors
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.head.class_means import class_sums
+from contune.numerics.averages import class_sums
 
 TEMPERATURE = 0.8  # of the spread, as in the released code
 
@@ -51,7 +52,7 @@ def spread(features: Tensor, means: Tensor) -> Tensor:
 
 
 @final
-class BottleneckMerged(Adapter):
+class BottleneckMerged(Around):
     """Module t has the bottlenecks of task t, which start as those of task t - 1 ended, in the frozen model (2412.09441).
 
     After every step they become (1 - `share`) times themselves plus `share` times the mean of all earlier sets, so that
@@ -69,7 +70,6 @@ class BottleneckMerged(Adapter):
     """
 
     name: ClassVar[str] = "bottleneck-merged"
-    modular: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -83,20 +83,18 @@ class BottleneckMerged(Adapter):
     ) -> None:
         if not 0 <= share <= 1 or spread < 0:
             raise ConfigError(f"share is {share} and spread {spread}; give a share from 0 to 1 and at least 0")
+        self._sets = BottleneckPerTask(size=size, scale=scale, dropout=dropout, layers=layers)
+        super().__init__(self._sets)
         self.share, self.spread = share, spread
-        self.inner = BottleneckPerTask(size=size, scale=scale, dropout=dropout, layers=layers)
         self._training = False
         self._means: dict[int, Tensor] = {}
         self._earlier: dict[str, Tensor] = {}
 
-    def attach(self, backbone: Backbone, seed: int) -> None:
-        self.inner.attach(backbone, seed)
-
     def begin_task(self, context: Context) -> None:
-        before = self.inner.modules()
+        before = self._sets.modules()
         self.inner.begin_task(context)
         self._earlier = {}
-        if 0 < before < self.inner.modules():
+        if 0 < before < self._sets.modules():
             last = self._finished(before - 1)
             with torch.no_grad():
                 for name, parameter in self.trained().items():
@@ -104,12 +102,12 @@ class BottleneckMerged(Adapter):
 
     def _finished(self, module: int) -> Tensors:
         """The set of a finished task."""
-        state = self.inner.module_state(module)
+        state = self._sets.module_state(module)
         assert state is not None
         return state.tensors
 
     def after_step(self, context: Context) -> None:
-        module = self.inner.modules() - 1
+        module = self._sets.modules() - 1
         if not (context.model.adapter_trainable and self.share and module > 0):
             return
         if not self._earlier:
@@ -126,16 +124,10 @@ class BottleneckMerged(Adapter):
         self._earlier = {}
         if context.model.adapter_trainable and self.spread:
             labels = torch.from_numpy(context.task.data.labels)
-            features = context.passes.module_features(context.task.data, self.inner.modules() - 1)
+            features = context.passes.module_features(context.task.data, self._sets.modules() - 1)
             sums, counts = class_sums(features, labels, context.task.seen)
             for column in counts.nonzero()[:, 0].tolist():
                 self._means[column] = (sums[column] / counts[column]).float()
-
-    def trained(self) -> Parameters:
-        return self.inner.trained()
-
-    def lowest_layer(self, backbone: Backbone) -> int:
-        return self.inner.lowest_layer(backbone)
 
     def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
         features, penalty = self.inner.encode(backbone, batch)
@@ -145,15 +137,6 @@ class BottleneckMerged(Adapter):
         old = torch.stack(means) if means else features.new_zeros(0, features.shape[1])
         rows = len(features) / max(sum(batch.counts.values()), 1)
         return features, self.spread * rows * spread(features, old)
-
-    def modules(self) -> int:
-        return self.inner.modules()
-
-    def routes(self, tasks: Tensor) -> Tensor:
-        return self.inner.routes(tasks)
-
-    def module_state(self, module: int) -> State | None:
-        return self.inner.module_state(module)
 
     def train_mode(self, training: bool) -> None:
         self._training = training

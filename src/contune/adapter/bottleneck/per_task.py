@@ -5,9 +5,10 @@ from typing import Annotated, ClassVar, final
 from torch import Tensor
 
 from contune.adapter.bottleneck.single import SHARES, Bottleneck, Bottlenecks, Form, check_bottleneck
-from contune.adapter.layers import resolve_layers
 from contune.adapter.task_sets import TaskSets
 from contune.backbone.backbone import Backbone
+from contune.backbone.targets import resolve_layers
+from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.options import Layers
@@ -26,7 +27,8 @@ class BottleneckPerTask(Adapter):
     """
 
     name: ClassVar[str] = "bottleneck-per-task"
-    modular: ClassVar[bool] = True
+    expands = True
+    lifetime = Lifetime.PER_MODULE
 
     def __init__(
         self,

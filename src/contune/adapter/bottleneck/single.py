@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from contune.adapter.bottleneck.sublayers import Sublayers, branch, changed_output, find_sublayers
-from contune.adapter.layers import resolve_layers
 from contune.backbone.backbone import Backbone
+from contune.backbone.targets import resolve_layers
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.options import Layers

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from contune.adapter.bottleneck.sublayers import changed_output, probe_inputs
-from contune.adapter.layers import resolve_layers
-from contune.adapter.weights.subset import is_norm
 from contune.backbone.backbone import Backbone
+from contune.backbone.layers import is_norm
 from contune.backbone.linear import is_linear
+from contune.backbone.targets import resolve_layers
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters, Tensors

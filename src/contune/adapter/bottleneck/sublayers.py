@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from contune.adapter.weights.subset import is_norm
 from contune.backbone.attention.interface import Call, watch
 from contune.backbone.backbone import Backbone
+from contune.backbone.layers import is_norm
 from contune.backbone.linear import is_linear
 from contune.backbone.reader.inputs import ModelInputs
 from contune.errors import CombinationError

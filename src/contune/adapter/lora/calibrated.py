@@ -1,24 +1,24 @@
 """LoRA with a learnt factor on each update, so that it adapts at its own speed (LAE, arXiv 2303.10070)."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, ClassVar, final
+from typing import TYPE_CHECKING, Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from contune.adapter.around.ema import exchanged
-from contune.adapter.layers import resolve_layers
-from contune.adapter.lora.peft_adapter import lora
-from contune.adapter.lora.targets import key_value_modules
+from contune.adapter.lora.peft_adapter import PeftAdapter, lora_config
+from contune.adapter.wrapper import Around, exchanged
 from contune.backbone.backbone import Backbone
+from contune.backbone.targets import key_value_modules, resolve_layers
 from contune.contract.context import Context
-from contune.contract.data import Batch
 from contune.contract.options import LowLayers, Rank
-from contune.contract.parts import Adapter, Parameters
+from contune.contract.parts import Parameters
 from contune.contract.state import State
 from contune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 UP = "lora_B.default"  # how peft names the second factor
 
@@ -33,7 +33,7 @@ def chosen_layers(layers: str | list[int], depth: int) -> list[int]:
 
 
 @final
-class CalibratedLora(Adapter):
+class CalibratedLora(Around):
     """W x + s B A x on keys and values, with a number s for every wrapped matrix that starts at 1 and is trained.
 
     A starts Kaiming-uniform and B at zero, so the adapter starts as the identity; the scale alpha / rank is 1, as in
@@ -53,21 +53,18 @@ class CalibratedLora(Adapter):
     ) -> None:
         if rank < 1:
             raise ConfigError(f"rank is {rank}; give at least 1")
+        super().__init__(PeftAdapter("lora", self._config, [], linear=True))
         self.rank, self.layers = rank, layers
-        self._inner: Adapter | None = None
         self._scales: dict[str, nn.Parameter] = {}
 
-    @property
-    def inner(self) -> Adapter:
-        """The LoRA without its factors, from `attach` on."""
-        assert self._inner is not None
-        return self._inner
-
-    def attach(self, backbone: Backbone, seed: int) -> None:
+    def _config(self, backbone: Backbone) -> "PeftConfig":
+        """The LoRA without its factors."""
         layers = chosen_layers(self.layers, backbone.depth)
         targets = sorted({name.rsplit(".", 1)[-1] for name in key_value_modules(backbone, layers)})
-        self._inner = lora(rank=self.rank, alpha=float(self.rank), targets=targets, layers=layers)
-        self._inner.attach(backbone, seed)
+        return lora_config(backbone, self.rank, float(self.rank), 0.0, targets, layers)
+
+    def attach(self, backbone: Backbone, seed: int) -> None:
+        self.inner.attach(backbone, seed)
         for name, module in backbone.model.named_modules():
             if name.endswith(UP):
                 scale = nn.Parameter(torch.ones((), device=backbone.device))
@@ -80,11 +77,8 @@ class CalibratedLora(Adapter):
     def lowest_layer(self, backbone: Backbone) -> int:
         return min(chosen_layers(self.layers, backbone.depth))
 
-    def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        return self.inner.encode(backbone, batch)
-
-    def disabled(self) -> AbstractContextManager[None]:
-        return self.inner.disabled()
+    def merge(self) -> bool:
+        return False  # a plain LoRA has no such factor
 
     def state(self) -> State:
         return State({name: value.detach() for name, value in self.trained().items()})

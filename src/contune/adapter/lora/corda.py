@@ -2,7 +2,6 @@
 kept, or much to what is to be learned (CorDA, arXiv 2406.05223)."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from copy import copy
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, final
@@ -13,18 +12,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from contune.adapter.lora.per_task import LoraPerTask
+from contune.adapter.wrapper import Around
 from contune.backbone.backbone import Backbone
 from contune.backbone.linear import matrix_of
 from contune.backbone.reader.language import LanguageReader
 from contune.backbone.reader.text import TextReader
+from contune.contract.capability import InputFactors, TaskFactors
 from contune.contract.context import Context
-from contune.contract.data import Batch, Dataset
+from contune.contract.data import Dataset
 from contune.contract.options import Layers, Rank, Targets
-from contune.contract.parts import Adapter, Parameters
+from contune.contract.passes import input_moments
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.numerics.subspaces import input_moments
 from contune.stream.config import TEXT_SUFFIXES, LanguageConfig
 from contune.stream.conversation import Conversation, language_examples
 from contune.stream.documents import document_exchanges, read_text
@@ -131,7 +131,7 @@ def wrapped_matrix(module: nn.Module) -> Tensor:
 
 
 @final
-class Corda(Adapter):
+class Corda(Around):
     """h = W x + sum over tasks of (B_t A_t - B0_t A0_t) x, where B0_t A0_t is a part of what W and earlier tasks had become.
 
     Every task trains a pair of its own that starts at a part of the effective weight W_t = W + what finished tasks
@@ -155,7 +155,7 @@ class Corda(Adapter):
     """
 
     name: ClassVar[str] = "corda"
-    per_task_parameters: ClassVar[bool] = True
+    hides: ClassVar[tuple[type, ...]] = (TaskFactors, InputFactors)  # its factors begin at a part of the weight
 
     def __init__(
         self,
@@ -176,6 +176,7 @@ class Corda(Adapter):
             )
         self.rank, self.mode, self.keep_file, self.samples, self.damp = rank, mode, keep_file, samples, damp
         self._lora = LoraPerTask(rank=rank, alpha=rank, targets=targets, layers=layers)
+        super().__init__(self._lora)
         self._moments: dict[str, Tensor] = {}
         self._leaders: dict[str, str] = {}
 
@@ -209,21 +210,9 @@ class Corda(Adapter):
         if context.model.adapter_trainable and self.mode == "keep":
             self._remember(context, context.task.data)
 
-    def trained(self) -> Parameters:
-        return self._lora.trained()
-
     def factors(self, *, finished: bool = False) -> Mapping[str, tuple[Tensor, Tensor]]:
         """A and B of the task by wrapped module, or all that is frozen: the finished pairs and the start of this one."""
         return self._lora.factors(finished=finished)
-
-    def lowest_layer(self, backbone: Backbone) -> int:
-        return self._lora.lowest_layer(backbone)
-
-    def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        return self._lora.encode(backbone, batch)
-
-    def disabled(self) -> AbstractContextManager[None]:
-        return self._lora.disabled()
 
     def export(self, folder: Path) -> bool:
         """What this task changed, as one LoRA of twice the rank: [A; -A0] and [B, B0] on the unchanged base."""
@@ -242,12 +231,6 @@ class Corda(Adapter):
         config.save_pretrained(str(folder))
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         return True
-
-    def export_answering(self, folder: Path) -> bool:
-        return self._lora.export_answering(folder)
-
-    def merge(self) -> bool:
-        return self._lora.merge()
 
     def state(self) -> State:
         moments = State(dict(self._moments), {"leaders": dict(self._leaders)})

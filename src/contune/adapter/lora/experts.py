@@ -1,6 +1,6 @@
 """Sets of LoRAs, one for each kind of task: a task goes on with the set that fits it, or begins a new one (LCIA)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from contune.adapter.layers import resolve_layers
-from contune.adapter.lora.peft_adapter import inject, lora_config, merged_in_place, set_dropout
+from contune.adapter.lora.peft_adapter import factors_of, inject, lora_config, merged_in_place, save_one, set_dropout
 from contune.backbone.backbone import Backbone
+from contune.backbone.linear import linear_layers
+from contune.backbone.targets import resolve_layers
+from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.options import Alpha, Dropout, Layers, Rank, Targets
@@ -33,7 +35,8 @@ class LoraExperts(Adapter):
     """
 
     name: ClassVar[str] = "lora-experts"
-    modular: ClassVar[bool] = True
+    expands = True
+    lifetime = Lifetime.BY_KIND
 
     def __init__(
         self,
@@ -107,8 +110,11 @@ class LoraExperts(Adapter):
 
     def _matrices(self, module: int) -> dict[str, nn.Parameter]:
         """The A and B of one set, named without the set."""
-        mark = f".{set_name(module)}."
-        return {n.replace(mark, "."): p for n, p in self.wrapped.named_parameters() if "lora_" in n and mark in n}
+        return factors_of(self.wrapped, set_name(module))
+
+    def linear(self) -> Mapping[str, nn.Module]:
+        """The layers of the task's own factors, by the trained names of their weights."""
+        return linear_layers(self.wrapped, self.trained())
 
     def lowest_layer(self, backbone: Backbone) -> int:
         return min(resolve_layers(self.layers, backbone.depth))
@@ -160,12 +166,7 @@ class LoraExperts(Adapter):
         self._activate(self._of_tasks[-1] if self._of_tasks else 0)
 
     def export(self, folder: Path) -> bool:
-        name = set_name(self._of_tasks[-1])
-        self.wrapped.save_pretrained(str(folder), selected_adapters=[name], save_embedding_layers=False)
-        for file in sorted((folder / name).iterdir()):
-            file.rename(folder / file.name)
-        (folder / name).rmdir()
-        return True
+        return save_one(self.wrapped, set_name(self._of_tasks[-1]), folder)
 
     def export_answering(self, folder: Path) -> bool:
         return self._sets == 1 and self.export(folder)

@@ -2,21 +2,23 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, ClassVar, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from contune.adapter.lora.per_task import LoraPerTask, key_value_targets
+from contune.adapter.lora.per_task import LoraPerTask
+from contune.adapter.wrapper import Around
 from contune.backbone.backbone import Backbone
+from contune.backbone.targets import key_value_targets
+from contune.contract.capability import InputFactors
 from contune.contract.context import Context
-from contune.contract.data import Batch
 from contune.contract.options import KeyValueTargets, Layers, Rank
-from contune.contract.parts import Adapter, Parameters
-from contune.contract.state import State
+from contune.contract.parts import Parameters
+from contune.contract.passes import input_moments
+from contune.contract.state import InputMemory, State
 from contune.errors import ConfigError
-from contune.numerics.subspaces import InputMemory, Subspace, closing_threshold, directions, input_moments
+from contune.numerics.subspaces import Subspace, closing_threshold, directions
 
 SIZE = 3**-0.5  # of every row of A: the variance that Kaiming's uniform start with a = sqrt(5) would give
 
@@ -40,7 +42,7 @@ def designed_rows(moment: Tensor, old: Subspace | None, rank: int) -> Tensor:
 
 
 @final
-class InfloraBasis(Adapter):
+class InfloraBasis(Around):
     """h = W x + sum over tasks of B_i A_i x, where only B_t is trained and A_t is designed before the task (InfLoRA).
 
     A_t spans the strongest input directions of the new task that are orthogonal to the inputs of finished tasks, and is
@@ -53,7 +55,7 @@ class InfloraBasis(Adapter):
     """
 
     name: ClassVar[str] = "inflora-basis"
-    per_task_parameters: ClassVar[bool] = True
+    hides: ClassVar[tuple[type, ...]] = (InputFactors,)  # A is not trained
 
     def __init__(
         self,
@@ -67,8 +69,10 @@ class InfloraBasis(Adapter):
         for name, value in (("threshold", threshold), ("growth", growth)):
             if not 0 <= value < 1:
                 raise ConfigError(f"{name} is {value}; give at least 0 and less than 1")
+        self.scale = 1.0  # alpha is the rank
         self.rank, self.threshold, self.growth = rank, threshold, growth
         self._lora = LoraPerTask(rank=rank, alpha=rank, targets=key_value_targets(targets), layers=layers)
+        super().__init__(self._lora)
         self._memory = InputMemory()
 
     def attach(self, backbone: Backbone, seed: int) -> None:
@@ -95,6 +99,11 @@ class InfloraBasis(Adapter):
     def trained(self) -> Parameters:
         return {name: value for name, value in self._lora.trained().items() if "lora_B" in name}
 
+    def linear(self) -> Mapping[str, nn.Module]:
+        """The layers of the task's own B, by the trained names of their weights."""
+        trained = self.trained()
+        return {name: layer for name, layer in self._lora.linear().items() if name in trained}
+
     def factors(self, *, finished: bool = False) -> Mapping[str, tuple[Tensor, Tensor]]:
         """A and B of the task by wrapped module, or those of all finished tasks (see `LoraPerTask.factors`)."""
         return self._lora.factors(finished=finished)
@@ -103,26 +112,11 @@ class InfloraBasis(Adapter):
         """The subspace of the inputs that finished tasks gave to a wrapped module."""
         return self._memory.space(module)
 
-    def lowest_layer(self, backbone: Backbone) -> int:
-        return self._lora.lowest_layer(backbone)
-
-    def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        return self._lora.encode(backbone, batch)
-
     @contextmanager
     def disabled(self) -> Iterator[None]:
         with self._lora.disabled():
             yield
         self._freeze()
-
-    def export(self, folder: Path) -> bool:
-        return self._lora.export(folder)
-
-    def export_answering(self, folder: Path) -> bool:
-        return self._lora.export_answering(folder)
-
-    def merge(self) -> bool:
-        return self._lora.merge()
 
     def state(self) -> State:
         return State.nested({"lora": self._lora.state(), "memory": self._memory.state()})

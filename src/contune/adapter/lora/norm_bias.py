@@ -1,5 +1,6 @@
 """Low-rank updates together with the base model's norms, biases and class token (SLCA++, arXiv 2408.08295)."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Annotated, ClassVar, final
 
@@ -7,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from contune.adapter.lora.peft_adapter import lora
-from contune.adapter.weights.subset import ParameterSubset, is_norm
+from contune.adapter.weights.subset import ParameterSubset
 from contune.backbone.backbone import Backbone
+from contune.backbone.layers import is_norm
 from contune.backbone.linear import matrix_of
+from contune.contract.capability import LinearWeights, require
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.options import Rank, Targets
@@ -60,7 +63,7 @@ class LoraNormBias(Adapter):
     ) -> None:
         self.rank, self.lr_scale = rank, lr_scale
         self._lora = lora(rank=rank, alpha=scale * rank, targets=targets)
-        self._light = ParameterSubset("norm-bias", is_light, "all", lr_scale)
+        self._light = ParameterSubset("norm-bias", is_light, "all", lr_scale, matrices="none")
 
     def attach(self, backbone: Backbone, seed: int) -> None:
         from peft.tuners.lora import LoraLayer
@@ -76,6 +79,10 @@ class LoraNormBias(Adapter):
     def trained(self) -> Parameters:
         both = {f"lora.{name}": value for name, value in self._lora.trained().items()}
         return both | {f"base.{name}": value for name, value in self._light.trained().items()}
+
+    def linear(self) -> Mapping[str, nn.Module]:
+        """The factors' layers, by the trained names of their weights."""
+        return {f"lora.{name}": module for name, module in require(self._lora, LinearWeights).linear().items()}
 
     def lowest_layer(self, backbone: Backbone) -> int:
         return 0

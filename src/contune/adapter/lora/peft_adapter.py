@@ -1,17 +1,18 @@
 """Adapters of the `peft` library inside the frozen model: LoRA, IA3 and the other injectable kinds, by one door."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from contune.adapter.layers import resolve_layers
-from contune.adapter.lora.targets import key_value_modules, target_modules
 from contune.backbone.backbone import Backbone
+from contune.backbone.linear import linear_layers
+from contune.backbone.targets import key_value_modules, resolve_layers, target_modules
+from contune.contract.capability import LinearWeights
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.options import Alpha, Dropout, Layers, Rank, Targets
@@ -28,14 +29,23 @@ MakeConfig = Callable[[Backbone], "PeftConfig"]
 
 @final
 class PeftAdapter(Adapter):
-    """One `peft` adapter for the whole stream. `make_config` says which, once the backbone is known."""
+    """One `peft` adapter for the whole stream. `make_config` says which, once the backbone is known.
 
-    def __init__(self, name: str, make_config: MakeConfig, layers: str | Sequence[int]) -> None:
+    `linear`: all that it trains are weights of linear layers, and these read what the layers they stand beside read.
+    """
+
+    def __init__(
+        self, name: str, make_config: MakeConfig, layers: str | Sequence[int], *, linear: bool = False
+    ) -> None:
         self.name = name  # type: ignore[misc]  # one class serves several names of the configuration
         self.layers = layers
+        self._linear = linear
         self._make_config = make_config
         self._wrapped: PeftModel | None = None
         self._trained: Parameters = {}
+
+    def offers(self, ability: type) -> object | None:
+        return None if ability is LinearWeights and not self._linear else super().offers(ability)
 
     def attach(self, backbone: Backbone, seed: int) -> None:
         self._wrapped = inject(backbone, self._make_config(backbone), "default", derived_seed(seed, "adapter"))
@@ -43,6 +53,11 @@ class PeftAdapter(Adapter):
 
     def trained(self) -> Parameters:
         return self._trained
+
+    def linear(self) -> Mapping[str, nn.Module]:
+        """The factors' layers, by the trained names of their weights."""
+        assert self._wrapped is not None
+        return linear_layers(self._wrapped, self.trained())
 
     def lowest_layer(self, backbone: Backbone) -> int:
         return min(resolve_layers(self.layers, backbone.depth))
@@ -101,6 +116,22 @@ def merged_in_place(model: "PeftModel | None") -> bool:
     return True
 
 
+def factors_of(model: "PeftModel", name: str) -> dict[str, nn.Parameter]:
+    """The A and B of one of several LoRAs in a model, named without the LoRA's own name."""
+    mark = f".{name}."
+    return {n.replace(mark, "."): p for n, p in model.named_parameters() if "lora_" in n and mark in n}
+
+
+def save_one(model: "PeftModel", name: str, folder: Path) -> bool:
+    """Write one of several adapters as a plain `peft` folder; `peft` itself would put it into a folder of its name."""
+    model.save_pretrained(str(folder), selected_adapters=[name], save_embedding_layers=False)
+    if name != "default":
+        for file in sorted((folder / name).iterdir()):
+            file.rename(folder / file.name)
+        (folder / name).rmdir()
+    return True
+
+
 def set_dropout(model: "PeftModel", training: bool) -> None:
     """Turn the dropout of LoRA branches on or off, and no other module's."""
     for name, module in model.named_modules():
@@ -123,7 +154,11 @@ def lora(
     Memory: rank (d_in + d_out) numbers per wrapped matrix.
     Compute: a backward pass down to the lowest wrapped layer.
     """
-    return PeftAdapter("lora", lambda backbone: lora_config(backbone, rank, alpha, dropout, targets, layers), layers)
+
+    def config(backbone: Backbone) -> "PeftConfig":
+        return lora_config(backbone, rank, alpha, dropout, targets, layers)
+
+    return PeftAdapter("lora", config, layers, linear=True)
 
 
 def lora_config(

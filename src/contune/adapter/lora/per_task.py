@@ -1,6 +1,6 @@
 """One LoRA per task: the new one is trained, finished ones stay frozen and are summed (O-LoRA, arXiv 2310.14152)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, final
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from contune.adapter.layers import resolve_layers
-from contune.adapter.lora.peft_adapter import inject, lora_config, merged_in_place, set_dropout
-from contune.adapter.lora.targets import FUSED, KEY, VALUE
+from contune.adapter.lora.peft_adapter import factors_of, inject, lora_config, merged_in_place, save_one, set_dropout
 from contune.backbone.backbone import Backbone
+from contune.backbone.linear import linear_layers
+from contune.backbone.targets import resolve_layers
+from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.options import Alpha, Dropout, Layers, Rank, Targets
@@ -21,17 +22,6 @@ from contune.contract.state import State
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
-
-
-def key_value_targets(targets: str | list[str]) -> str | list[str]:
-    """`key-value` as the last names of key and value projections; any other targets as they are.
-
-    A projection that makes queries, keys and values in one is wrapped whole.
-
-    >>> key_value_targets("all-linear"), "k_proj" in key_value_targets("key-value")
-    ('all-linear', True)
-    """
-    return [*KEY, *VALUE, *FUSED] if targets == "key-value" else targets
 
 
 @final
@@ -46,7 +36,7 @@ class LoraPerTask(Adapter):
     """
 
     name: ClassVar[str] = "lora-per-task"
-    per_task_parameters: ClassVar[bool] = True
+    lifetime = Lifetime.PER_TASK
 
     def __init__(
         self,
@@ -58,6 +48,7 @@ class LoraPerTask(Adapter):
         layers: Layers = "all",
     ) -> None:
         self.rank, self.alpha, self.dropout, self.targets, self.layers = rank, alpha, dropout, targets, layers
+        self.scale = alpha / rank if rank else 0.0
         self._wrapped: PeftModel | None = None
         self._seed = 0
         self._task = 0
@@ -81,6 +72,10 @@ class LoraPerTask(Adapter):
 
     def trained(self) -> Parameters:
         return {f"task{self._task}.{name}": p for name, p in self._matrices("default").items()}
+
+    def linear(self) -> Mapping[str, nn.Module]:
+        """The layers of the task's own factors, by the trained names of their weights."""
+        return linear_layers(self.wrapped, self.trained())
 
     def lowest_layer(self, backbone: Backbone) -> int:
         return min(resolve_layers(self.layers, backbone.depth))
@@ -134,25 +129,19 @@ class LoraPerTask(Adapter):
             parameter.data.copy_(state.tensors[f"default/{name}"])
 
     def export(self, folder: Path) -> bool:
-        self.wrapped.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
-        return True
+        return save_one(self.wrapped, "default", folder)
 
     def export_answering(self, folder: Path) -> bool:
         """All tasks' LoRAs as one, whose A are stacked and whose B stand side by side."""
         self._put_away(self._stacked())
-        self.wrapped.save_pretrained(str(folder), selected_adapters=["past"], save_embedding_layers=False)
-        for file in sorted((folder / "past").iterdir()):
-            file.rename(folder / file.name)
-        (folder / "past").rmdir()
-        return True
+        return save_one(self.wrapped, "past", folder)
 
     def merge(self) -> bool:
         return merged_in_place(self._wrapped)
 
     def _matrices(self, name: str) -> dict[str, nn.Parameter]:
         """The A and B of one LoRA, named without the LoRA's own name."""
-        mark = f".{name}."
-        return {n.replace(mark, "."): p for n, p in self.wrapped.named_parameters() if "lora_" in n and mark in n}
+        return factors_of(self.wrapped, name)
 
     def _stacked(self) -> dict[str, Tensor]:
         past, new = self._matrices("past"), self._matrices("default")

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from contune.adapter.bottleneck.sublayers import find_sublayers
-from contune.adapter.layers import resolve_layers
-from contune.adapter.lora.targets import target_modules
 from contune.adapter.prompt.components import orthonormal_rows
 from contune.adapter.task_sets import TaskSets
 from contune.backbone.backbone import Backbone
 from contune.backbone.linear import sizes_of
+from contune.backbone.targets import resolve_layers, target_modules
+from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.options import Layers, Rank
@@ -125,7 +125,7 @@ class RetrievedIncrements(Adapter):
 
     name: ClassVar[str] = "retrieved-increments"
     supports_packing: ClassVar[bool] = False
-    per_task_parameters: ClassVar[bool] = True
+    lifetime = Lifetime.PER_TASK
     needs_queries: ClassVar[bool] = True
 
     def __init__(

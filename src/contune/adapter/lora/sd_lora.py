@@ -1,8 +1,9 @@
 """One LoRA per task, taken apart into a direction, frozen with its task, and a magnitude that goes on learning (SD-LoRA)."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, final
 
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 
 from contune.adapter.bottleneck.sublayers import changed_output
 from contune.adapter.lora.per_task import LoraPerTask
+from contune.adapter.wrapper import Around
 from contune.backbone.backbone import Backbone
+from contune.contract.capability import TaskFactors
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.options import Layers, Rank, Targets
-from contune.contract.parts import Adapter, Parameters
+from contune.contract.parts import Parameters
 from contune.contract.state import State
 
 NONE = 1e-20  # sizes up to this are taken for zero: float32 could not hold what they are divided by
@@ -43,7 +46,7 @@ def inverse(sizes: Tensor) -> Tensor:
 
 
 @final
-class SdLora(Adapter):
+class SdLora(Around):
     """h = W x + sum over k < t of alpha_k B_k A_k x / (||B_k||_F ||A_k||_F) + alpha_t B_t A_t x (SD-LoRA, section 4).
 
     Trained are A_t, B_t and all magnitudes alpha_1 to alpha_t. There is one magnitude per task, shared by all layers
@@ -55,7 +58,7 @@ class SdLora(Adapter):
     """
 
     name: ClassVar[str] = "sd-lora"
-    per_task_parameters: ClassVar[bool] = True
+    hides: ClassVar[tuple[type, ...]] = (TaskFactors,)  # finished updates are scaled to size 1 and by magnitudes
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class SdLora(Adapter):
     ) -> None:
         self.rank, self.magnitude, self.magnitudes = rank, magnitude, magnitudes
         self._lora = LoraPerTask(rank=rank, alpha=rank, targets=targets, layers=layers)
+        super().__init__(self._lora)
         self._alpha = nn.Parameter(torch.full((1,), magnitude))
         self._inverse_sizes: dict[str, Tensor] = {}
         self._task = 0
@@ -104,15 +108,18 @@ class SdLora(Adapter):
             changes[name] += (b @ (self._scales(name)[:, None] * a)).detach()
         return changes
 
-    def lowest_layer(self, backbone: Backbone) -> int:
-        return self._lora.lowest_layer(backbone)
-
     def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
         with self._scaled():
             return self._lora.encode(backbone, batch)
 
-    def disabled(self) -> AbstractContextManager[None]:
-        return self._lora.disabled()
+    def export(self, folder: Path) -> bool:
+        return False  # a plain LoRA has no magnitudes
+
+    def export_answering(self, folder: Path) -> bool:
+        return False
+
+    def merge(self) -> bool:
+        return False
 
     def state(self) -> State:
         own = State({"alpha": self._alpha.detach()}, {"task": self._task})

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contune.adapter.lora.targets import target_modules
 from contune.backbone.backbone import Backbone
 from contune.backbone.linear import sizes_of
 from contune.backbone.reader.inputs import ModelInputs
+from contune.backbone.targets import target_modules
+from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.options import Alpha, Layers, Rank, Targets
@@ -112,7 +113,7 @@ class SharedAttention(Adapter):
 
     name: ClassVar[str] = "shared-attention"
     supports_packing: ClassVar[bool] = False
-    per_task_parameters: ClassVar[bool] = True  # all but the query network
+    lifetime = Lifetime.PER_TASK | Lifetime.LASTING  # the query network lasts
 
     def __init__(
         self,
@@ -152,6 +153,10 @@ class SharedAttention(Adapter):
     def _uniform(self, shape: tuple[int, ...], reach: float, *purpose: str | int) -> Tensor:
         generator = torch_generator(self._seed, "shared-attention", *purpose)
         return (torch.rand(shape, generator=generator) * 2 - 1) * reach
+
+    def summary(self, backbone: Backbone, inputs: ModelInputs) -> Tensor:
+        """What the attention reads (B, d) of inputs."""
+        return input_summary(backbone, inputs)
 
     @property
     def blocks(self) -> int:
@@ -202,7 +207,7 @@ class SharedAttention(Adapter):
         return shared_weights(queries, self.keys, self.temperature)
 
     def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        weights = self.weights(input_summary(backbone, batch.inputs))
+        weights = self.weights(self.summary(backbone, batch.inputs))
         with self.mixed(weights):
             return backbone.features(batch.inputs), None
 

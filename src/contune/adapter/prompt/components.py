@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contune.adapter.layers import resolve_layers
 from contune.backbone.backbone import Backbone
+from contune.backbone.targets import resolve_layers
+from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.options import LowLayers
@@ -62,7 +63,7 @@ class PromptComponents(Adapter):
 
     name: ClassVar[str] = "prompt-components"
     supports_packing: ClassVar[bool] = False
-    per_task_parameters: ClassVar[bool] = True
+    lifetime = Lifetime.PER_TASK
     needs_queries: ClassVar[bool] = True
 
     def __init__(
@@ -101,7 +102,8 @@ class PromptComponents(Adapter):
             self._new[name] = nn.Parameter(rows.to(old.device))
 
     def trained(self) -> Parameters:
-        return self._new
+        finished = len(next(iter(self._old.values()))) // self.components_per_task if self._new else 0
+        return {f"task{finished}.{name}": value for name, value in self._new.items()}
 
     def lowest_layer(self, backbone: Backbone) -> int:
         return min(self._layers(backbone))

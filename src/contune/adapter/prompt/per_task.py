@@ -7,6 +7,7 @@ from torch import Tensor
 from contune.adapter.prompt.prefix import normal
 from contune.adapter.task_sets import TaskSets
 from contune.backbone.backbone import Backbone
+from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters
@@ -30,7 +31,8 @@ class PromptPerTask(Adapter):
 
     name: ClassVar[str] = "prompt-per-task"
     supports_packing: ClassVar[bool] = False
-    modular: ClassVar[bool] = True
+    expands = True
+    lifetime = Lifetime.PER_MODULE
 
     def __init__(
         self,

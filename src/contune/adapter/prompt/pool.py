@@ -4,7 +4,6 @@ from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from contune.backbone.backbone import Backbone
 from contune.contract.context import Context
@@ -13,22 +12,8 @@ from contune.contract.parts import Adapter, Parameters, Trait
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.errors import CombinationError, ConfigError
-
-
-def nearest_keys(queries: Tensor, keys: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Indices (B, top) of the keys (M, d) with the highest cosine to each query (B, d), and those cosines (B, top).
-
-    >>> nearest_keys(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [2.0, 0.0]]), 1)[0].tolist()
-    [[1]]
-    """
-    similarity = functional.normalize(queries, dim=1) @ functional.normalize(keys, dim=1).T
-    values, indices = similarity.topk(top, dim=1)
-    return indices, values
-
-
-def row_mean(values: Tensor, batch: Batch) -> Tensor:
-    """Mean of per-row values over the step's rows on all processes."""
-    return values.sum() / (sum(batch.counts.values()) or len(batch))
+from contune.numerics.averages import row_mean
+from contune.numerics.keys import nearest_keys
 
 
 @final
@@ -84,7 +69,7 @@ class PromptPool(Adapter):
         chosen, similarity = nearest_keys(batch.queries, self._keys, self.top)
         encoded = backbone.encode(batch.inputs, prompts=self._prompts[chosen].flatten(1, 2))
         features = encoded.states[:, : encoded.prompts].mean(dim=1)
-        return features, -self.pull * row_mean(similarity.sum(dim=1), batch)
+        return features, -self.pull * row_mean(similarity.sum(dim=1), batch.counts, len(batch))
 
     def state(self) -> State:
         return State({name: value.detach() for name, value in self.trained().items()})

@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from contune.adapter.layers import resolve_layers
 from contune.backbone.backbone import Backbone
+from contune.backbone.targets import resolve_layers
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.options import Layers

@@ -6,9 +6,10 @@ from typing import Annotated, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from contune.adapter.layers import resolve_layers
 from contune.adapter.task_sets import TaskSets
 from contune.backbone.backbone import Backbone
+from contune.backbone.targets import resolve_layers
+from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.options import PrefixLayers
@@ -73,7 +74,7 @@ class PrefixPerTask(Adapter):
 
     name: ClassVar[str] = "prefix-per-task"
     supports_packing: ClassVar[bool] = False
-    modular: ClassVar[bool] = True
+    expands = True
 
     def __init__(
         self,
@@ -93,6 +94,7 @@ class PrefixPerTask(Adapter):
         self.general_length, self.expert_length = general_length, expert_length
         self.general_layers, self.expert_layers, self.start = general_layers, expert_layers, start
         self._seed = 0
+        self.lifetime = Lifetime.PER_MODULE | (Lifetime.LASTING if general_length else Lifetime.PER_MODULE)
         self._rests = False
         self._general: dict[str, nn.Parameter] = {}
         self._experts = TaskSets()

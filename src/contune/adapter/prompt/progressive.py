@@ -9,6 +9,7 @@ from torch.nn import functional
 from contune.adapter.prompt.prefix import normal
 from contune.adapter.task_sets import TaskSets
 from contune.backbone.backbone import Backbone
+from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.parts import Adapter, Parameters, Tensors
@@ -81,8 +82,8 @@ class ProgressivePrompts(Adapter):
 
     name: ClassVar[str] = "progressive-prompts"
     supports_packing: ClassVar[bool] = False
-    modular: ClassVar[bool] = True
-    per_task_parameters: ClassVar[bool] = True
+    expands = True
+    lifetime = Lifetime.PER_MODULE
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Training the self-attention's own query, key and value weights (arXiv 2203.17269, section 5)."""
 
-from contune.adapter.lora.targets import FUSED, KEY, QUERY, VALUE
 from contune.adapter.weights.subset import ParameterSubset
+from contune.backbone.targets import FUSED, KEY, QUERY, VALUE
 from contune.contract.options import Layers, LrScale
 from contune.contract.parts import Adapter
 

@@ -1,39 +1,36 @@
 """Training of the model's own weights where whole tensors can be put to rest for a while."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, final
 
-from torch import Tensor
+from torch import nn
 
 from contune.adapter.weights.subset import Choice, ParameterSubset
-from contune.backbone.backbone import Backbone
+from contune.adapter.wrapper import Around
+from contune.contract.capability import LinearWeights, require
 from contune.contract.context import Context
-from contune.contract.data import Batch
 from contune.contract.options import Layers, LrScale
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.state import State
 
 
 @final
-class FreezableParameters(Adapter):
+class FreezableParameters(Around):
     """As `ParameterSubset`; tensors that `freeze` have no gradient and no optimizer state, so that nothing moves them.
 
     What may train and what rests now are one model: all of it is remembered.
     """
 
     def __init__(self, name: str, choice: Choice, layers: str | Sequence[int], lr_scale: float) -> None:
+        super().__init__(ParameterSubset(name, choice, layers, lr_scale))
         self.name = name  # type: ignore[misc]  # one class serves several names of the configuration
-        self.lr_scale = lr_scale
         self.layers = layers
-        self._inner = ParameterSubset(name, choice, layers, lr_scale)
+        self.matrices_only = False
         self._frozen: set[str] = set()
-
-    def attach(self, backbone: Backbone, seed: int) -> None:
-        self._inner.attach(backbone, seed)
 
     def whole(self) -> Parameters:
         """What may be trained, whether it rests or not."""
-        return self._inner.trained()
+        return self.inner.trained()
 
     def freeze(self, names: Collection[str]) -> None:
         """From now on let these tensors rest, and no others."""
@@ -49,20 +46,16 @@ class FreezableParameters(Adapter):
     def trained(self) -> Parameters:
         return {name: value for name, value in self.whole().items() if name not in self._frozen}
 
-    def lowest_layer(self, backbone: Backbone) -> int:
-        return self._inner.lowest_layer(backbone)
-
-    def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        return self._inner.encode(backbone, batch)
-
-    def merge(self) -> bool:
-        return self._inner.merge()
+    def linear(self) -> Mapping[str, nn.Module]:
+        """The linear layers whose weights are trained now, by the names of these weights."""
+        trained = self.trained()
+        return {name: module for name, module in require(self.inner, LinearWeights).linear().items() if name in trained}
 
     def state(self) -> State:
-        return State(self._inner.state().tensors, {"frozen": self.frozen})
+        return State(self.inner.state().tensors, {"frozen": self.frozen})
 
     def load_state(self, state: State, context: Context) -> None:
-        self._inner.load_state(state, context)
+        self.inner.load_state(state, context)
         self.freeze(state.values["frozen"])
 
 

@@ -4,19 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, final
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
-from contune.adapter.layers import resolve_layers
 from contune.adapter.weights.freezable import FreezableParameters
-from contune.adapter.weights.subset import is_norm
+from contune.adapter.wrapper import Around
 from contune.backbone.backbone import Backbone
+from contune.backbone.layers import is_norm
 from contune.backbone.linear import is_linear
+from contune.backbone.targets import resolve_layers
+from contune.contract.capability import Freezable, Lifetime, require
 from contune.contract.context import Context
-from contune.contract.data import Batch
 from contune.contract.options import Layers, LrScale
-from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import numpy_generator
-from contune.contract.state import State
 from contune.numerics.masks import frozen_counts, require_share
 
 DRAWS = "half"  # no part's name: renaming the part must not draw other matrices
@@ -54,7 +53,7 @@ def drawn_to_freeze(groups: Groups, share: float, generator: np.random.Generator
 
 
 @final
-class Half(Adapter):
+class Half(Around):
     """Trains all weights but those that rest in this task: of each layer a random `share` of the matrices, whole.
 
     Two of four attention matrices rest per layer; of an odd number, such as three of a gated MLP, one more in half of
@@ -70,6 +69,7 @@ class Half(Adapter):
     """
 
     name: ClassVar[str] = "half-fine-tuning"
+    hides: ClassVar[tuple[type, ...]] = (Freezable,)  # it is the one that lets tensors rest
 
     def __init__(
         self,
@@ -79,13 +79,14 @@ class Half(Adapter):
         lr_scale: Annotated[LrScale, "SLCA (2303.05118), section 3.2"] = 0.01,
     ) -> None:
         require_share("share", share)
-        self.share, self.layers, self.lr_scale = share, layers, lr_scale
-        self._inner = FreezableParameters("full", lambda _name, _module: True, layers, lr_scale)
+        super().__init__(FreezableParameters("full", lambda _name, _module: True, layers, lr_scale))
+        self.share, self.layers = share, layers
+        self.lifetime = Lifetime.REDRAWN
         self._groups: Groups = {}
 
     def attach(self, backbone: Backbone, seed: int) -> None:
-        self._inner.attach(backbone, seed)
-        names = {id(parameter): name for name, parameter in self._inner.trained().items()}
+        self.inner.attach(backbone, seed)
+        names = {id(parameter): name for name, parameter in self.inner.trained().items()}
         roles: tuple[Role, ...] = ("attention", "feed-forward", "norm")
         chosen = [backbone.layers[index] for index in resolve_layers(self.layers, backbone.depth)]
         self._groups = {role: [matrices_of(layer, role, names) for layer in chosen] for role in roles}
@@ -93,30 +94,12 @@ class Half(Adapter):
     def begin_task(self, context: Context) -> None:
         if context.model.adapter_trainable:
             generator = numpy_generator(context.task.settings.seed, DRAWS, context.task.index)
-            self._inner.freeze(drawn_to_freeze(self._groups, self.share, generator))
+            require(self.inner, Freezable).freeze(drawn_to_freeze(self._groups, self.share, generator))
 
     @property
     def frozen(self) -> list[str]:
         """Names of the tensors that rest in this task."""
-        return self._inner.frozen
-
-    def trained(self) -> Parameters:
-        return self._inner.trained()
-
-    def lowest_layer(self, backbone: Backbone) -> int:
-        return self._inner.lowest_layer(backbone)
-
-    def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        return self._inner.encode(backbone, batch)
-
-    def merge(self) -> bool:
-        return self._inner.merge()
-
-    def state(self) -> State:
-        return self._inner.state()
-
-    def load_state(self, state: State, context: Context) -> None:
-        self._inner.load_state(state, context)
+        return require(self.inner, Freezable).frozen
 
 
 def matrices_of(layer: nn.Module, role: Role, names: Mapping[int, str]) -> list[tuple[str, ...]]:

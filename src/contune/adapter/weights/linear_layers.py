@@ -8,7 +8,7 @@ from contune.contract.options import Layers, LrScale
 from contune.contract.parts import Adapter
 
 
-def linear_weights(
+def linear_layers(
     *,
     layers: Layers = "all",
     lr_scale: Annotated[LrScale, "SLCA (2303.05118), section 3.2"] = 0.01,
@@ -21,5 +21,9 @@ def linear_weights(
     Compute: a backward pass down to the lowest chosen layer.
     """
     return ParameterSubset(
-        "linear-layers", lambda name, module: name.endswith("weight") and is_linear(module), layers, lr_scale
+        "linear-layers",
+        lambda name, module: name.endswith("weight") and is_linear(module),
+        layers,
+        lr_scale,
+        matrices="only",
     )

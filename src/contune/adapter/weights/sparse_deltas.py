@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from contune.adapter.weights.subset import full
+from contune.adapter.wrapper import Around
 from contune.backbone.backbone import Backbone
+from contune.contract.capability import Lifetime
 from contune.contract.context import Context
-from contune.contract.data import Batch
 from contune.contract.options import Layers, LrScale
-from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State, on_device
 from contune.errors import CombinationError, ConfigError
@@ -40,7 +40,7 @@ def merged_tensor(start: Tensor, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 @final
-class SparseDeltas(Adapter):
+class SparseDeltas(Around):
     """theta = theta_0 + sum over tasks of m_t * (theta_t - theta_0), where every task fine-tunes theta_0 anew to theta_t.
 
     m_t keeps each entry with probability `keep`; it is drawn again from the seed, never stored. Rescaling keeps a
@@ -63,17 +63,18 @@ class SparseDeltas(Adapter):
     ) -> None:
         if not 0 < keep <= 1:
             raise ConfigError(f"keep is {keep}; give a share above 0 and at most 1")
-        self.keep, self.rescale, self.lr_scale = keep, rescale, lr_scale
-        self._inner = full(layers=layers, lr_scale=lr_scale)
+        super().__init__(full(layers=layers, lr_scale=lr_scale))
+        self.keep, self.rescale = keep, rescale
+        self.lifetime = Lifetime.RESTARTED
         self._start: dict[str, Tensor] = {}
         self._deltas: dict[int, dict[str, Tensor]] = {}
         self._seed = 0
         self._task: int | None = None
 
     def attach(self, backbone: Backbone, seed: int) -> None:
-        self._inner.attach(backbone, seed)
+        self.inner.attach(backbone, seed)
         self._seed = seed
-        self._start = {name: value.detach().clone() for name, value in self._inner.trained().items()}
+        self._start = {name: value.detach().clone() for name, value in self.inner.trained().items()}
 
     def begin_task(self, context: Context) -> None:
         if context.model.head.closed_form:
@@ -109,15 +110,6 @@ class SparseDeltas(Adapter):
         values = self._deltas[task]
         return {name: merged_tensor(zero, [(self._mask(task, name), values[name])]) for name, zero in zeros.items()}
 
-    def trained(self) -> Parameters:
-        return self._inner.trained()
-
-    def lowest_layer(self, backbone: Backbone) -> int:
-        return self._inner.lowest_layer(backbone)
-
-    def encode(self, backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        return self._inner.encode(backbone, batch)
-
     def _mask(self, task: int, name: str) -> Tensor:
         generator = torch_generator(self._seed, "sparse deltas", task, name)
         return bernoulli_mask(self._start[name].shape, self.keep, generator).to(self._start[name].device)
@@ -139,6 +131,9 @@ class SparseDeltas(Adapter):
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self.trained().items():
             parameter.data.copy_(values[name])
+
+    def merge(self) -> bool:
+        return self._task is None and self.inner.merge()
 
     def state(self) -> State:
         tensors = {f"delta{task}/{n}": v for task, values in self._deltas.items() for n, v in values.items()}

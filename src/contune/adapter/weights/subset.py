@@ -1,13 +1,16 @@
 """Adapters that train some of the base model's own weights: all of them, the biases, or the layer norms."""
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Literal, final
 
 from torch import Tensor, nn
 
-from contune.adapter.layers import resolve_layers
 from contune.adapter.weights.depths import Stability, depths_below_head, start_anew
 from contune.backbone.backbone import Backbone
+from contune.backbone.layers import is_norm
+from contune.backbone.linear import linear_layers
+from contune.backbone.targets import resolve_layers
+from contune.contract.capability import BaseMatrices, LinearWeights
 from contune.contract.context import Context
 from contune.contract.data import Batch
 from contune.contract.options import Layers, LrScale
@@ -24,7 +27,8 @@ class ParameterSubset(Adapter):
 
     With `layers` only what lies in those layers is trained, and the layers below them can be cached. `stability` lowers
     rates, freezes or starts anew by depth. Layers that rest from the first task on are cached too; those that learned
-    before they rest are not, since what is cached is the model as it was loaded.
+    before they rest are not, since what is cached is the model as it was loaded. `matrices`: whether weights of linear
+    layers are among what it picks, or are all that it picks.
     """
 
     def __init__(
@@ -34,10 +38,14 @@ class ParameterSubset(Adapter):
         layers: str | Sequence[int],
         lr_scale: float,
         stability: Stability = Stability(),  # noqa: B008  frozen, and never changed
+        matrices: Literal["none", "some", "only"] = "some",
     ) -> None:
         self.name = name  # type: ignore[misc]  # one class serves three names of the configuration
         self.lr_scale = lr_scale
         self.layers = layers
+        self.matrices_only = matrices == "only"
+        self._has_matrices = matrices != "none"
+        self._model: nn.Module | None = None
         self._choice = choice
         self._stability = stability
         self._chosen: dict[str, nn.Parameter] = {}
@@ -45,8 +53,11 @@ class ParameterSubset(Adapter):
         self._resting: frozenset[str] = frozenset()
         self._seed = 0
 
+    def offers(self, ability: type) -> object | None:
+        return None if ability in (LinearWeights, BaseMatrices) and not self._has_matrices else super().offers(ability)
+
     def attach(self, backbone: Backbone, seed: int) -> None:
-        self._seed = seed
+        self._seed, self._model = seed, backbone.model
         how, depth = self._stability, backbone.depth
         if how.needs_depths:
             self._depths = depths_below_head(backbone)
@@ -97,6 +108,11 @@ class ParameterSubset(Adapter):
 
     def trained(self) -> Parameters:
         return {name: parameter for name, parameter in self._chosen.items() if name not in self._resting}
+
+    def linear(self) -> Mapping[str, nn.Module]:
+        """The linear layers whose weights are trained now, by the names of these weights."""
+        assert self._model is not None
+        return linear_layers(self._model, self.trained())
 
     def rate(self, name: str) -> float:
         return self.lr_scale * self._stability.decay ** self._depths.get(name, 0)
@@ -152,7 +168,7 @@ def bias(
     Memory: the biases, about a thousandth of the model.
     Compute: a backward pass down to the lowest chosen layer.
     """
-    return ParameterSubset("bias", lambda name, _module: name.endswith("bias"), layers, lr_scale)
+    return ParameterSubset("bias", lambda name, _module: name.endswith("bias"), layers, lr_scale, matrices="none")
 
 
 def layer_norm(
@@ -165,9 +181,4 @@ def layer_norm(
     Memory: gains and biases, a few thousandths of the model or less.
     Compute: a backward pass down to the lowest chosen layer.
     """
-    return ParameterSubset("layer-norm", lambda _name, module: is_norm(module), layers, lr_scale)
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a layer norm or an RMS norm, by whatever name its model gives it."""
-    return isinstance(module, nn.LayerNorm) or type(module).__name__.lower().endswith(("rmsnorm", "layernorm"))
+    return ParameterSubset("layer-norm", lambda _name, module: is_norm(module), layers, lr_scale, matrices="none")

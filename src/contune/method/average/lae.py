@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any
 
-from contune.adapter.around.ema import accumulated
+from contune.adapter.around.ema import EmaAdapter, ema_adapter
 from contune.head.linear import Linear
+from contune.method.catalog import build_part
 from contune.method.method import Method
 from contune.method.options import of
 from contune.rule.mask.freeze_first import FreezeFirst
@@ -11,8 +12,8 @@ from contune.rule.mask.freeze_first import FreezeFirst
 
 def lae(
     *,
-    adapter: Annotated[str | dict[str, Any], accumulated] = "calibrated-lora",
-    decay: Annotated[float, accumulated] = 0.9999,
+    adapter: Annotated[str | dict[str, Any], ema_adapter] = "calibrated-lora",
+    decay: Annotated[float, ema_adapter] = 0.9999,
     rest: Annotated[float, of(FreezeFirst, "share")] = 0.6,
 ) -> Method:
     """Train one adapter through all tasks, keep a running mean of it, and answer by the larger softmax of the two.
@@ -38,5 +39,5 @@ def lae(
     'ema-adapter'
     """
     train = {"optimizer": "adam", "lr": 0.03 * 24 / 256, "batch_size": 24, "epochs": 5, "clip": None}
-    parts = accumulated(adapter=adapter, decay=decay)
-    return Method(parts, Linear(loss_over="own-task"), (FreezeFirst(share=rest),), train=train)
+    kept = EmaAdapter(build_part("adapter", adapter), decay)
+    return Method(kept, Linear(loss_over="own-task"), (FreezeFirst(share=rest),), train=train)

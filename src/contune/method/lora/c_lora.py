@@ -2,7 +2,8 @@
 
 from typing import Annotated
 
-from contune.adapter.lora.per_task import LoraPerTask, key_value_targets
+from contune.adapter.lora.per_task import LoraPerTask
+from contune.backbone.targets import key_value_targets
 from contune.contract.options import Dropout, KeyValueTargets, Layers, Rank
 from contune.head.linear import Linear
 from contune.method.method import Method

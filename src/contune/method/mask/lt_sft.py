@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from contune.adapter.weights.freezable import FreezableParameters
-from contune.adapter.weights.subset import is_norm
+from contune.backbone.layers import is_norm
 from contune.contract.options import Layers, LrScale
 from contune.head.linear import Linear
 from contune.method.method import Method

@@ -6,13 +6,13 @@ from contune.adapter.weights.freezable import freezable
 from contune.contract.options import Layers
 from contune.head.linear import Linear
 from contune.method.method import Method
-from contune.rule.mask.subnetwork import subnetwork
+from contune.rule.mask.subnetwork import external_mask
 
 
 def rl_subnetwork(
     *,
-    tolerance: Annotated[float, subnetwork] = 1e-5,
-    tuned: Annotated[str | None, subnetwork] = None,
+    tolerance: Annotated[float, external_mask] = 1e-5,
+    tuned: Annotated[str | None, external_mask] = None,
     layers: Layers = "all",
     lr_scale: Annotated[float, freezable] = 0.01,
 ) -> Method:
@@ -40,6 +40,6 @@ def rl_subnetwork(
     return Method(
         freezable(layers=layers, lr_scale=lr_scale),
         Linear(),
-        (subnetwork(tolerance=tolerance, tuned=tuned),),
+        (external_mask(tolerance=tolerance, tuned=tuned),),
         train={"lr": 1e-2, "epochs": 5},
     )

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from contune.adapter.weights.linear_layers import linear_weights
+from contune.adapter.weights.linear_layers import linear_layers
 from contune.contract.options import Layers
 from contune.head.linear import Linear
 from contune.method.method import Method
@@ -16,7 +16,7 @@ def osf(
     examples: Annotated[int, SingularSubspace] = 256,
     from_start: Annotated[bool, SingularSubspace] = True,
     layers: Layers = "all",
-    lr_scale: Annotated[float, linear_weights] = 0.01,
+    lr_scale: Annotated[float, linear_layers] = 0.01,
 ) -> Method:
     """Split every weight by its singular values, keep the strongest part and train the rest, anew for each task.
 
@@ -46,5 +46,5 @@ def osf(
     'singular-subspace'
     """
     rule = SingularSubspace(minimum=minimum, target=target, examples=examples, from_start=from_start)
-    adapter = linear_weights(layers=layers, lr_scale=lr_scale)
+    adapter = linear_layers(layers=layers, lr_scale=lr_scale)
     return Method(adapter, Linear(loss_over="own-task"), (rule,), train={"lr": 1e-2, "epochs": 5})

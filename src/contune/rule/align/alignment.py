@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from contune.contract.capability import MergedLater, find
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Rule, Trait
+from contune.contract.parts import Phase, Rule, Trait
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.errors import CombinationError
@@ -79,7 +81,7 @@ class Alignment(Rule):
     """At the end of every task after the first, trains the head alone on Gaussian samples of all seen classes (SLCA).
 
     arXiv 2303.05118, section 3.3. The head as it was before is kept and put back when the next task begins, before
-    gradient steps: list this rule first, so that others see it too. The statistics of a class are measured at the end
+    gradient steps, so that other rules see it too. The statistics of a class are measured at the end
     of its task, in the model's deterministic view, and never refreshed. An epoch is fresh samples of every class. Where
     the loss is over the task's own classes, head rows of other classes rest during gradient steps, weight decay
     included, as the frozen old heads of the paper do.
@@ -92,6 +94,7 @@ class Alignment(Rule):
     """
 
     name: ClassVar[str] = "alignment"
+    phase: ClassVar[Phase] = Phase.ALIGNS
     needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.EXAMPLE_ROWS, Trait.COMPETING})
     idle: ClassVar[Mapping[str, object]] = {"epochs": 0}
 
@@ -115,15 +118,6 @@ class Alignment(Rule):
         self.form, self.rank = form, rank
         self._gaussians: Gaussians | None = None
         self._backup: dict[str, Tensor] = {}
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        if adapter.name == "sparse-deltas":
-            return (
-                "rule 'alignment' measures features at the end of a task, but adapter 'sparse-deltas' merges its weights "
-                "after that; set adapter: full, or take head merged"
-            )
-        return None
 
     def begin_task(self, context: Context) -> None:
         head = head_tensors(context)
@@ -150,7 +144,9 @@ class Alignment(Rule):
         if not self.epochs:
             return
         self._backup = {name: value.detach().clone() for name, value in head_tensors(context).items()}
-        self._gaussians = joined_gaussians(self._gaussians, measured_task(context, self.form, self.rank))
+        adapter = find(context.model.adapter, MergedLater)
+        with nullcontext() if adapter is None else adapter.merged():
+            self._gaussians = joined_gaussians(self._gaussians, measured_task(context, self.form, self.rank))
         if context.task.index > 0:
             self._align(context, self._gaussians)
 
@@ -188,8 +184,8 @@ class Alignment(Rule):
     def _loss(self, context: Context, features: Tensor, labels: Tensor, tasks: Tensor) -> Tensor:
         device = context.model.backbone.device
         features, labels = features.to(device), labels.to(device)
-        if context.model.adapter.modular:
-            routes = context.model.adapter.routes(tasks).to(device)
+        if (modules := context.model.modules) is not None:
+            routes = modules.routes(tasks).to(device)
             logits = context.model.head.routed_logits(features, routes, training=True)
         else:
             logits = context.model.head.training_logits(features)

@@ -5,11 +5,11 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from contune.adapter.prompt.pool import row_mean
+from contune.contract.capability import Need, ReservedRows, require
 from contune.contract.context import Context
 from contune.contract.data import Batch, Outputs
-from contune.contract.parts import Adapter, Head, Rule
-from contune.head.frozen_rows import FrozenRows
+from contune.contract.parts import Rule
+from contune.numerics.averages import row_mean
 
 
 def crowding(seen: Tensor, reserved_rows: Tensor) -> Tensor:
@@ -37,16 +37,11 @@ class Preallocation(Rule):
     """
 
     name: ClassVar[str] = "preallocation"
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        if isinstance(head, FrozenRows):
-            return None
-        return f"rule 'preallocation' trains spare rows, and head {head.name!r} has none; take head: frozen-rows"
+    needs_of_head: ClassVar[tuple[Need, ...]] = (ReservedRows,)
 
     def loss(self, context: Context, batch: Batch, outputs: Outputs) -> Tensor | None:
-        head = context.model.head
-        assert isinstance(head, FrozenRows)
+        head = require(context.model.head, ReservedRows)
         if not head.reserved_rows or context.model.tasks_named:
             return None
         seen = outputs.logits.masked_fill(~context.model.class_mask(batch.tasks), float("-inf"))
-        return row_mean(crowding(seen, head.reserved_logits(outputs.features)), batch)
+        return row_mean(crowding(seen, head.reserved_logits(outputs.features)), batch.counts, len(batch))

@@ -257,11 +257,11 @@ def square_root(spread: Tensor, jitter: float) -> Tensor:
 
 def task_blocks(context: Context) -> Iterator[tuple[Rows, Tensor]]:
     """Features of the task's own examples in blocks with their places, each through the module that learned it."""
-    dataset, adapter = context.task.data, context.model.adapter
-    if not adapter.modular:
+    dataset, modules = context.task.data, context.model.modules
+    if modules is None:
         yield from context.passes.feature_blocks(dataset)
         return
-    routes = adapter.routes(torch.from_numpy(dataset.tasks)).numpy()
+    routes = modules.routes(torch.from_numpy(dataset.tasks)).numpy()
     for module in np.unique(routes).tolist():
         for rows, features in context.passes.module_blocks(dataset, module):
             chosen = np.flatnonzero(routes[rows] == module)

@@ -3,18 +3,18 @@
 Anchored is everything trained by gradient that existed at the anchor: the adapter, and the head rows of old classes.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
+from contune.contract.capability import THROUGH_TASKS, Need
 from contune.contract.context import Context
 from contune.contract.data import Batch
-from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.parts import Rule
 from contune.contract.randomness import numpy_generator, torch_generator
 from contune.contract.state import State, on_device
-from contune.rule.refusals import refuse_without_lasting
 
 Tensors = Mapping[str, Tensor]
 
@@ -88,21 +88,38 @@ def fisher(context: Context, count: int, kind: str) -> Tensors:
     return mean_over_examples(context, count, log_likelihood, 2)
 
 
-def refuse_anchoring(rule: str, adapter: Adapter) -> str | None:
-    """An anchor needs tensors that live through several tasks."""
-    instead = ", or take rule orthogonality"
-    return refuse_without_lasting(rule, adapter, "anchors tensors that earlier tasks trained", instead)
+@final
+class Anchor:
+    """Where the last task left what is trained, and how much each of its entries matters; 1 where nothing is said."""
 
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+        self.importance: dict[str, Tensor] = {}
 
-def anchor_state(anchor: Tensors, importance: Tensors) -> State:
-    """Anchor and importance as one state."""
-    return State.nested({"anchor": State(anchor), "importance": State(importance)})
+    def pull(self, context: Context, strength: float, *, weighed: bool = True) -> Tensor | None:
+        """`strength` times the distance to the anchor; None where there is none yet."""
+        if not strength or not self.values:
+            return None
+        return strength * anchored_distance(context.model.trained(), self.values, self.importance if weighed else None)
 
+    def move(self, values: Tensors, importance: Tensors | None = None, *, decay: float = 1.0) -> None:
+        """Anchor at these values; what matters is added to what did, times `decay`."""
+        if importance is not None:
+            decayed = (
+                {name: decay * tensor for name, tensor in self.importance.items()} if decay != 1 else self.importance
+            )
+            self.importance = added(decayed, importance)
+        self.values = dict(values)
 
-def anchor_from_state(state: State, context: Context) -> Iterator[dict[str, Tensor]]:
-    """Anchor, then importance, where the model is."""
-    yield on_device(state.inner("anchor").tensors, context.model.backbone.device)
-    yield on_device(state.inner("importance").tensors, context.model.backbone.device)
+    def state(self) -> State:
+        """Values and importance as one state."""
+        return State.nested({"anchor": State(self.values), "importance": State(self.importance)})
+
+    def load_state(self, state: State, context: Context) -> None:
+        """Take back what `state` gave, where the model is."""
+        device = context.model.backbone.device
+        self.values = on_device(state.inner("anchor").tensors, device)
+        self.importance = on_device(state.inner("importance").tensors, device)
 
 
 @final
@@ -114,6 +131,7 @@ class L2(Rule):
     """
 
     name = "l2"
+    needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS,)
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
     def __init__(
@@ -123,28 +141,23 @@ class L2(Rule):
         from_start: Annotated[bool, "in the first task too, hold the adapter to the pretrained model"] = False,
     ) -> None:
         self.strength, self.from_start = strength, from_start
-        self._anchor: dict[str, Tensor] = {}
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        return refuse_anchoring(self.name, adapter)
+        self._anchor = Anchor()
 
     def begin_task(self, context: Context) -> None:
-        if self.from_start and not self._anchor:
-            self._anchor = {name: t for name, t in snapshot(context).items() if name.startswith("adapter.")}
+        if self.from_start and not self._anchor.values:
+            self._anchor.move({name: t for name, t in snapshot(context).items() if name.startswith("adapter.")})
 
     def penalty(self, context: Context) -> Tensor | None:
-        if not self.strength or not self._anchor:
-            return None
-        return self.strength * anchored_distance(context.model.trained(), self._anchor)
+        return self._anchor.pull(context, self.strength, weighed=False)
 
     def end_task(self, context: Context) -> None:
-        self._anchor = snapshot(context)
+        self._anchor.move(snapshot(context))
 
     def state(self) -> State:
-        return anchor_state(self._anchor, {})
+        return self._anchor.state()
 
     def load_state(self, state: State, context: Context) -> None:
-        self._anchor, _ = anchor_from_state(state, context)
+        self._anchor.load_state(state, context)
 
 
 @final
@@ -159,6 +172,7 @@ class EWC(Rule):
     """
 
     name = "ewc"
+    needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS,)
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
     def __init__(
@@ -170,27 +184,19 @@ class EWC(Rule):
         decay: Annotated[float, "share of old importance kept when a task ends; 1: all of it"] = 1.0,
     ) -> None:
         self.strength, self.examples, self.fisher, self.decay = strength, examples, fisher, decay
-        self._anchor: dict[str, Tensor] = {}
-        self._importance: dict[str, Tensor] = {}
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        return refuse_anchoring(self.name, adapter)
+        self._anchor = Anchor()
 
     def penalty(self, context: Context) -> Tensor | None:
-        if not self.strength or not self._anchor:
-            return None
-        return self.strength / 2 * anchored_distance(context.model.trained(), self._anchor, self._importance)
+        return self._anchor.pull(context, self.strength / 2)
 
     def end_task(self, context: Context) -> None:
-        decayed = {name: self.decay * tensor for name, tensor in self._importance.items()}
-        self._importance = added(decayed, fisher(context, self.examples, self.fisher))
-        self._anchor = snapshot(context)
+        self._anchor.move(snapshot(context), fisher(context, self.examples, self.fisher), decay=self.decay)
 
     def state(self) -> State:
-        return anchor_state(self._anchor, self._importance)
+        return self._anchor.state()
 
     def load_state(self, state: State, context: Context) -> None:
-        self._anchor, self._importance = anchor_from_state(state, context)
+        self._anchor.load_state(state, context)
 
 
 @final
@@ -204,6 +210,7 @@ class MAS(Rule):
     """
 
     name = "mas"
+    needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS,)
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
     def __init__(
@@ -213,24 +220,17 @@ class MAS(Rule):
         examples: Annotated[int, "examples of each task that importance is measured on, one backward pass each"] = 200,
     ) -> None:
         self.strength, self.examples = strength, examples
-        self._anchor: dict[str, Tensor] = {}
-        self._importance: dict[str, Tensor] = {}
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        return refuse_anchoring(self.name, adapter)
+        self._anchor = Anchor()
 
     def penalty(self, context: Context) -> Tensor | None:
-        if not self.strength or not self._anchor:
-            return None
-        return self.strength * anchored_distance(context.model.trained(), self._anchor, self._importance)
+        return self._anchor.pull(context, self.strength)
 
     def end_task(self, context: Context) -> None:
         omega = mean_over_examples(context, self.examples, lambda _batch, logits: logits.square().sum(), 1)
-        self._importance = added(self._importance, omega)
-        self._anchor = snapshot(context)
+        self._anchor.move(snapshot(context), omega)
 
     def state(self) -> State:
-        return anchor_state(self._anchor, self._importance)
+        return self._anchor.state()
 
     def load_state(self, state: State, context: Context) -> None:
-        self._anchor, self._importance = anchor_from_state(state, context)
+        self._anchor.load_state(state, context)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Outputs
-from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.parts import Rule
 from contune.contract.state import State
 
 
@@ -17,7 +17,8 @@ class Distillation(Rule):
     """Holds the old classes' scores on the new task's own examples near those of the model before it (arXiv 1606.09282).
 
     The teacher is the trained tensors as they were at the start of the task, put in place of the current ones for one
-    more forward pass: no second copy of the base.
+    more forward pass: no second copy of the base. Where every task begins a module of its own, the teacher answers through
+    that module as it begins.
 
     Memory: the trained tensors once more.
     Compute: one more forward pass a step.
@@ -35,15 +36,6 @@ class Distillation(Rule):
         self.weight, self.temperature = weight, temperature
         self._teacher: dict[str, Tensor] = {}
         self._known = 0
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        if adapter.modular and adapter.expands:
-            return (
-                f"rule 'distillation' keeps a trained model near its last state, but adapter {adapter.name!r} starts a new "
-                "module for every task and leaves the old as they are; take an adapter that lives on, such as lora"
-            )
-        return None
 
     def begin_task(self, context: Context) -> None:
         self._known = context.task.known

@@ -5,18 +5,11 @@ from typing import Annotated, ClassVar, Literal, final
 
 from torch import Tensor
 
+from contune.contract.capability import ANY_TRAINED, THROUGH_TASKS, Need
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.parts import Rule
 from contune.contract.state import State
-from contune.rule.anchor.anchor import (
-    added,
-    anchor_from_state,
-    anchor_state,
-    anchored_distance,
-    fisher,
-    refuse_anchoring,
-    snapshot,
-)
+from contune.rule.anchor.anchor import Anchor, fisher, snapshot
 
 
 def of_the_adapter(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -42,6 +35,7 @@ class ExtractorAnchor(Rule):
     """
 
     name: ClassVar[str] = "extractor-anchor"
+    needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS & ANY_TRAINED,)
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
     def __init__(
@@ -52,38 +46,24 @@ class ExtractorAnchor(Rule):
         examples: Annotated[int, "examples of a task that Fisher information is measured on"] = 200,
     ) -> None:
         self.strength, self.importance, self.examples = strength, importance, examples
-        self._anchor: dict[str, Tensor] = {}
-        self._fisher: dict[str, Tensor] = {}
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        if adapter.name == "none":
-            return (
-                "rule 'extractor-anchor' holds the feature extractor back, but adapter 'none' never moves it; leave the "
-                "rule out, or set adapter: attention"
-            )
-        return refuse_anchoring(self.name, adapter)
+        self._anchor = Anchor()
 
     def begin_task(self, context: Context) -> None:
-        if not self._anchor and self.importance == "none":
-            self._anchor = of_the_adapter(snapshot(context))
+        if not self._anchor.values and self.importance == "none":
+            self._anchor.move(of_the_adapter(snapshot(context)))
 
     def penalty(self, context: Context) -> Tensor | None:
-        if not self.strength or not self._anchor:
-            return None
-        importance = None if self.importance == "none" else self._fisher
-        return self.strength * anchored_distance(context.model.trained(), self._anchor, importance)
+        return self._anchor.pull(context, self.strength, weighed=self.importance == "fisher")
 
     def end_task(self, context: Context) -> None:
         if not context.model.adapter_trainable:
             return
-        if self.importance == "fisher":
-            new = of_the_adapter(fisher(context, self.examples, "empirical"))
-            self._fisher = added(self._fisher, new)
-        self._anchor = of_the_adapter(snapshot(context))
+        weighed = self.importance == "fisher"
+        found = of_the_adapter(fisher(context, self.examples, "empirical")) if weighed else None
+        self._anchor.move(of_the_adapter(snapshot(context)), found)
 
     def state(self) -> State:
-        return anchor_state(self._anchor, self._fisher)
+        return self._anchor.state()
 
     def load_state(self, state: State, context: Context) -> None:
-        self._anchor, self._fisher = anchor_from_state(state, context)
+        self._anchor.load_state(state, context)

@@ -6,9 +6,10 @@ from typing import Annotated, ClassVar, final
 import torch
 from torch import Tensor
 
+from contune.contract.capability import ANY_TRAINED, Need
 from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Outputs
-from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.parts import Rule
 from contune.contract.state import State
 
 
@@ -32,6 +33,7 @@ class FeatureDistillation(Rule):
     """
 
     name: ClassVar[str] = "feature-distillation"
+    needs: ClassVar[tuple[Need, ...]] = (ANY_TRAINED,)
     idle: ClassVar[Mapping[str, object]] = {"weight": 0.0}
 
     def __init__(
@@ -41,15 +43,6 @@ class FeatureDistillation(Rule):
     ) -> None:
         self.weight = weight
         self._teacher: dict[str, Tensor] = {}
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        if adapter.name != "none":
-            return None
-        return (
-            "rule 'feature-distillation' holds features back, but with adapter 'none' they never change; leave the rule "
-            "out, or set adapter: lora"
-        )
 
     def begin_task(self, context: Context) -> None:
         trained = context.model.trained() if context.task.index else {}

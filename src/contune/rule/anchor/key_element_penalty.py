@@ -6,12 +6,11 @@ from typing import Annotated, ClassVar, final
 import torch
 from torch import Tensor
 
-from contune.adapter.lora.per_task import LoraPerTask
+from contune.contract.capability import Need, TaskFactors, require
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.parts import Rule
 from contune.contract.state import State, on_device
 from contune.errors import ConfigError
-from contune.rule.refusals import refuse_without_lora_per_task
 
 SLACK = 1e-9  # a share such as 0.29 of 100 entries is 28.999... in floating point
 WIDEST = torch.iinfo(torch.int32).max
@@ -61,6 +60,7 @@ class KeyElementPenalty(Rule):
     """
 
     name: ClassVar[str] = "key-element-penalty"
+    needs: ClassVar[tuple[Need, ...]] = (TaskFactors,)
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
     def __init__(
@@ -76,21 +76,15 @@ class KeyElementPenalty(Rule):
         self.strength, self.share = strength, share
         self._places: dict[str, Tensor] = {}
 
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        return refuse_without_lora_per_task(self.name, adapter)
-
     def penalty(self, context: Context) -> Tensor | None:
         if not self.strength or not context.model.adapter_trainable:
             return None
-        adapter = context.model.adapter
-        assert isinstance(adapter, LoraPerTask)
+        adapter = require(context.model.adapter, TaskFactors)
         held = [(a, b, self._places[name]) for name, (a, b) in adapter.factors().items() if name in self._places]
         return self.strength * mean_size(held) if held else None
 
     def end_task(self, context: Context) -> None:
-        adapter = context.model.adapter
-        assert isinstance(adapter, LoraPerTask)
+        adapter = require(context.model.adapter, TaskFactors)
         for name, (a, b) in adapter.factors().items() if context.model.adapter_trainable else ():
             found = largest_entries(b.detach() @ a.detach(), self.share)
             if len(found):

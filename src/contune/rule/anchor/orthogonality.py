@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, final
 import torch
 from torch import Tensor
 
-from contune.adapter.lora.per_task import LoraPerTask
-from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.capability import InputFactors, Need, require
+from contune.contract.parts import Rule
 
 if TYPE_CHECKING:
     from contune.contract.context import Context
-from contune.rule.refusals import refuse_without_lora_per_task
 
 
 def overlap(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -34,6 +33,7 @@ class Orthogonality(Rule):
     """
 
     name: ClassVar[str] = "orthogonality"
+    needs: ClassVar[tuple[Need, ...]] = (InputFactors,)
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
     def __init__(
@@ -43,12 +43,6 @@ class Orthogonality(Rule):
     ) -> None:
         self.strength = strength
 
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        return refuse_without_lora_per_task(self.name, adapter)
-
     def penalty(self, context: "Context") -> Tensor | None:
-        adapter = context.model.adapter
-        assert isinstance(adapter, LoraPerTask)
-        pairs = adapter.pairs()
+        pairs = require(context.model.adapter, InputFactors).pairs()
         return self.strength * overlap(pairs) if pairs and self.strength else None

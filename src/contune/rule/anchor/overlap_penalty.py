@@ -6,10 +6,9 @@ from typing import Annotated, ClassVar, final
 import torch
 from torch import Tensor
 
-from contune.adapter.lora.per_task import LoraPerTask
+from contune.contract.capability import Need, TaskFactors, require
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Rule
-from contune.rule.refusals import refuse_without_lora_per_task
+from contune.contract.parts import Rule
 
 Factors = tuple[Tensor, Tensor]
 
@@ -39,6 +38,7 @@ class OverlapPenalty(Rule):
     """
 
     name: ClassVar[str] = "overlap-penalty"
+    needs: ClassVar[tuple[Need, ...]] = (TaskFactors,)
     idle: ClassVar[Mapping[str, object]] = {"strength": 0.0}
 
     def __init__(
@@ -48,15 +48,10 @@ class OverlapPenalty(Rule):
     ) -> None:
         self.strength = strength
 
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        return refuse_without_lora_per_task(self.name, adapter)
-
     def penalty(self, context: Context) -> Tensor | None:
-        adapter = context.model.adapter
-        assert isinstance(adapter, LoraPerTask)
+        adapter = require(context.model.adapter, TaskFactors)
         finished, new = adapter.factors(finished=True), adapter.factors()
         if not self.strength or not finished or not context.model.adapter_trainable:
             return None
-        scale = (adapter.alpha / adapter.rank) ** 4  # each of the two updates has it once, and both are squared
+        scale = adapter.scale**4  # each of the two updates has it once, and both are squared
         return self.strength * scale * interference([(finished[name], new[name]) for name in sorted(finished)])

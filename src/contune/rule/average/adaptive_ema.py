@@ -6,11 +6,11 @@ from typing import Annotated, ClassVar, final
 import torch
 from torch import Tensor
 
-from contune.adapter.lora.experts import LoraExperts
+from contune.contract.capability import THROUGH_TASKS, Lifetime, Need
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.parts import Phase, Rule
 from contune.contract.state import State, on_device
-from contune.rule.average.average import Which, averaged_values, grow_from, refuse_averaging, require_decay
+from contune.rule.average.average import Which, averaged_values, grow_from, require_decay
 
 
 def balance_weight(drift: Tensor, gradient: Tensor, change: Tensor, fallback: float) -> tuple[Tensor, Tensor]:
@@ -57,14 +57,15 @@ class AdaptiveEma(Rule):
 
     Only what an earlier task has trained is averaged, from where the task finds it. Tensors and rows that a task brings
     along answer as trained, as the released scripts leave the average out where a new set of LoRAs starts; so the first
-    task is plain training. The next task trains on from the mean. Factors are averaged, not their products. List it
-    before rules that measure the model at the end of a task.
+    task is plain training. The next task trains on from the mean. Factors are averaged, not their products.
 
     Memory: two copies of the tensors while a task is learned.
     Compute: three norms per tensor and step.
     """
 
     name: ClassVar[str] = "adaptive-ema"
+    phase: ClassVar[Phase] = Phase.REWRITES
+    needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS | Lifetime.BY_KIND,)
     idle: ClassVar[dict[str, object]] = {"share": 1.0}
 
     def __init__(
@@ -82,10 +83,6 @@ class AdaptiveEma(Rule):
         self._before: dict[str, Tensor] = {}
         self._known: dict[str, list[int]] = {}
         self._counts: list[list[int]] = []
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        return None if isinstance(adapter, LoraExperts) else refuse_averaging(self.name, adapter)
 
     @property
     def fallbacks(self) -> list[tuple[int, int]]:

@@ -9,12 +9,12 @@ from typing import Annotated, ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from contune.adapter.around.ema import moved_average
+from contune.contract.capability import THROUGH_TASKS, Need
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Rule, Tensors
+from contune.contract.parts import Phase, Rule, Tensors
 from contune.contract.state import State, on_device
 from contune.errors import ConfigError
-from contune.rule.refusals import refuse_without_lasting
+from contune.numerics.averages import moved_average
 
 Which = Annotated[Literal["adapter", "all"], "what is averaged: the adapter alone, or all with head and router"]
 
@@ -78,13 +78,6 @@ def summed(sums: Tensors, counts: Tensors, values: Tensors) -> tuple[dict[str, T
     return totals, numbers
 
 
-def refuse_averaging(rule: str, adapter: Adapter) -> str | None:
-    """An average over tasks needs tensors that live through several of them."""
-    return refuse_without_lasting(
-        rule, adapter, "averages tensors that live through several tasks", ", or take rule ema"
-    )
-
-
 def require_decay(name: str, decay: float) -> None:
     """Refuse what is no share."""
     if not 0 <= decay <= 1:
@@ -96,14 +89,15 @@ class Ema(Rule):
     """After every step shadow <- decay shadow + (1 - decay) trained; at the end of the task the shadow is kept.
 
     The shadow starts each task where the trained tensors do, so a long memory stays near the last task's end. It is
-    never trained, and training does not see it before the end of the task. List it before rules that measure the model
-    at the end of a task. An adapter that learns in the first task only is left as it was trained.
+    never trained, and training does not see it before the end of the task. An adapter that learns in the first task only
+    is left as it was trained.
 
     Memory: one copy of the tensors while a task is learned.
     Compute: one sum over what is averaged, a step.
     """
 
     name: ClassVar[str] = "ema"
+    phase: ClassVar[Phase] = Phase.REWRITES
     idle: ClassVar[Mapping[str, object]] = {"decay": 0.0}
 
     def __init__(
@@ -139,14 +133,16 @@ class SnapshotMean(Rule):
     """Keeps the mean of what the tensors were at the end of every task, and answers with it.
 
     From the `last` snapshot training goes on as if nothing were averaged (FineTune-merge of arXiv 2408.14471). Every
-    entry is averaged over the tasks that had it, in float64. List it first: with `last` it puts trained tensors back
-    before other rules see the task.
+    entry is averaged over the tasks that had it, in float64. With `last` trained tensors are back before
+    other rules see the task.
 
     Memory: sums, counts and the last snapshot of the tensors.
     Compute: one sum over what is averaged, a task.
     """
 
     name: ClassVar[str] = "snapshot-mean"
+    phase: ClassVar[Phase] = Phase.REWRITES
+    needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS,)
 
     def __init__(
         self,
@@ -161,10 +157,6 @@ class SnapshotMean(Rule):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
         self._last: dict[str, Tensor] = {}
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        return refuse_averaging(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         if self.start == "mean" or not self._last:
@@ -197,8 +189,7 @@ class CompatibleEma(Rule):
 
     After every step m <- decay m + (1 - decay) (theta + theta_last) / 2, from m = theta_last: it settles halfway, and
     never leaves the last task's half of the way. In the first task, and in what is new, m <- first_decay m + (1 -
-    first_decay) theta; for tasks of few steps give a smaller `first_decay`. At the end of the task m is kept. List it
-    before rules that measure the model at the end of a task.
+    first_decay) theta; for tasks of few steps give a smaller `first_decay`. At the end of the task m is kept.
 
     Memory: two copies of the tensors while a task is learned.
     Compute: one sum over what is averaged, a step.
@@ -207,6 +198,7 @@ class CompatibleEma(Rule):
     """
 
     name: ClassVar[str] = "compatible-ema"
+    phase: ClassVar[Phase] = Phase.REWRITES
 
     def __init__(
         self,
@@ -221,10 +213,6 @@ class CompatibleEma(Rule):
         self.which: Which = which
         self._shadow: dict[str, Tensor] = {}
         self._earlier: dict[str, Tensor] = {}
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        return refuse_averaging(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         self._shadow = averaged_values(context, self.which)

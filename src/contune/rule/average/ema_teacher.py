@@ -9,21 +9,19 @@ from typing import Annotated, Any, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from contune.adapter.around.ema import moved_average
 from contune.contract.context import Context
 from contune.contract.data import Batch, Dataset, Outputs, Selection
-from contune.contract.parts import Adapter, Head, Rule
-from contune.contract.randomness import numpy_generator
+from contune.contract.parts import Phase, Rule
 from contune.contract.state import State, on_device
 from contune.errors import ConfigError
+from contune.numerics.averages import moved_average
 from contune.rule.average.average import (
     averaged_values,
     grow_from,
     present,
-    refuse_averaging,
     require_decay,
 )
-from contune.rule.replay.buffer import Buffer, offered
+from contune.rule.replay.buffer import Rehearsal
 from contune.rule.replay.replay import check_sizes, draw
 
 REHEARSAL = "ema-teacher"
@@ -100,14 +98,15 @@ class EmaTeacher(Rule):
     which counts entries only where the fast state is below. At the end of a task the slow values take the trained
     tensors' place, and the fast ones return when the next begins. What is new in a task starts alike in both.
 
-    The slow values are never trained. Factors are averaged, not their products. List it first, so that other rules see
-    the fast values when a task begins. Examples enter the reservoir at the end of their task, so none rehearses itself.
+    The slow values are never trained. Factors are averaged, not their products. Other rules see the
+    fast values when a task begins. Examples enter the reservoir at the end of their task, so none rehearses itself.
 
     Memory: two copies of what is trained, and the examples.
     Compute: two more forward passes, one of them with gradients, on the rehearsed examples.
     """
 
     name: ClassVar[str] = "ema-teacher"
+    phase: ClassVar[Phase] = Phase.REWRITES
     idle: ClassVar[Mapping[str, object]] = {"decay": 0.0, "size": 0}
 
     def __init__(
@@ -128,13 +127,8 @@ class EmaTeacher(Rule):
         self._slow: dict[str, Tensor] = {}
         self._fast: dict[str, Tensor] = {}
         self._steps = 0
-        self._buffer: Buffer | None = None
-        self._ready: Dataset | None = None
+        self._kept = Rehearsal()
         self._drawn = 0
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        return refuse_averaging(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         values = averaged_values(context, "all")
@@ -143,24 +137,21 @@ class EmaTeacher(Rule):
             values[name][grow_from(fast)] = fast
         context.model.write(values)
         self._fast = {}
-        self._prepare(context)
-
-    def _prepare(self, context: Context) -> None:
-        self._ready = self._buffer.dataset(context.model.backbone) if self._buffer else None
+        self._kept.prepare(context)
 
     def select(self, context: Context, epoch: int, step: int) -> Mapping[str, Selection]:
-        if self._ready is None:
+        if self._kept.ready is None:
             return {}
         count = self.batch_size or context.task.settings.batch_size
-        chosen = draw(self._ready, count, context, (DRAWS, epoch, step), None)
+        chosen = draw(self._kept.ready, count, context, (DRAWS, epoch, step), None)
         self._drawn = len(chosen.rows)
         return {REHEARSAL: chosen}
 
     def loss(self, context: Context, batch: Batch, outputs: Outputs) -> Tensor | None:
         del outputs
-        if not self.weight or self._ready is None or batch.features is not None:
+        if not self.weight or self._kept.ready is None or batch.features is not None:
             return None
-        rows = rows_of(batch, self._ready)
+        rows = rows_of(batch, self._kept.ready)
         if rows is None:
             return None
         # Layers below the lowest trained one are the same in both; where their states are kept they are not run.
@@ -184,19 +175,14 @@ class EmaTeacher(Rule):
         self._fast = averaged_values(context, "all")
         context.model.write(present(self._slow, context))
         self._slow = {}
-        buffer = self._buffer or Buffer.empty(context.model.backbone.modality)
-        generator = numpy_generator(context.task.settings.seed, "buffer", context.task.index)
-        self._buffer = offered(buffer, context.task.data, self.size, "reservoir", generator, None)
+        self._kept.offer_reservoir(context, self.size)
 
     def state(self) -> State:
-        buffer = State() if self._buffer is None else self._buffer.state()
-        inner = {"slow": State(self._slow), "fast": State(self._fast), "buffer": buffer}
+        inner = {"slow": State(self._slow), "fast": State(self._fast), "buffer": self._kept.state()}
         return State.nested({**inner, "own": State({}, {"steps": self._steps})})
 
     def load_state(self, state: State, context: Context) -> None:
         self._slow = on_device(state.inner("slow").tensors, context.model.backbone.device)
         self._fast = on_device(state.inner("fast").tensors, context.model.backbone.device)
         self._steps = int(state.inner("own").values["steps"])
-        buffer = state.inner("buffer")
-        self._buffer = Buffer.from_state(buffer) if buffer.values else None
-        self._prepare(context)
+        self._kept.load_state(state.inner("buffer"), context)

@@ -10,16 +10,15 @@ from torch.utils.hooks import RemovableHandle
 
 from contune.backbone.linear import is_transposed
 from contune.backbone.reader.inputs import ModelInputs
+from contune.contract.capability import LinearWeights, Need
 from contune.contract.context import Context
 from contune.contract.data import Batch, Outputs, Selection
-from contune.contract.parts import Adapter, Head, Rule, Tensors
+from contune.contract.parts import Phase, Rule, Tensors
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State, on_device
 from contune.numerics.masks import held_updates, masked_gradients, most_active, require_share, rows_of, sampled
 from contune.numerics.subspaces import token_rows
-from contune.rule.project.gradient_projection import LINEAR_ADAPTERS, linear_modules
-
-CARRIERS = (*LINEAR_ADAPTERS, "lora-per-task")
+from contune.rule.linear import linear_modules
 
 
 @final
@@ -33,8 +32,8 @@ class ActivationMask(Rule):
     the paper writes.
 
     Units in a tie at the quantile all move: so does all of B while it is zero. Biases, norms and embeddings that the
-    adapter trains, and the head, are not masked, as in the released code. Replayed rows count like the task's own. List
-    it first: what other rules pass through the model in their losses is then not counted.
+    adapter trains, and the head, are not masked, as in the released code. Replayed rows count like the task's own;
+    what other rules pass through the model in their losses is not counted.
 
     Memory: one number per output unit.
     Compute: a sum over each layer's output.
@@ -44,6 +43,8 @@ class ActivationMask(Rule):
     """
 
     name: ClassVar[str] = "activation-mask"
+    phase: ClassVar[Phase] = Phase.WATCHES
+    needs: ClassVar[tuple[Need, ...]] = (LinearWeights,)
 
     def __init__(
         self,
@@ -59,15 +60,6 @@ class ActivationMask(Rule):
         self._masks: dict[str, Tensor] = {}
         self._hooks: list[RemovableHandle] = []
         self._step = 0
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        if adapter.name in CARRIERS:
-            return None
-        return (
-            f"rule {self.name!r} masks rows of linear layers by their output, and adapter {adapter.name!r} trains no such "
-            "weights; set adapter: lora, lora-per-task or full"
-        )
 
     def begin_task(self, context: Context) -> None:
         self._sums, self._masks = {}, {}

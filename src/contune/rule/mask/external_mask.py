@@ -1,18 +1,18 @@
 """Only those weights move that another training of the same model had changed (arXiv 2505.11711)."""
 
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor
 
-from contune.adapter.weights.freezable import FreezableParameters
 from contune.backbone.backbone import Backbone
+from contune.contract.capability import Freezable, Need, require
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Rule, Tensors
+from contune.contract.parts import Rule, Tensors
 from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.numerics.masks import all_unpacked, changed, held_updates, masked_gradients, packed
-from contune.rule.mask.lottery_ticket import maskable, refuse_without_base_weights
-from contune.rule.project.gradient_projection import PREFIX
+from contune.rule.linear import PREFIX
+from contune.rule.mask.lottery_ticket import maskable
 
 
 @final
@@ -25,16 +25,14 @@ class ExternalMask(Rule):
     rest. Memory: a bit per weight, and the second model while the first task begins.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = (Freezable,)
+
     def __init__(self, name: str, tuned: str, tolerance: float) -> None:
         if tolerance < 0:
             raise ConfigError(f"tolerance is {tolerance}; give no less than 0")
         self.name = name  # type: ignore[misc]  # one of two forms of a rule, under that rule's name
         self.tuned, self.tolerance = tuned, tolerance
         self._masks: dict[str, Tensor] = {}
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        return refuse_without_base_weights(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         if self._masks or not context.model.adapter_trainable:
@@ -48,8 +46,7 @@ class ExternalMask(Rule):
                 f"no weight of {self.tuned} differs from the model's by more than {self.tolerance}; "
                 "name a fine-tuned version, or lower tolerance"
             )
-        assert isinstance(context.model.adapter, FreezableParameters)
-        context.model.adapter.freeze({name.removeprefix(PREFIX) for name in empty})
+        require(context.model.adapter, Freezable).freeze({name.removeprefix(PREFIX) for name in empty})
 
     def gradients(self, context: Context, gradients: Tensors) -> Tensors:
         return masked_gradients(gradients, self._masks)

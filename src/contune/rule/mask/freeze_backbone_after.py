@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, final
 
 from contune.contract.context import Context
 from contune.contract.data import Selection
-from contune.contract.parts import Rule, Tensors
+from contune.contract.parts import Phase, Rule, Tensors
 from contune.errors import ConfigError
 
 
@@ -14,13 +14,14 @@ class FreezeBackboneAfter(Rule):
     """The adapter learns in the first epochs of the first task alone; the head learns in all of them (arXiv 2312.07887).
 
     Adapter tensors are left out of the gradients, so that no momentum, decay or optimizer memory moves them. With
-    adapt: first-task the features of later tasks are computed once and kept. List it after rules that change gradients.
+    adapt: first-task the features of later tasks are computed once and kept.
 
     Memory: nothing.
     Compute: nothing of its own; less, where features are kept once the adapter rests.
     """
 
     name: ClassVar[str] = "freeze-backbone-after"
+    phase: ClassVar[Phase] = Phase.VETOES
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, final
 
 from contune.contract.context import Context
 from contune.contract.data import Selection
-from contune.contract.parts import Rule, Tensors
+from contune.contract.parts import Phase, Rule, Tensors
 from contune.errors import ConfigError
 
 SLACK = 1e-9  # a share such as 0.29 of 100 epochs is 28.999... in floating point
@@ -26,13 +26,14 @@ class FreezeFirst(Rule):
 
     LAE (arXiv 2303.10070), whose released configurations rest 3 of 5, and 30 of 50 epochs. Where `epochs` is all of
     them, the adapter learns in the first task only. The tensors are left out of the gradients, so that no momentum,
-    decay or optimizer memory moves them. List it after rules that change gradients.
+    decay or optimizer memory moves them.
 
     Memory: nothing.
     Compute: nothing of its own.
     """
 
     name: ClassVar[str] = "freeze-first"
+    phase: ClassVar[Phase] = Phase.VETOES
     idle: ClassVar[Mapping[str, object]] = {"share": 0.0}
 
     def __init__(

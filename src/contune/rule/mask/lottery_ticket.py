@@ -4,14 +4,14 @@ So lottery tickets are drawn (LT-SFT, arXiv 2110.07560, section 3) and subnetwor
 """
 
 from collections.abc import Callable
-from typing import Annotated, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
 
-from contune.adapter.weights.freezable import FreezableParameters
+from contune.contract.capability import Freezable, Need, require
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Rule, Tensors
+from contune.contract.parts import Rule, Tensors
 from contune.contract.state import State, on_device
 from contune.errors import ConfigError
 from contune.numerics.masks import (
@@ -22,8 +22,8 @@ from contune.numerics.masks import (
     packed,
     sparsity,
 )
+from contune.rule.linear import PREFIX
 from contune.rule.mask.sparse_delta import SparseDelta, sparse_delta
-from contune.rule.project.gradient_projection import PREFIX
 
 Choose = Callable[[Tensors, Tensors, Tensors], dict[str, Tensor]]
 
@@ -48,6 +48,8 @@ class LotteryTicket(Rule):
     `tolerance`, in float32.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = (Freezable,)
+
     def __init__(
         self, name: str, choose: Choose, *, iterations: int = 1, l1: float = 0.0, keep: bool, tolerance: float = 1e-5
     ) -> None:
@@ -65,13 +67,8 @@ class LotteryTicket(Rule):
         self.deltas: dict[int, SparseDelta] = {}
         self.sparsities: list[float] = []
 
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        return refuse_without_base_weights(self.name, adapter)
-
     def begin_task(self, context: Context) -> None:
-        adapter = context.model.adapter
-        assert isinstance(adapter, FreezableParameters)
+        adapter = require(context.model.adapter, Freezable)
         adapter.freeze(())
         self._origin = maskable(context)
         self._count = sum(value.numel() for value in self._origin.values())
@@ -90,7 +87,7 @@ class LotteryTicket(Rule):
             context.model.write(start)
         self._leave_out(adapter)
 
-    def _leave_out(self, adapter: FreezableParameters) -> None:
+    def _leave_out(self, adapter: Freezable) -> None:
         """Tensors of which no entry was chosen are not trained at all."""
         empty = {name for name, mask in self._masks.items() if not bool(mask.any())}
         adapter.freeze({name.removeprefix(PREFIX) for name in empty})
@@ -146,16 +143,6 @@ class LotteryTicket(Rule):
 def maskable(context: Context) -> dict[str, Tensor]:
     """Copies of the adapter's trained tensors, which masks are chosen among."""
     return {name: value.detach().clone() for name, value in context.model.trained().items() if name.startswith(PREFIX)}
-
-
-def refuse_without_base_weights(rule: str, adapter: Adapter) -> str | None:
-    """Masks of single weights need the model's own, and tensors without a chosen weight must be able to rest."""
-    if isinstance(adapter, FreezableParameters):
-        return None
-    return (
-        f"rule {rule!r} chooses among the model's own weights and lets whole tensors rest, which adapter {adapter.name!r} "
-        "does not; set adapter: freezable"
-    )
 
 
 def most_changed(share: float, iterations: int) -> Choose:

@@ -5,14 +5,15 @@ from typing import Annotated, ClassVar, final
 
 from torch import Tensor
 
+from contune.contract.capability import BaseMatrices, Need
 from contune.contract.context import Context
 from contune.contract.data import Selection
-from contune.contract.parts import Adapter, Head, Rule, Tensors
+from contune.contract.parts import Rule, Tensors
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.numerics.masks import Choice, all_unpacked, held_updates, masked_gradients, packed, principal
-from contune.rule.project.gradient_projection import linear_modules
+from contune.rule.linear import linear_modules
 
 
 @final
@@ -36,6 +37,7 @@ class PrincipalMask(Rule):
     """
 
     name: ClassVar[str] = "principal-mask"
+    needs: ClassVar[tuple[Need, ...]] = (BaseMatrices,)
 
     def __init__(
         self,
@@ -54,21 +56,12 @@ class PrincipalMask(Rule):
         self._masks: dict[str, Tensor] = {}
         self._step = 0
 
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        if adapter.name == "full":
-            return None
-        return (
-            f"rule {self.name!r} chooses among the entries of the model's own matrices, and adapter {adapter.name!r} does "
-            "not train these; set adapter: full"
-        )
-
     def begin_task(self, context: Context) -> None:
         self._masks = self._found(context, 0)
 
     def _found(self, context: Context, step: int) -> dict[str, Tensor]:
         masks = {}
-        for name in linear_modules(context):
+        for name in linear_modules(context, BaseMatrices):
             generator = torch_generator(context.task.settings.seed, "principal mask", context.task.index, step, name)
             weight = context.model.trained()[name].detach()
             masks[name] = principal(weight, self.rank, self.filter_rank, self.choice, generator)

@@ -19,7 +19,7 @@ def all_changed(tolerance: float) -> Choose:
     return choose
 
 
-def subnetwork(
+def external_mask(
     *,
     tolerance: Annotated[float, "a change up to this size is none, compared in float32", "paper"] = 1e-5,
     tuned: Annotated[str | None, "the tuned model, hub id or folder; null: train on trial first"] = None,

@@ -8,19 +8,17 @@ import torch
 from torch import Tensor
 
 from contune.backbone.linear import is_transposed
+from contune.contract.capability import Lifetime, LinearWeights, Need
 from contune.contract.context import Context
 from contune.contract.data import Rows
-from contune.contract.parts import Adapter, Head, Rule, Tensors
+from contune.contract.parts import Rule, Tensors
+from contune.contract.passes import input_moments
 from contune.contract.randomness import numpy_generator
-from contune.contract.state import State, on_device
+from contune.contract.state import InputMemory, State, on_device
 from contune.errors import ConfigError
-from contune.numerics.subspaces import InputMemory, Subspace, closing_threshold, input_moments, project_out
-from contune.rule.project.gradient_projection import (
-    check_shares,
-    linear_modules,
-    refuse_without_linear_weights,
-    still,
-)
+from contune.numerics.subspaces import Subspace, closing_threshold, project_out
+from contune.rule.linear import linear_modules, still
+from contune.rule.project.gradient_projection import check_shares
 
 Regime = Literal["apart", "agrees", "differs"]
 DEPENDENT = 1e-12  # squared sine below which a direction of one float32 basis lies in the span of others
@@ -110,6 +108,10 @@ class Cuber(Rule):
     """
 
     name: ClassVar[str] = "cuber"
+    needs: ClassVar[tuple[Need, ...]] = (
+        LinearWeights,
+        Lifetime.LASTING,
+    )
 
     def __init__(
         self,
@@ -136,10 +138,6 @@ class Cuber(Rule):
         self._regimes: list[dict[str, Regime]] = []
         self._transposed: list[str] = []
         self._protected: dict[str, Subspace] = {}
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        return refuse_without_linear_weights(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         known = {name for gradients in self._gradients for name in gradients}

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from contune.contract.capability import THROUGH_TASKS, Lifetime, Need
 from contune.contract.context import Context
 from contune.contract.data import Dataset, Rows, Selection
-from contune.contract.parts import Adapter, Head, Rule, Tensors
+from contune.contract.parts import Rule, Tensors
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.rule.refusals import refuse_without_lasting
-from contune.rule.replay.buffer import Buffer, offered
+from contune.rule.replay.buffer import Buffer, Rehearsal, offered
 from contune.rule.replay.replay import check_sizes
 
 Vector = NDArray[np.float64]
@@ -127,13 +127,6 @@ def loss_gradient(context: Context, dataset: Dataset, rows: Rows) -> dict[str, T
     return sums
 
 
-def refuse_comparing(rule: str, adapter: Adapter) -> str | None:
-    """Gradients of the past bear on tensors that the past trained."""
-    return refuse_without_lasting(
-        rule, adapter, "compares the tensors' steps in this task with gradients of earlier ones"
-    )
-
-
 @final
 class AverageGradientMemory(Rule):
     """Takes out of a step what raises the loss of a draw from old examples (A-GEM, arXiv 1812.00420, equation 11).
@@ -147,6 +140,7 @@ class AverageGradientMemory(Rule):
     """
 
     name: ClassVar[str] = "average-gradient-memory"
+    needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS | Lifetime.PER_TASK,)
 
     def __init__(
         self,
@@ -156,26 +150,21 @@ class AverageGradientMemory(Rule):
     ) -> None:
         check_sizes(size, batch_size)
         self.size, self.batch_size = size, batch_size
-        self._buffer: Buffer | None = None
-        self._ready: Dataset | None = None
+        self._kept = Rehearsal()
         self._step = 0
         self._reference: Tensors = {}
 
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        return refuse_comparing(self.name, adapter)
-
     def begin_task(self, context: Context) -> None:
-        self._ready = self._buffer.dataset(context.model.backbone) if self._buffer else None
+        self._kept.prepare(context)
 
     def select(self, context: Context, epoch: int, step: int) -> Mapping[str, Selection]:
         self._step = step  # told anew at each step, so there is no state to save
         return {}
 
     def gradients(self, context: Context, gradients: Tensors) -> Tensors:
-        if self._ready is not None:
-            rows = drawn_rows(context, (self.name, self._step), len(self._ready), self.batch_size)
-            self._reference = loss_gradient(context, self._ready, rows)
+        if self._kept.ready is not None:
+            rows = drawn_rows(context, (self.name, self._step), len(self._kept.ready), self.batch_size)
+            self._reference = loss_gradient(context, self._kept.ready, rows)
         return gradients
 
     def updates(self, context: Context, updates: Tensors) -> Tensors:
@@ -183,17 +172,13 @@ class AverageGradientMemory(Rule):
         return not_uphill(updates, reference) if reference else updates
 
     def end_task(self, context: Context) -> None:
-        buffer = self._buffer or Buffer.empty(context.model.backbone.modality)
-        generator = numpy_generator(context.task.settings.seed, "buffer", context.task.index)
-        self._buffer = offered(buffer, context.task.data, self.size, "reservoir", generator, None)
+        self._kept.offer_reservoir(context, self.size)
 
     def state(self) -> State:
-        return State() if self._buffer is None else self._buffer.state()
+        return self._kept.state()
 
     def load_state(self, state: State, context: Context) -> None:
-        if state.values:
-            self._buffer = Buffer.from_state(state)
-            self.begin_task(context)
+        self._kept.load_state(state, context)
 
 
 @final
@@ -213,6 +198,7 @@ class GradientMemory(Rule):
     """
 
     name: ClassVar[str] = "gradient-memory"
+    needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS | Lifetime.PER_TASK,)
 
     def __init__(
         self,
@@ -230,10 +216,6 @@ class GradientMemory(Rule):
         self._step = 0
         self._length = 0.0
         self._memories: list[Tensors] = []
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        return refuse_comparing(self.name, adapter)
 
     def begin_task(self, context: Context) -> None:
         self._ready = [buffer.dataset(context.model.backbone) for buffer in self._buffers]

@@ -1,42 +1,16 @@
 """Gradient projection: weights move only where the inputs of finished tasks do not reach (GPM, arXiv 2103.09762)."""
 
-from collections.abc import Iterable
 from typing import Annotated, ClassVar, final
 
-import torch
-from torch import nn
-
-from contune.backbone.linear import is_linear, is_transposed
+from contune.backbone.linear import is_transposed
+from contune.contract.capability import Lifetime, LinearWeights, Need
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Rule, Tensors
-from contune.contract.state import State
+from contune.contract.parts import Rule, Tensors
+from contune.contract.passes import input_moments
+from contune.contract.state import InputMemory, State
 from contune.errors import ConfigError
-from contune.numerics.subspaces import InputMemory, closing_threshold, input_moments, project_out
-
-LINEAR_ADAPTERS = ("full", "lora", "lora-norm-bias")
-PREFIX = "adapter."
-
-
-def linear_modules(context: Context) -> dict[str, nn.Module]:
-    """The linear modules whose weights the adapter trains now, by the name that the context gives the weight."""
-    names = {id(value): name for name, value in context.model.trained().items() if name.startswith(PREFIX)}
-    found = {}
-    for module in context.model.backbone.model.modules():
-        if is_linear(module):
-            weight = module.weight
-            if id(weight) in names:
-                found[names[id(weight)]] = module
-    return found
-
-
-def refuse_without_linear_weights(rule: str, adapter: Adapter) -> str | None:
-    """Projection needs weights of linear layers that live through all tasks."""
-    if adapter.name in LINEAR_ADAPTERS:
-        return None
-    return (
-        f"rule {rule!r} projects the steps of linear layers that are trained in every task, and adapter {adapter.name!r} "
-        "trains none, or fresh ones for each; set adapter: full or lora"
-    )
+from contune.numerics.subspaces import closing_threshold, project_out
+from contune.rule.linear import linear_modules, still
 
 
 def check_shares(**shares: float) -> None:
@@ -44,13 +18,6 @@ def check_shares(**shares: float) -> None:
     for name, value in shares.items():
         if not 0 <= value < 1:
             raise ConfigError(f"{name} is {value}; give at least 0 and less than 1")
-
-
-def still(updates: Tensors, linear: Iterable[str]) -> Tensors:
-    """Moves with those of the adapter's tensors that are no linear weights set to zero."""
-    free = frozenset(linear)
-    rest = {n for n in updates if n.startswith(PREFIX) and n not in free}
-    return {n: torch.zeros_like(update) if n in rest else update for n, update in updates.items()}
 
 
 @final
@@ -69,6 +36,10 @@ class GradientProjection(Rule):
     """
 
     name: ClassVar[str] = "gradient-projection"
+    needs: ClassVar[tuple[Need, ...]] = (
+        LinearWeights,
+        Lifetime.LASTING,
+    )
 
     def __init__(
         self,
@@ -81,10 +52,6 @@ class GradientProjection(Rule):
         self._memory = InputMemory()
         self._transposed: list[str] = []
         self._tasks = 0
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        return refuse_without_linear_weights(self.name, adapter)
 
     def updates(self, context: Context, updates: Tensors) -> Tensors:
         if not self._tasks:

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from contune.contract.capability import THROUGH_TASKS, Lifetime, Need
 from contune.contract.context import Context
 from contune.contract.data import Rows
 from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State, on_device
 from contune.errors import ConfigError
-from contune.rule.project.gradient_memory import refuse_comparing
 
 DRAWS = "output-directions"  # no part's name: renaming the part must not draw other examples
 DEPENDENT = 1e-3  # norm of what is left of a unit vector below which it is rounding, not a direction of its own
@@ -108,6 +108,7 @@ class OrthogonalGradients(Rule):
     """
 
     name: ClassVar[str] = "orthogonal-gradients"
+    needs: ClassVar[tuple[Need, ...]] = (THROUGH_TASKS & ~Lifetime.REDRAWN,)
 
     def __init__(
         self,
@@ -121,21 +122,20 @@ class OrthogonalGradients(Rule):
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
         del head
-        if adapter.name == "half-fine-tuning":
-            return (
-                f"rule {self.name!r} keeps how old answers depend on what is trained, but adapter 'half-fine-tuning' trains "
-                "another half of the model in every task; set adapter: full"
-            )
-        return refuse_comparing(self.name, adapter)
+        if adapter.lifetime in THROUGH_TASKS:
+            return None
+        return (
+            f"rule {self.name!r} keeps how old answers depend on all that is trained, but adapter {adapter.name!r} trains "
+            "new tensors in every task too; set adapter: lora"
+        )
 
     def updates(self, context: Context, updates: Tensors) -> Tensors:
         basis = {name: rows for name, rows in self._basis.items() if name in updates}
         return orthogonal(basis, updates) if basis else updates
 
     def end_task(self, context: Context) -> None:
-        order = numpy_generator(context.task.settings.seed, DRAWS, context.task.index).permutation(
-            len(context.task.data)
-        )
+        generator = numpy_generator(context.task.settings.seed, DRAWS, context.task.index)
+        order = generator.permutation(len(context.task.data))
         if not context.model.trained():
             return
         for number in range(min(self.size, len(order))):

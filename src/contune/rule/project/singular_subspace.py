@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from contune.backbone.reader.inputs import ModelInputs
+from contune.contract.capability import BaseMatrices, Need, require
 from contune.contract.context import Context
 from contune.contract.parts import Adapter, Head, Rule, Tensors
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.numerics.subspaces import Subspace, complement, project_out, token_rows
-from contune.rule.project.gradient_projection import linear_modules, still
+from contune.rule.linear import linear_modules, still
 
-MATRIX_ADAPTERS = ("full", "linear-layers")
 SLACK = 1e-9  # a ratio such as 0.29 of 100 singular values is 28.999... in floating point
 
 
@@ -146,6 +146,7 @@ class SingularSubspace(Rule):
     """
 
     name: ClassVar[str] = "singular-subspace"
+    needs: ClassVar[tuple[Need, ...]] = (BaseMatrices,)
 
     def __init__(
         self,
@@ -165,20 +166,15 @@ class SingularSubspace(Rule):
 
     def refuses(self, adapter: Adapter, head: Head) -> str | None:
         del head
-        if adapter.name == "full" and self.from_start:
-            return (
-                f"rule {self.name!r} protects weights from the first task on, so that what adapter 'full' trains beside "
-                "linear weights would never move; set adapter: linear-layers, or from_start: false"
-            )
-        if adapter.name in MATRIX_ADAPTERS:
+        if not self.from_start or require(adapter, BaseMatrices).matrices_only:
             return None
         return (
-            f"rule {self.name!r} splits the model's own weights by their singular values, and adapter {adapter.name!r} "
-            "trains none of them; set adapter: linear-layers"
+            f"rule {self.name!r} protects weights from the first task on, so that what adapter {adapter.name!r} trains "
+            "beside linear weights would never move; set from_start: false, or adapter: linear-layers"
         )
 
     def begin_task(self, context: Context) -> None:
-        modules = linear_modules(context)
+        modules = linear_modules(context, BaseMatrices)
         if self.from_start and not self._similarities:
             self._similarities = similarities(context, modules, self.examples)
         ratios = retained_ratios(self._similarities, self.minimum, self.target)
@@ -196,7 +192,7 @@ class SingularSubspace(Rule):
 
     def end_task(self, context: Context) -> None:
         self._sides = {}
-        modules = linear_modules(context)
+        modules = linear_modules(context, BaseMatrices)
         if modules:
             self._similarities = similarities(context, modules, self.examples)
 

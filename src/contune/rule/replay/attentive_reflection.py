@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contune.adapter.lora.shared_attention import SharedAttention, input_summary
+from contune.contract.capability import AttentionMixing, Need, require
 from contune.contract.context import Context
-from contune.contract.parts import Adapter, Head, Rule, Trait
+from contune.contract.parts import Rule, Trait
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State, on_device
 from contune.errors import CombinationError, ConfigError
@@ -62,6 +62,7 @@ class AttentiveReflection(Rule):
     """
 
     name: ClassVar[str] = "attentive-reflection"
+    needs: ClassVar[tuple[Need, ...]] = (AttentionMixing,)
 
     def __init__(
         self,
@@ -81,15 +82,6 @@ class AttentiveReflection(Rule):
         self._attention: list[Tensor] = []
         self._summaries: list[Tensor] = []
 
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        del head
-        if isinstance(adapter, SharedAttention):
-            return None
-        return (
-            f"rule {self.name!r} holds the attention among the blocks of old tasks, and adapter {adapter.name!r} has none; "
-            "set adapter: shared-attention"
-        )
-
     def begin_task(self, context: Context) -> None:
         if self.source == "generated" and Trait.WRITTEN not in context.model.objective.traits:
             raise CombinationError(
@@ -98,8 +90,7 @@ class AttentiveReflection(Rule):
             )
 
     def penalty(self, context: Context) -> Tensor | None:
-        adapter = context.model.adapter
-        assert isinstance(adapter, SharedAttention)
+        adapter = require(context.model.adapter, AttentionMixing)
         if not self.weight or not context.model.adapter_trainable:
             return None
         terms = [
@@ -110,8 +101,7 @@ class AttentiveReflection(Rule):
         return self.weight * torch.stack(terms).sum() if terms else None
 
     def end_task(self, context: Context) -> None:
-        adapter = context.model.adapter
-        assert isinstance(adapter, SharedAttention)
+        adapter = require(context.model.adapter, AttentionMixing)
         if not context.model.adapter_trainable or not self.weight:
             return
         summaries = summed_up(context)
@@ -165,7 +155,8 @@ def summed_up(context: Context) -> Tensor:
     prepared, size = context.task.data.prepared, context.passes.batch_size
     pieces = [np.arange(at, min(at + size, len(prepared))) for at in range(0, len(prepared), size)]
     backbone = context.model.backbone
-    return torch.cat([input_summary(backbone, backbone.prompts_only([(prepared, rows)])) for rows in pieces])
+    adapter = require(context.model.adapter, AttentionMixing)
+    return torch.cat([adapter.summary(backbone, backbone.prompts_only([(prepared, rows)])) for rows in pieces])
 
 
 def summaries_of(context: Context, conversations: list[Conversation], task: int) -> Tensor:

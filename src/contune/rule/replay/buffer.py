@@ -1,6 +1,6 @@
 """The declared buffer: examples kept from finished tasks, with their columns, tasks and perhaps their logits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from contune.backbone.backbone import Backbone
+from contune.contract.context import Context
 from contune.contract.data import Dataset, Rows
+from contune.contract.randomness import numpy_generator
 from contune.contract.state import State, examples_from_state, examples_state
 from contune.stream.task import Examples, joined_examples
 
@@ -57,6 +59,41 @@ class Buffer:
         labels, tasks = state.tensors["columns"].numpy(), state.tensors["tasks"].numpy()
         examples = examples_from_state(state.inner("examples"))
         return Buffer(examples, labels, tasks, int(state.values["offered"]), state.tensors.get("logits"))
+
+
+@final
+class Rehearsal:
+    """A buffer from task to task: offered each task when it ends, and ready for batches from the next task on.
+
+    `purpose` names the draw that decides who is kept.
+    """
+
+    def __init__(self, purpose: str = "buffer") -> None:
+        self._purpose = purpose
+        self.buffer: Buffer | None = None
+        self.ready: Dataset | None = None
+
+    def prepare(self, context: Context) -> None:
+        """Make ready what is kept; in the first task nothing is."""
+        self.ready = self.buffer.dataset(context.model.backbone) if self.buffer else None
+
+    def offer(self, context: Context, keep: Callable[[Buffer, np.random.Generator], Buffer], *place: int) -> None:
+        """Let `keep` choose among what is kept and the task's own examples, by the seed, the task and the place alone."""
+        generator = numpy_generator(context.task.settings.seed, self._purpose, context.task.index, *place)
+        self.buffer = keep(self.buffer or Buffer.empty(context.model.backbone.modality), generator)
+
+    def offer_reservoir(self, context: Context, size: int, logits: Tensor | None = None) -> None:
+        """Keep `size` of all examples that were ever offered, each with the same probability."""
+        self.offer(context, lambda kept, draw: offered(kept, context.task.data, size, "reservoir", draw, logits))
+
+    def state(self) -> State:
+        """The buffer, or nothing."""
+        return State() if self.buffer is None else self.buffer.state()
+
+    def load_state(self, state: State, context: Context) -> None:
+        """Take back what `state` gave, and make it ready."""
+        self.buffer = Buffer.from_state(state) if state.values else None
+        self.prepare(context)
 
 
 def reservoir(kept: int, offered: int, new: int, size: int, generator: np.random.Generator) -> list[int]:

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from contune.contract.context import Context
-from contune.contract.data import Batch, Dataset, Outputs, Selection
+from contune.contract.data import Batch, Outputs, Selection
 from contune.contract.parts import Rule, Trait
-from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
-from contune.rule.replay.buffer import Buffer, offered
+from contune.rule.replay.buffer import Rehearsal
 from contune.rule.replay.replay import check_sizes, draw
 
 
@@ -51,41 +50,38 @@ class DarkExperience(Rule):
     ) -> None:
         check_sizes(size, batch_size)
         self.size, self.batch_size, self.alpha, self.beta = size, batch_size, alpha, beta
-        self._buffer: Buffer | None = None
-        self._ready: Dataset | None = None
+        self._kept = Rehearsal()
 
     def begin_task(self, context: Context) -> None:
-        self._ready = self._buffer.dataset(context.model.backbone) if self._buffer else None
+        self._kept.prepare(context)
 
     def select(self, context: Context, epoch: int, step: int) -> Mapping[str, Selection]:
         chosen: dict[str, Selection] = {}
-        if self._ready is None:
+        if self._kept.ready is None:
             return chosen
         if self.alpha:
-            chosen["der-logits"] = draw(self._ready, self.batch_size, context, ("der-logits", epoch, step), 0.0)
+            chosen["der-logits"] = draw(self._kept.ready, self.batch_size, context, ("der-logits", epoch, step), 0.0)
         if self.beta:
-            chosen["der-labels"] = draw(self._ready, self.batch_size, context, ("der-labels", epoch, step), self.beta)
+            chosen["der-labels"] = draw(
+                self._kept.ready, self.batch_size, context, ("der-labels", epoch, step), self.beta
+            )
         return chosen
 
     def loss(self, context: Context, batch: Batch, outputs: Outputs) -> Tensor | None:
         place = batch.segments.get("der-logits")
-        if place is None or self._buffer is None or self._buffer.logits is None or place.start == place.stop:
+        if place is None or self._kept.buffer is None or self._kept.buffer.logits is None or place.start == place.stop:
             return None
-        rows = next(rows for dataset, rows in batch.parts if dataset is self._ready)
-        stored = self._buffer.logits[torch.from_numpy(rows)].to(outputs.logits.device)
+        rows = next(rows for dataset, rows in batch.parts if dataset is self._kept.ready)
+        stored = self._kept.buffer.logits[torch.from_numpy(rows)].to(outputs.logits.device)
         distance = logit_distance(outputs.logits[place, : stored.shape[1]], stored)
         return self.alpha * batch.mean(distance, "der-logits")
 
     def end_task(self, context: Context) -> None:
-        buffer = self._buffer or Buffer.empty(context.model.backbone.modality)
-        generator = numpy_generator(context.task.settings.seed, "buffer", context.task.index)
         logits = context.passes.logits(context.task.data)
-        self._buffer = offered(buffer, context.task.data, self.size, "reservoir", generator, logits)
+        self._kept.offer_reservoir(context, self.size, logits)
 
     def state(self) -> State:
-        return State() if self._buffer is None else self._buffer.state()
+        return self._kept.state()
 
     def load_state(self, state: State, context: Context) -> None:
-        if state.values:
-            self._buffer = Buffer.from_state(state)
-            self.begin_task(context)
+        self._kept.load_state(state, context)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contune.adapter.weights.subset import is_norm
+from contune.backbone.layers import is_norm
 from contune.contract.context import Context
 from contune.contract.data import Dataset, Rows, Selection
 from contune.contract.parts import Rule, Trait

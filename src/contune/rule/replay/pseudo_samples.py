@@ -188,7 +188,8 @@ def written_samples(context: Context, form: TaskForm, attempts: int, top: int, p
         return []
     backbone, seed = context.model.backbone, context.task.settings.seed
     dataset = dataset_of([Conversation(asked_for(form.name), ("",))] * attempts, [form.task] * attempts, backbone)
-    routes = context.model.adapter.routes(torch.from_numpy(dataset.tasks)) if context.model.adapter.modular else None
+    modules = context.model.modules
+    routes = None if modules is None else modules.routes(torch.from_numpy(dataset.tasks))
     texts: list[str] = []
     for start in range(0, attempts, context.passes.batch_size):
         rows = np.arange(start, min(start + context.passes.batch_size, attempts))

@@ -5,11 +5,11 @@ from typing import Annotated, Literal, final
 
 from contune.contract.context import Context
 from contune.contract.data import Dataset, Selection
-from contune.contract.parts import Adapter, Head, Rule
+from contune.contract.parts import Rule
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.rule.replay.buffer import Buffer, offered
+from contune.rule.replay.buffer import Rehearsal, offered
 
 
 def check_sizes(size: int, batch_size: int) -> None:
@@ -63,37 +63,31 @@ class Replay(Rule):
                 f"ratio is {ratio}; give the share of replayed rows in a step, at least 0 and less than 1"
             )
         self.size, self.batch_size, self.choice, self.weight, self.ratio = size, batch_size, choice, weight, ratio
-        self._buffer: Buffer | None = None
-        self._ready: Dataset | None = None
-
-    def refuses(self, adapter: Adapter, head: Head) -> str | None:
-        return None
+        self._kept = Rehearsal()
 
     def begin_task(self, context: Context) -> None:
-        self._ready = self._buffer.dataset(context.model.backbone) if self._buffer else None
+        self._kept.prepare(context)
 
     def select(self, context: Context, epoch: int, step: int) -> Mapping[str, Selection]:
-        if self._ready is None:
+        if self._kept.ready is None:
             return {}
         count = self.batch_size if self.ratio is None else replayed(self.ratio, context.task.settings.batch_size)
-        return {"replay": draw(self._ready, count, context, ("replay", epoch, step), self.weight)} if count else {}
+        return {"replay": draw(self._kept.ready, count, context, ("replay", epoch, step), self.weight)} if count else {}
 
     def after_chunk(self, context: Context) -> None:
-        buffer = self._buffer or Buffer.empty(context.model.backbone.modality)
-        purpose = ("buffer", context.task.index, buffer.offered)
-        generator = numpy_generator(context.task.settings.seed, *purpose)
-        self._buffer = offered(buffer, context.task.data, self.size, self.choice, generator, None)
-        self._ready = self._buffer.dataset(context.model.backbone) if self.size else None
+        self._offer(context, 0 if self._kept.buffer is None else self._kept.buffer.offered)
+        self._kept.prepare(context)
 
     def end_task(self, context: Context) -> None:
-        buffer = self._buffer or Buffer.empty(context.model.backbone.modality)
-        generator = numpy_generator(context.task.settings.seed, "buffer", context.task.index)
-        self._buffer = offered(buffer, context.task.data, self.size, self.choice, generator, None)
+        self._offer(context)
+
+    def _offer(self, context: Context, *place: int) -> None:
+        """Offer the rows at hand to the buffer, by the seed, the task and the place."""
+        data = context.task.data
+        self._kept.offer(context, lambda kept, draw: offered(kept, data, self.size, self.choice, draw, None), *place)
 
     def state(self) -> State:
-        return State() if self._buffer is None else self._buffer.state()
+        return self._kept.state()
 
     def load_state(self, state: State, context: Context) -> None:
-        if state.values:
-            self._buffer = Buffer.from_state(state)
-            self.begin_task(context)
+        self._kept.load_state(state, context)

@@ -11,7 +11,7 @@ from contune.contract.parts import Rule
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.rule.replay.buffer import Buffer, class_balanced
+from contune.rule.replay.buffer import Buffer, Rehearsal, class_balanced
 from contune.stream.task import joined_examples
 
 
@@ -76,28 +76,25 @@ class TaskReplay(Rule):
         if (size is not None and size < 0) or (weight is not None and weight < 0):
             raise ConfigError(f"size is {size} and weight {weight}; give numbers of at least 0, or null")
         self.ratio, self.size, self.weight = ratio, size, weight
-        self._buffer: Buffer | None = None
-        self._ready: Dataset | None = None
+        self._kept = Rehearsal("kept by task-replay")
 
     def begin_task(self, context: Context) -> None:
-        self._ready = self._buffer.dataset(context.model.backbone) if self._buffer else None
+        self._kept.prepare(context)
 
     def select(self, context: Context, epoch: int, step: int) -> Mapping[str, Selection]:
-        if self._ready is None:
+        if self._kept.ready is None:
             return {}
         count = old_beside(min(context.task.settings.batch_size, len(context.task.data)), self.ratio)
         generator = numpy_generator(context.task.settings.seed, self.name, context.task.index, epoch, step)
-        return {self.name: Selection(self._ready, drawn_rows(self._ready.tasks, count, generator), self.weight)}
+        return {
+            self.name: Selection(self._kept.ready, drawn_rows(self._kept.ready.tasks, count, generator), self.weight)
+        }
 
     def end_task(self, context: Context) -> None:
-        buffer = self._buffer or Buffer.empty(context.model.backbone.modality)
-        generator = numpy_generator(context.task.settings.seed, "kept by task-replay", context.task.index)
-        self._buffer = remembered(buffer, context.task.data, self.size, generator)
+        self._kept.offer(context, lambda kept, draw: remembered(kept, context.task.data, self.size, draw))
 
     def state(self) -> State:
-        return State() if self._buffer is None else self._buffer.state()
+        return self._kept.state()
 
     def load_state(self, state: State, context: Context) -> None:
-        if state.values:
-            self._buffer = Buffer.from_state(state)
-            self.begin_task(context)
+        self._kept.load_state(state, context)

@@ -1,8 +1,7 @@
-"""Which linear layers inside the backbone a low-rank adapter wraps, found by shape and role, not by architecture."""
+"""Which layers an adapter sits in, and which linear maps of them it wraps: by shape and role, not by architecture."""
 
 from collections.abc import Sequence
 
-from contune.adapter.layers import resolve_layers
 from contune.backbone.backbone import Backbone
 from contune.backbone.linear import is_linear
 from contune.errors import ConfigError
@@ -11,6 +10,25 @@ QUERY = ("query", "q_proj", "q_lin", "q", "to_q")
 VALUE = ("value", "v_proj", "v_lin", "v", "to_v")
 KEY = ("key", "k_proj", "k_lin", "k", "to_k")
 FUSED = ("Wqkv", "c_attn", "qkv", "query_key_value", "in_proj")  # one matrix for query, key and value
+
+
+def resolve_layers(layers: str | Sequence[int], depth: int) -> list[int]:
+    """Layer indices, from below: all of them, the top half or quarter, or those listed (negative ones from the top).
+
+    >>> resolve_layers("top-quarter", 12), resolve_layers([0, -1], 6)
+    ([9, 10, 11], [0, 5])
+    """
+    named = {"all": depth, "top-half": -(-depth // 2), "top-quarter": -(-depth // 4)}
+    if isinstance(layers, str):
+        if layers not in named:
+            raise ConfigError(f"layers is {layers!r}; give {', '.join(map(repr, named))} or a list of layer numbers")
+        return list(range(depth - named[layers], depth))
+    chosen = sorted({layer + depth if layer < 0 else layer for layer in layers})
+    if not chosen or chosen[0] < 0 or chosen[-1] >= depth:
+        raise ConfigError(
+            f"layers is {list(layers)}; this model has layers 0 to {depth - 1}, give at least one of them"
+        )
+    return chosen
 
 
 def target_modules(backbone: Backbone, targets: str | Sequence[str], layers: str | Sequence[int]) -> list[str]:
@@ -47,3 +65,14 @@ def target_modules(backbone: Backbone, targets: str | Sequence[str], layers: str
 def key_value_modules(backbone: Backbone, layers: str | Sequence[int]) -> list[str]:
     """Full names of the key and value projections in the chosen layers: where IA3 rescales attention."""
     return target_modules(backbone, [*KEY, *VALUE, *FUSED], layers)
+
+
+def key_value_targets(targets: str | list[str]) -> str | list[str]:
+    """`key-value` as the last names of key and value projections; any other targets as they are.
+
+    A projection that makes queries, keys and values in one is wrapped whole.
+
+    >>> key_value_targets("all-linear"), "k_proj" in key_value_targets("key-value")
+    ('all-linear', True)
+    """
+    return [*KEY, *VALUE, *FUSED] if targets == "key-value" else targets

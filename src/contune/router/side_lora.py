@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contune.adapter.layers import resolve_layers
-from contune.adapter.lora.targets import FUSED, QUERY, VALUE
 from contune.backbone.backbone import Backbone
 from contune.backbone.linear import is_linear, sizes_of
+from contune.backbone.targets import FUSED, QUERY, VALUE, resolve_layers
 from contune.contract.parts import Tensors
 from contune.contract.randomness import torch_generator
 from contune.errors import ConfigError
