@@ -24,6 +24,8 @@ class Words(Modality):
     name = "words"
     noun = "words"
     built_on = "text"
+    columns = ("tokens", "words")
+    asked_for = True
     demand = "no rows of words; objective: tag needs an encoder of texts"
     model_keys = frozenset({"max_length"})
 

@@ -19,9 +19,11 @@ from contune.stream.config import StreamConfig
 from contune.stream.language import load_language_stream
 from contune.stream.modality import find_modality
 from contune.stream.plan import collect_tasks, few, plan_by_classes, plan_by_groups, untested_classes
+from contune.stream.read.answers import ANSWERS
 from contune.stream.read.rows import BadRow, Row, Split, settle_bad_rows
 from contune.stream.read.sources import Source, read_source
 from contune.stream.read.validate import decode_rows
+from contune.stream.targets import target_stream, unequal_tags
 from contune.stream.task import Stream
 
 
@@ -50,6 +52,9 @@ def stream_from(source: Source, config: StreamConfig) -> Stream:
     bad = [row for split in source.splits.values() for row in split.bad]
     notes = [*source.notes, *settle_bad_rows(bad, skip_bad=config.skip_bad)]
     _require_rows(source)
+    if config.objective in ANSWERS:
+        _require_tags(source, config)
+        return target_stream(source, config, _group_names(config, source.splits) if config.grouped else [], notes)
     classes, class_notes = _class_names(config, train)
     groups = _group_names(config, source.splits) if config.grouped else []
     unseen = _unseen_labels(source.splits, grouped=config.grouped)
@@ -79,6 +84,15 @@ def _decoded(source: Source) -> Source:
         rows, bad = decode_rows(split.rows, find_modality(expected))
         splits[name] = replace(split, rows=rows, bad=[*split.bad, *bad])
     return replace(source, splits=splits)
+
+
+def _require_tags(source: Source, config: StreamConfig) -> None:
+    """Every word must have a tag."""
+    for split in source.splits.values() if config.objective == "tag" else ():
+        unequal = unequal_tags(split.rows)
+        if unequal is not None:
+            row, words, tags = unequal
+            raise DataError(f"{row.place}: the row has {words} words and {tags} tags; give one tag for every word")
 
 
 def _require_rows(source: Source) -> None:

@@ -44,7 +44,8 @@ class Modality(ABC):
     about a model that reads another. `columns` are the usual names of a table's column, which holds bytes where `binary`;
     `suffixes` those of files that are one input each. `model_keys` are the entries among `MODEL_KEYS` that it has a use for.
     `asked_with` are other modalities whose inputs a model of this one can be asked with. `class_prompt` makes a text of the
-    name of a class. `conversations`: inputs are prompts with the answers that are right. `costly`: decoding takes so long
+    name of a class. `conversations`: inputs are prompts with the answers that are right. `asked_for`: its columns are
+    looked for only where an objective asks for it. `costly`: decoding takes so long
     that decoded inputs are worth keeping. `augmentable`: there are augmented views.
     """
 
@@ -60,6 +61,7 @@ class Modality(ABC):
     asked_with: ClassVar[frozenset[str]] = frozenset()
     class_prompt: ClassVar[str] = "{}"
     conversations: ClassVar[bool] = False
+    asked_for: ClassVar[bool] = False
     costly: ClassVar[bool] = False
     augmentable: ClassVar[bool] = False
 

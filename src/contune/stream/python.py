@@ -41,10 +41,10 @@ def stream_of(
     if isinstance(validation, int | float):
         keys, validation = {**keys, "validation": validation}, None
     config = StreamConfig(data=name, **keys)
-    if config.objective != "classify":
+    if config.objective == "write":
         raise ConfigError(
-            f"objective is {config.objective}, whose answers Stream.of does not read; give files to load_stream, or make "
-            "tasks of examples"
+            "objective is write, whose conversations Stream.of does not read; give files to load_stream, or make tasks of "
+            "examples"
         )
     require_by(config, name)
     cache = DecodedCache(config.decoded_mb)
@@ -52,7 +52,7 @@ def stream_of(
     for split, rows in zip(SPLITS, (train, test, validation), strict=True):
         if rows is not None:
             table, own = table_of(rows, f"{split} of {name}")
-            columns = Columns(named.input_columns or own, named.label, config.by)
+            columns = Columns(named.input_columns or own, named.label, config.by, config.objective)
             splits[split] = without_minus_one(split_from_table(table, columns, cache=cache))
     return stream_from(without_unused(Source(name, splits), config), config)
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast, final
 
 from contune.errors import DataError, did_you_mean
 from contune.stream.inputs import Decoded, DecodedCache, Inputs
 from contune.stream.modality import Modality, find_modality, is_unicode, modalities
+from contune.stream.read.answers import ANSWERS, Answers
 from contune.stream.read.rows import BadRow, Place, RawTable, Row, Split
 from contune.stream.read.spool import Spool
 
@@ -17,11 +19,15 @@ FILL_IN = "fill it in or remove the row"
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns to read; None where they are to be found by their usual names. `input` is (modality, its columns)."""
+    """Which columns to read; None where they are to be found by their usual names. `input` is (modality, its columns).
+
+    `objective` says what the label's column holds: a class, or another kind of answer.
+    """
 
     input: tuple[str, tuple[str, ...]] | None = None
     label: str | None = None
     group: str | None = None
+    objective: str = "classify"
 
 
 @final
@@ -112,8 +118,11 @@ def split_from_table(
     Raises DataError where a column is missing; bad rows are returned, not raised.
     """
     modality, input_columns = _input_columns(table, columns)
-    label_column = _find_column(table, "label", columns.label, LABEL_COLUMNS)
+    answers = ANSWERS.get(columns.objective)
+    usual = LABEL_COLUMNS if answers is None else answers.columns
+    label_column = _find_column(table, "label", columns.label, [name for name in usual if name not in input_columns])
     label_names = Names(table, label_column, "label")
+    answer_of, why = (label_names.of, label_names.reason) if answers is None else in_column(answers, label_column)
     wanted, domains = [*input_columns, label_column], None
     if columns.group is not None:
         wanted.append(_find_column(table, "domain", columns.group, ()))
@@ -124,24 +133,31 @@ def split_from_table(
     bad = list(table.broken)
     for entry, values in enumerate(table.rows(wanted)):
         value = values[0] if width == 1 else values[:width]
-        label = label_names.of(values[width])
+        label = answer_of(values[width])
         one_group = group if domains is None else domains.of(values[-1])
         reason = modality.refuse(value, shown)
         if reason is None and label is None:
-            reason = label_names.reason(values[width])
+            reason = why(values[width])
         if reason is None and domains is not None and one_group is None:
             reason = domains.reason(values[-1])
         if reason is not None:
             bad.append(BadRow(table.place(entry), reason, FILL_IN))
         else:
             at = kept.append(entry, value)
-            rows.append(
-                Row(kept.inputs, at, cast(str, label), one_group, first_id + table.positions[entry], kept.place)
-            )
+            number = first_id + table.positions[entry]
+            if answers is None:
+                rows.append(Row(kept.inputs, at, cast(str, label), one_group, number, kept.place))
+            else:
+                rows.append(Row(kept.inputs, at, "", one_group, number, kept.place, label))
     bad.sort(key=lambda row: row.place.number)
     group_names = table.class_names.get(columns.group) if columns.group is not None else None
     names = table.class_names.get(label_column)
     return Split(rows, bad, table.total, names, group_names, label_names.numeric, modality.name)
+
+
+def in_column(answers: Answers, column: str) -> tuple[Callable[[object], Any], Callable[[object], str]]:
+    """What a cell of this column answers, and why one answers nothing."""
+    return answers.of, partial(answers.reason, column=column)
 
 
 def unlabelled_rows(table: RawTable, columns: Columns) -> tuple[str, list[Row], list[BadRow]]:
@@ -169,7 +185,10 @@ def _input_columns(table: RawTable, columns: Columns) -> tuple[Modality, tuple[s
             if refused is not None:
                 raise DataError(f"{table.source}: {refused}")
         return modality, columns.input[1]
-    known = [one for one in modalities().values() if one.columns]
+    reads = ANSWERS[columns.objective].reads if columns.objective in ANSWERS else None
+    known = [
+        one for one in modalities().values() if one.columns and (one.name == reads or not (reads or one.asked_for))
+    ]
     fitting = [(one, found) for one in known if (found := _usual(table, one)) is not None]
     if len(fitting) > 1:
         (one, first), (other, second) = fitting[:2]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,10 @@ class Place(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One good row: its input is `inputs[at]` and lies at `places(at)`; with its label's name and (if any) its group's."""
+    """One good row: its input is `inputs[at]` and lies at `places(at)`; with its label's name and (if any) its group's.
+
+    `target` is the answer where it is no single class.
+    """
 
     inputs: Inputs
     at: int
@@ -31,6 +34,7 @@ class Row(NamedTuple):
     group: str | None
     id: int
     places: Callable[[int], Place]
+    target: Any = None
 
     @property
     def place(self) -> Place:

@@ -119,7 +119,7 @@ def _read_folder(config: StreamConfig, data: DataConfig, name: str, folder: Path
 def _read_files(config: StreamConfig, data: DataConfig, name: str, base: Path, cache: DecodedCache) -> Source:
     if not isinstance(data.train, dict):
         require_by(config, name)
-    columns = Columns(data.input_columns, data.label, config.by)
+    columns = Columns(data.input_columns, data.label, config.by, config.objective)
     splits: dict[str, Split] = {}
     used: dict[str, set[Path]] = {}
     for split, files in (("train", data.train), ("test", data.test), ("validation", data.validation)):
@@ -151,7 +151,7 @@ def _read_hub(config: StreamConfig, data: DataConfig, name: str, cache: DecodedC
     require_by(config, name)
     # The configuration admits only single names of splits beside a hub id.
     tables = read_hub_splits(name, data.name, {split: cast(str | None, getattr(data, split)) for split in SPLITS})
-    columns = Columns(data.input_columns, data.label, config.by)
+    columns = Columns(data.input_columns, data.label, config.by, config.objective)
     return Source(name, {split: split_from_table(table, columns, cache=cache) for split, table in tables.items()})
 
 
