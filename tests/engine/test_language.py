@@ -21,7 +21,7 @@ from word_tasks import tiny_folder
 
 from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
-from contune.backbone.reader.language import score_rule
+from contune.backbone.reader.generation import score_rule
 from contune.checks.run import copied, same_state
 from contune.contract.context import Context
 from contune.engine.learner import Learner
@@ -30,10 +30,10 @@ from contune.method.catalog import build_method, build_objective, recipes
 from contune.metric.language import language_matrices
 from contune.metric.text import exact_match, judged, longest_common, named_option
 from contune.numerics.divergences import softmax_divergence
-from contune.objective.write import read_answers
+from contune.objective.write import perplexity, read_answers
 from contune.stream import StreamConfig, load_stream
 from contune.stream.conversation import Conversation, Message, decoded
-from contune.stream.language import pieces
+from contune.stream.documents import pieces
 from contune.stream.task import Task
 
 
@@ -184,10 +184,11 @@ def test_written_tokens_are_the_likeliest_ones() -> None:
 def test_a_chat_template_is_the_tokenizers_own(template: str) -> None:
     backbone = writer()
     reader = backbone.language.reader
-    reader.tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}>"
+    turns = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    reader.tokenizer.chat_template = turns + "{% if add_generation_prompt %}[assistant]{% endif %}"
     found = replace(reader, template=template).prepare([conversation("hi", "yo")])
     text = reader.tokenizer.decode(found.texts.tokens(0)[: found.starts[0]].tolist(), skip_special_tokens=True)
-    assert text.strip() == {"plain": "hi", "chat": "[user]hi>"}[template]
+    assert text.strip() == {"plain": "hi", "chat": "[user]hi[assistant]"}[template]
 
 
 def test_a_template_that_is_not_there_is_said() -> None:
@@ -222,7 +223,7 @@ def test_judging() -> None:
     assert judged("The answer is (C).", ["C"], ["A", "B", "C"], "options").score == 1
     assert judged("", ["x"], [], "exact-match") == judged("...", ["x"], [], "exact-match")
     assert named_option("yes and no", ["yes", "no"]) == "yes"
-    assert exact_match("A cat", ["cat"]) == 1
+    assert exact_match("A cat.", ["a cat"]) == 1
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=8), st.lists(st.sampled_from("abc"), max_size=8))
@@ -235,6 +236,13 @@ def test_longest_common_subsequence_by_recursion(first: list[str], second: list[
         return max(slow(one[:-1], two), slow(one, two[:-1]))
 
     assert longest_common(first, second) == slow(first[:6], second[:6]) if len(first) < 7 and len(second) < 7 else True
+
+
+def test_perplexity_is_e_to_the_loss() -> None:
+    columns = {"nats": [math.log(4.0), 3 * math.log(4.0)], "tokens": [1, 3]}
+    assert perplexity(columns, ()) == pytest.approx(4.0)
+    assert perplexity({"nats": [1e6], "tokens": [1]}, ()) is None
+    assert perplexity({"nats": [], "tokens": []}, ()) is None
 
 
 def test_bits_per_byte_by_hand() -> None:

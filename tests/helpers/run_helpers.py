@@ -1,6 +1,7 @@
 """Small runs on the digits, and what it means that two runs are the same."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -24,8 +25,8 @@ def config_text(method: object, **train: object) -> str:
     return yaml.safe_dump(values)
 
 
-def run(text: str, out: Path) -> Path:
-    return start_run(parse_config(text), Path.cwd(), out, processes=Processes(), observer=Observer())
+def run(text: str, out: Path, say: Callable[[str], None] = lambda _text: None) -> Path:
+    return start_run(parse_config(text), Path.cwd(), out, processes=Processes(), observer=Observer(), say=say)
 
 
 def same_run(first: Path, second: Path) -> None:

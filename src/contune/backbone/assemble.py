@@ -21,9 +21,10 @@ from contune.backbone.load import (
     position_limit,
     quiet,
 )
+from contune.backbone.reader.generation import LanguageModel, language_model, two_towers
 from contune.backbone.reader.images import ImageReader, read_preprocessing
 from contune.backbone.reader.inputs import Reader
-from contune.backbone.reader.language import LanguageModel, language_model, language_reader, two_towers
+from contune.backbone.reader.language import language_reader
 from contune.backbone.reader.text import TextReader, choose_max_length
 from contune.errors import ConfigError
 from contune.stream.modality import MODEL_KEYS, Modality, find_modality, modalities
@@ -105,6 +106,7 @@ def assemble_text(config: ModelConfig, model: Any, tokenizer: Any, where: str, l
     length = choose_max_length(config.max_length, source.sentence_length(where, local), [own, limit])
     ids = torch.arange(2, device=model.device).unsqueeze(0)
     forward = forward_function(model, {})
+    rows = int(model.get_input_embeddings().weight.shape[0])
     states, anatomy, prompt_width = probe(model, forward, input_ids=ids, attention_mask=torch.ones_like(ids))
     causal = any(getattr(module, "is_causal", False) for module in anatomy.attention)
     feature: Feature
@@ -121,7 +123,7 @@ def assemble_text(config: ModelConfig, model: Any, tokenizer: Any, where: str, l
         prompt_width=prompt_width,
         leading=0,
         anatomy=anatomy,
-        reader=TextReader(tokenizer, length, _padding(tokenizer, model.config), model.device),
+        reader=TextReader(tokenizer, length, _padding(tokenizer, model.config, rows), model.device, rows),
         forward=forward,
         tensors=base_tensors(model),
         position_limit=limit,
@@ -137,7 +139,9 @@ def assemble_language(config: ModelConfig, whole: Any, tokenizer: Any) -> Assemb
     own = tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None
     limit = None if both else position_limit(model, whole.config)
     length = choose_max_length(config.max_length, LONGEST_CONVERSATION, [own, limit])
-    reader = language_reader(config, whole, tokenizer, length, _padding(tokenizer, whole.config))
+    rows = int(whole.get_input_embeddings().weight.shape[0])
+    places = position_limit(model, whole.config)
+    reader = language_reader(config, whole, tokenizer, length, _padding(tokenizer, whole.config, rows), places)
     forward = two_towers(whole) if both else forward_function(model, {})
     ids = torch.arange(2, device=whole.device).unsqueeze(0)
     sample = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | ({"answers": ids} if both else {})
@@ -294,10 +298,10 @@ def _image_feature(config: ModelConfig, has_class_token: bool) -> Feature:
     return config.feature
 
 
-def _padding(tokenizer: Any, stock_config: Any) -> int:
-    # Padding is masked out, so any id does; only the model's own keeps RoBERTa's positions right.
+def _padding(tokenizer: Any, stock_config: Any, rows: int) -> int:
+    # Padding is masked out, so any id that has an embedding does; only the model's own keeps RoBERTa's positions right.
     for candidate in (tokenizer.pad_token_id, getattr(stock_config, "pad_token_id", None), tokenizer.eos_token_id):
-        if isinstance(candidate, int) and candidate >= 0:
+        if isinstance(candidate, int) and 0 <= candidate < rows:
             return candidate
     return 0
 

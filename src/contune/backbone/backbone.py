@@ -22,8 +22,8 @@ from contune.backbone.base import tensors_hash
 from contune.backbone.config import Feature, ModelConfig, Precision
 from contune.backbone.layers import changed_input, input_of, started_at
 from contune.backbone.precision import cast_frozen, computing
+from contune.backbone.reader.generation import LanguageModel
 from contune.backbone.reader.inputs import Encoded, ModelInputs, Prepared, Rows
-from contune.backbone.reader.language import LanguageModel
 from contune.backbone.reader.packing import packing_of, require_packing, shared_rows
 from contune.errors import CombinationError, ConfigError
 from contune.stream.inputs import Inputs

@@ -22,7 +22,7 @@ def predict(
     load_plugins(plugin)
     from contune.run.predict import predict_file
 
-    for name, answer in predict_file(directory, inputs, task):
+    for name, answer in predict_file(directory, inputs, task, lambda text: typer.echo(f"note: {text}", err=True)):
         typer.echo(json.dumps({"input": name, "prediction": answer}, ensure_ascii=False))
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import numpy as np
@@ -20,12 +20,13 @@ from contune.contract.objective import Columns, Floats, Judged, Measure, Objecti
 from contune.contract.parts import Head, Trait
 from contune.errors import CombinationError
 from contune.head.language import Language
-from contune.metric.text import judged
+from contune.metric.text import chosen_score, judged
 from contune.numerics.divergences import softmax_divergence
 from contune.objective.classify import drawn_or_right
 from contune.stream.conversation import Conversation, language_examples
 from contune.stream.task import Kind
 
+MOST_NATS = 700.0  # e to more is no float
 Watch = Callable[[Rows, Tensor], None]  # rows of a batch, and scores (T, V) of the tokens of their answers
 
 
@@ -52,9 +53,19 @@ def nats_per_token(columns: Columns, classes: Sequence[str]) -> float | None:
 
 
 def bits_per_byte(columns: Columns, classes: Sequence[str]) -> float | None:
-    """Bits per byte of the right answers' UTF-8 text: nats / ln 2 / bytes, which no tokenizer changes."""
+    """Bits per byte of UTF-8 text of the right answers: nats / ln 2 / bytes, which can be compared between tokenizers.
+
+    Bytes whose token is not scored, as the first one of a text that nothing comes before, do not count. How much text a
+    token is predicted from does: of documents, only pieces of one length, read with as much `context`, can be compared.
+    """
     del classes
     return share([nats / math.log(2) for nats in columns["nats"]], columns["bytes"])
+
+
+def perplexity(columns: Columns, classes: Sequence[str]) -> float | None:
+    """e to the nats per token; None where that is no float."""
+    loss = nats_per_token(columns, classes)
+    return None if loss is None or loss > MOST_NATS else math.exp(loss)
 
 
 def format_failures(columns: Columns, classes: Sequence[str]) -> float | None:
@@ -117,7 +128,7 @@ def write_answers(context: Context, dataset: Dataset, max_new_tokens: int) -> li
 def likeliest_options(context: Context, dataset: Dataset, rows: Rows) -> list[str]:
     """For each of these rows the option whose tokens have the highest mean log-probability after the prompt."""
     conversations: list[Conversation] = [dataset.examples.inputs[row] for row in rows.tolist()]
-    asked = [Conversation(one.messages, (option,)) for one in conversations for option in one.options]
+    asked = [replace(one, answers=(option,), options=()) for one in conversations for option in one.options]
     owner = np.repeat(rows, [len(one.options) for one in conversations])
     examples = language_examples(asked, range(len(asked)))
     offered = Dataset.of(examples, context.model.backbone, examples.labels, dataset.tasks[owner])
@@ -154,15 +165,17 @@ def answered(context: Context, dataset: Dataset, max_new_tokens: int, watch: Wat
     chosen = np.flatnonzero(measures == "likelihood")
     if len(chosen):
         for row, option in zip(chosen.tolist(), likeliest_options(context, dataset, chosen), strict=True):
-            given[row], scores[row] = option, float(option in conversations[row].answers)
+            given[row], scores[row] = option, chosen_score(option, conversations[row].answers)
     written = np.flatnonzero(~np.isin(measures, ["tokens", "likelihood"]))
     if len(written):
-        asked = Dataset.of(
-            dataset.examples.take(written), context.model.backbone, dataset.labels[written], dataset.tasks[written]
+        # As `predict` asks, which knows no answer: what is cut of a prompt does not depend on the right one's length.
+        prompts = language_examples(
+            [replace(conversations[row], answers=("",)) for row in written.tolist()], range(len(written))
         )
+        asked = Dataset.of(prompts, context.model.backbone, dataset.labels[written], dataset.tasks[written])
         for row, text in zip(written.tolist(), write_answers(context, asked, max_new_tokens), strict=True):
             one = conversations[row]
-            judgement = judged(text, one.answers, one.options, one.measure)
+            judgement = judged(text, one.answers, one.options, one.measure, one.form)
             given[row], scores[row], formed[row] = text, judgement.score, judgement.well_formed
     return Answers(given, scores, formed, reading)
 
@@ -191,6 +204,7 @@ class Write(Objective):
     measures: ClassVar[tuple[Measure, ...]] = (
         Measure("score", "Score", "Mean score of the answers.", mean_score),
         Measure("loss", "Loss per token", "Nats per token of the right answers.", nats_per_token, False, False),
+        Measure("perplexity", "Perplexity", "e to the loss per token.", perplexity, False, False),
         Measure(
             "bits_per_byte",
             "Bits per byte",
@@ -240,13 +254,21 @@ class Write(Objective):
             "well_formed": found.well_formed,
             "nats": found.likelihoods.nats.tolist(),
             "tokens": found.likelihoods.tokens.tolist(),
-            "bytes": [len(text.encode()) for text in right],
+            "bytes": scored_bytes(dataset),
         }
         return Judged(found.scores, stored)
 
     def predict(self, context: Context, dataset: Dataset, allowed: Sequence[int] | None = None) -> list[Prediction]:
         del allowed
         return [Prediction(text) for text in write_answers(context, dataset, written_tokens(context))]
+
+
+def scored_bytes(dataset: Dataset) -> list[int]:
+    """Bytes of each right answer whose tokens are predicted."""
+    prepared = dataset.prepared
+    assert isinstance(prepared, PreparedConversations)
+    sizes = [len(one.answer.encode()) for one in dataset.examples.inputs]
+    return [size - lost for size, lost in zip(sizes, prepared.unscored.tolist(), strict=True)]
 
 
 def written_tokens(context: Context) -> int:

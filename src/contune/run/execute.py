@@ -4,7 +4,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -30,6 +30,7 @@ from contune.run.config import RunConfig, explain
 from contune.run.folder.directory import RunDirectory
 from contune.run.folder.events import EventFile
 from contune.run.folder.run_cache import RunCache
+from contune.run.lengths import cut_notes
 from contune.run.results import results_of
 from contune.stream.task import Stream
 
@@ -108,12 +109,13 @@ def start_run(
     shared = shared or RunCache()
     stream = shared.stream(config.stream, base)
     learner = make_learner(config, stream, processes, observer, shared.memory_cache)
+    notes = (*stream.notes, *cut_notes(learner.backbone, stream))
     resolved = resolved_config(config, learner, base)
     directory = RunDirectory(out)
     if processes.main:
         directory = RunDirectory.create(out, resolved)
     processes.wait()
-    _Execution(config, stream, learner, directory, observer).go(say)
+    _Execution(config, stream, learner, directory, observer, notes).go(say)
     return out
 
 
@@ -133,7 +135,8 @@ def resume_run(
     shared = shared or RunCache()
     stream = shared.stream(config.stream, base)
     learner = make_learner(config, stream, processes, observer, shared.memory_cache)
-    execution = _Execution(config, stream, learner, directory, observer)
+    notes = (*stream.notes, *cut_notes(learner.backbone, stream))
+    execution = _Execution(config, stream, learner, directory, observer, notes)
     execution.go(say)
     return out
 
@@ -151,10 +154,16 @@ class _Execution(Recorder):
     """One process's pass through a run: what a session does, written down in a run directory."""
 
     def __init__(
-        self, config: RunConfig, stream: Stream, learner: Learner, directory: RunDirectory, observer: Observer
+        self,
+        config: RunConfig,
+        stream: Stream,
+        learner: Learner,
+        directory: RunDirectory,
+        observer: Observer,
+        notes: Sequence[str],
     ) -> None:
         self.config, self.directory, self.observer = config, directory, observer
-        self.learner, self.stream = learner, stream
+        self.learner, self.stream, self.notes = learner, stream, list(notes)
         self.main = learner.processes.main
         self.session = Session(learner, stream, online=config.stream.online, recorder=self)
         self.events: EventFile | None = None
@@ -165,6 +174,9 @@ class _Execution(Recorder):
         """Run from where the directory stands to the end."""
         if self.main and self.learner.backbone.precision == "bf16" and emulated(self.learner.backbone.device):
             say("this processor has no bf16 instructions: bf16 is slower than float32 here (train.precision: fp32)")
+        if self.main:
+            for note in self.notes:
+                say(f"note: {note}")
         with self._owned(), interruptible(self.stop, self._interrupted):
             self.session.run(self._restore(say))
             self._write_predictions()
@@ -283,7 +295,8 @@ class _Execution(Recorder):
 
     def _results(self, *, finished: bool) -> None:
         if self.main:
-            write_json(self.directory.folder / "results.json", results_of(self.session, self.config, finished=finished))
+            results = results_of(self.session, self.config, self.notes, finished=finished)
+            write_json(self.directory.folder / "results.json", results)
 
     def _event(self, event: str, **values: Any) -> None:
         if self.events is not None:

@@ -16,6 +16,7 @@ from contune.method.catalog import CATEGORIES, first_sentence, option_defaults, 
 from contune.method.options import shown_value
 from contune.run.config import RunConfig
 from contune.run.execute import make_learner
+from contune.run.lengths import cut_notes
 from contune.stream.build import load_stream
 from contune.stream.builtin.registry import BUILTIN_STREAMS
 
@@ -104,6 +105,8 @@ def explanation(config: RunConfig, base: Path) -> Table:
     )
     table.add_row("where", where(learner, layer, depth))
     table.add_row("passes", passes(learner, layer, depth, examples, tests, len(stream.tasks)))
+    for note in (*stream.notes, *cut_notes(learner.backbone, stream)):
+        table.add_row("note", note)
     groups = grouped({name: tuple(parameter.shape) for name, parameter in trained.items()})
     for number, (name, shape) in enumerate(groups[:12]):
         table.add_row("tensors" if number == 0 else "", f"{shape}  {name}")

@@ -1,6 +1,6 @@
 """Answers for new inputs from a finished or stopped run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
@@ -41,10 +41,18 @@ def load_learner(directory: Path) -> Learner:
     return learner
 
 
-def predict_file(directory: Path, source: Path, task: int | None) -> Iterator[tuple[str, str]]:
-    """Each input's name and answer."""
+def predict_file(
+    directory: Path, source: Path, task: int | None, say: Callable[[str], None] = lambda _text: None
+) -> Iterator[tuple[str, str]]:
+    """Each input's name and answer; `say` is told how many inputs were cut."""
     learner = load_learner(directory)
     inputs, names = _inputs(source, find_modality(learner.backbone.modality))
+    longest = learner.backbone.parts.reader.longest
+    cut = 0 if longest is None else learner.backbone.prepare(inputs).truncated
+    if cut:
+        say(
+            f"{cut:,} of {len(names):,} texts are longer than the {longest} tokens that fit and were cut (model.max_length)"
+        )
     yield from zip(names, learner.predict(inputs, task=task), strict=True)
 
 

@@ -1,5 +1,6 @@
 """What a run writes of itself for whoever reads it: `results.json`."""
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -8,7 +9,7 @@ from contune.engine.session import Session
 from contune.run.config import RunConfig
 
 
-def results_of(session: Session, config: RunConfig, *, finished: bool) -> dict[str, Any]:
+def results_of(session: Session, config: RunConfig, notes: Sequence[str], *, finished: bool) -> dict[str, Any]:
     """Everything that `results.json` holds."""
     learner, stream = session.learner, session.stream
     tasks = stream.tasks
@@ -34,7 +35,7 @@ def results_of(session: Session, config: RunConfig, *, finished: bool) -> dict[s
             "test_examples": sizes,
             "modality": stream.modality,
             "order_seed": stream.order_seed,
-            "notes": list(stream.notes),
+            "notes": list(notes),
             "hash": stream.content_hash(),
         },
         "accuracy_matrix": done,

@@ -188,7 +188,9 @@ def diversified(
         assert question is not None
         asked, answer = recast(question, style, sizes[style], generator)
         messages = (*one.messages[:-1], Message("user", asked))
-        changed[row] = replace(one, messages=messages, answers=(answer,), options=(), measure="exact-match")
+        changed[row] = replace(
+            one, messages=messages, answers=(answer,), options=(), measure="exact-match", verbatim=False
+        )
         sizes[style] += 1
     return changed, {style: sizes[style] for style in STYLES if sizes[style]}
 

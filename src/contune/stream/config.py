@@ -1,10 +1,14 @@
 """The `stream` section of a configuration: which data, cut into which tasks. Checked as far as no file is needed."""
 
 from collections.abc import Mapping, Sequence
+from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from contune.errors import ConfigError
+from contune.metric.forms.words import Form
+from contune.metric.text import same_forms
 from contune.stream.conversation import Measure
 from contune.stream.inputs import KEPT_MB
 from contune.stream.online import Online
@@ -112,6 +116,29 @@ class DataConfig(BaseModel):
                     )
 
 
+def template_columns(template: str) -> tuple[str, ...]:
+    """The columns named in a template; `ConfigError`, saying what to write, where it is none.
+
+    >>> template_columns("{question} in {{braces}}: {context}")
+    ('question', 'context')
+    """
+    try:
+        parts = [(name, how, turned) for _, name, how, turned in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ConfigError(
+            f"stream.language.prompt {template!r} has a brace without its other half ({error}); write {{{{ or }}}} for a "
+            "brace that is text"
+        ) from error
+    for name, how, turned in parts:
+        if not name or how or turned or any(sign in name for sign in ".[]"):
+            raise ConfigError(
+                f"stream.language.prompt {template!r} has {{{name}}} with nothing in braces, or a point, bracket or format; "
+                "name a column in them as it is (rename one whose name has such signs), and write {{ or }} for a brace that "
+                "is text"
+            )
+    return tuple(dict.fromkeys(name for name, _, _ in parts))
+
+
 class StylesConfig(BaseModel):
     """What share of each task's training exchanges is asked in another style (see `contune.stream.answer_styles`)."""
 
@@ -126,10 +153,15 @@ class LanguageConfig(BaseModel):
     `prompt` is a template over the columns of a table, such as `"{question}\\n{context}"`; left out, the usual layouts are
     known.
 
-    `measure`: `exact-match` (case, punctuation and articles aside), `rouge-l`, `number` (the last one), `options` (the
+    `measure`: `exact-match` (case and sentence marks aside), `rouge-l`, `number` (the last one), `options` (the
     option that a written answer names), `likelihood` (the option with the highest mean log-probability per token), and
     for documents always `tokens` (share of next tokens that are right). `auto` is likelihood where there are options,
-    else exact-match.
+    else exact-match. `normalise` says what answers are compared by: `plain` keeps whatever makes a difference, in every
+    script; `squad` is the evaluation of SQuAD (no articles, no punctuation) and `superni` that of Super-NaturalInstructions
+    (articles stay, ROUGE-L of stems), for numbers that can stand beside published ones.
+
+    `context` is how a sliding window is scored: with none, the default, a test piece begins in the dark, which costs bits,
+    the more the shorter pieces are.
 
     `retention_sets` are files of any of these forms: how the model answers them is measured before the first task and
     after every task (retained ability). `styles` recasts training exchanges (multiple choice, yes or no, phrase,
@@ -145,13 +177,22 @@ class LanguageConfig(BaseModel):
     )
     name_in_prompt: bool = Field(False, description="put the domain's name before its prompts, which tells the task")
     options: Literal["answers"] | str | Annotated[list[str], Field(min_length=2)] | None = Field(
-        None, description="what answers are chosen from: a list, a column, or answers for all that a domain has"
+        None, description="what answers are chosen from, no two alike: a list, a column, or answers for all of a domain"
+    )
+    learn_turns: Literal["last", "all"] = Field(
+        "last",
+        description="turns of the assistant that a chat teaches: the last one, or all, each after what came before",
     )
     measure: Literal["auto"] | Measure = Field(
         "auto", description="how answers are judged; auto: by likelihood where there are options, else exact match"
     )
+    normalise: Form = Field(
+        "plain",
+        description="what written answers are compared by: plain, or as SQuAD's or Super-NaturalInstructions' evaluation",
+    )
     piece: int = Field(600, ge=50, description="characters in a piece of plain text, at most")
     boundary: PathText | None = Field(None, description="what separates documents in a file of plain text")
+    context: int = Field(0, ge=0, description="characters of the text before it that a test piece is read with")
     held_out: float = Field(
         0.1, gt=0.0, lt=1.0, description="share at the end of each text file that tests, where no test file is given"
     )
@@ -163,8 +204,20 @@ class LanguageConfig(BaseModel):
         None, description="recast a share of the training exchanges in other answer styles"
     )
 
+    @property
+    def prompt_columns(self) -> tuple[str, ...]:
+        """The columns that the prompt's template names, in order."""
+        return () if self.prompt is None else template_columns(self.prompt)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        template_columns(self.prompt or "")
+        alike = same_forms(self.options) if isinstance(self.options, list) else None
+        if alike:
+            raise ConfigError(
+                f"stream.language.options has {alike[0]!r} and {alike[1]!r}, which cannot be told apart in an answer (case "
+                "and sentence marks do not count); keep one of them"
+            )
         if self.measure in ("options", "likelihood") and self.options is None:
             raise ValueError(
                 f"language.measure is {self.measure}, but nothing says what the options are; give language.options: a list, "

@@ -6,19 +6,20 @@ plain text                 documents, cut into pieces where they break best; the
 ```
 """
 
-import re
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from string import Formatter
 from typing import cast, final, get_args
 
 from contune.errors import ConfigError, DataError, did_you_mean
+from contune.metric.text import chosen_score, same_forms
 from contune.stream.answer_styles import diversified, style_note
-from contune.stream.config import TEXT_SUFFIXES, DataConfig, LanguageConfig, Paths, StreamConfig
-from contune.stream.conversation import Conversation, Measure, Message, Role, language_examples
+from contune.stream.config import TEXT_SUFFIXES, DataConfig, LanguageConfig, Paths, StreamConfig, template_columns
+from contune.stream.conversation import Conversation, Measure, Message, Role, every_answer, language_examples
+from contune.stream.documents import asked_pieces, document_exchanges, read_text
 from contune.stream.order import arrival_order, split_rows
-from contune.stream.read.files import content, found_paths, paths_by_group, require_file
+from contune.stream.read.files import found_paths, paths_by_group
 from contune.stream.read.rows import BadRow, Place, RawTable, settle_bad_rows
 from contune.stream.read.tables import read_table
 from contune.stream.task import Examples, Stream, Task
@@ -33,7 +34,7 @@ LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("input",), "output"),
     (("text",), "label"),
 )
-BREAKS = ("\n\n", "\n", ". ", " ")
+VERBATIM = (("prompt",), "completion")  # joined as they stand
 NO_CLASS = ("answer",)  # of a stream without classes: answers are text
 
 
@@ -63,22 +64,47 @@ def load_language_stream(config: StreamConfig, base: Path) -> Stream:
     unknown = [name for name in names if name not in data.train]
     if unknown or len(names) != len(data.train):
         raise ConfigError(f"stream.domains must name every domain of data.train once; these are {list(data.train)}")
+    _require_known(how, [*names, *(how.retention_sets or {})])
     train_files = paths_by_group(data.train, base)
     test_files = paths_by_group(data.test, base) if isinstance(data.test, dict) else {}
-    tasks, bad, styled = [], [], []
+    tasks: list[Task] = []
+    bad: list[BadRow] = []
+    counted: list[str] = []
     for place, name in enumerate(names):
         train, test = read_domain(name, train_files[name], test_files.get(name, []), how)
         bad += [*train.bad, *test.bad]
-        task, counted = _restyled(_task(name, train, test, config, place), config, place)
+        task, notes = _restyled(_task(name, train, test, config, place), config, place)
         tasks.append(task)
-        styled += counted
-    notes = (*settle_bad_rows(bad, skip_bad=config.skip_bad), *styled)
+        counted += [*never_trained(task), *notes]
+    found = (*settle_bad_rows(bad, skip_bad=config.skip_bad), *counted)
     ordered = [tasks[at] for at in arrival_order(len(tasks), config.order_seed)]
     retention_sets = tuple(
         _retention_set(name, files, config, base) for name, files in (how.retention_sets or {}).items()
     )
     name, order = ", ".join(names), config.order_seed
-    return Stream(name, config.kind, tuple(ordered), order, notes, retention_sets, config.objective)
+    return Stream(name, config.kind, tuple(ordered), order, found, retention_sets, config.objective)
+
+
+def _require_known(how: LanguageConfig, names: Sequence[str]) -> None:
+    unknown = [name for name in how.instructions or {} if name not in names]
+    if unknown:
+        raise ConfigError(
+            f"stream.language.instructions has {unknown[0]!r}, which is no domain; {did_you_mean(unknown[0], names)}"
+        )
+
+
+def never_trained(task: Task) -> list[str]:
+    """A note where test examples have no right answer among their options: none that training has, so none to choose."""
+    asked: list[Conversation] = [one for one in task.test.inputs if one.options]
+    lost = [one for one in asked if not any(chosen_score(option, one.answers) for option in one.options)]
+    if not lost:
+        return []
+    names = ", ".join(map(repr, list(dict.fromkeys(one.answer for one in lost))[:5]))
+    where = f", the first at {lost[0].place}" if lost[0].place else ""
+    return [
+        f"domain {task.name!r}: {len(lost)} of {len(asked)} test examples cannot be answered right, since no training "
+        f"example has their answer ({names}){where}"
+    ]
 
 
 def _retention_set(name: str, files: Paths, config: StreamConfig, base: Path) -> Task:
@@ -86,7 +112,7 @@ def _retention_set(name: str, files: Paths, config: StreamConfig, base: Path) ->
     how = config.language or LanguageConfig()
     paths = found_paths(files, base)
     if all(path.name.lower().endswith(TEXT_SUFFIXES) for path in paths):
-        conversations = [conversation for path in paths for conversation in document_exchanges(read_text(path), how)]
+        conversations = [conversation for path in paths for conversation in asked_pieces(path, how)]
         split = Split(conversations, range(len(conversations)))
     else:
         split = joined_splits([read_exchanges(path, name, how) for path in paths])
@@ -94,7 +120,8 @@ def _retention_set(name: str, files: Paths, config: StreamConfig, base: Path) ->
         split = with_options(split, answers, how)
     settle_bad_rows(split.bad, skip_bad=config.skip_bad)
     if not split.conversations:
-        raise DataError(f"retention set {name!r} has no usable example; give at least one")
+        why = f" ({split.bad[0].place}: {split.bad[0].reason})" if split.bad else ""
+        raise DataError(f"retention set {name!r} has no usable example{why}; give at least one")
     asked, _ = split_rows(len(split.conversations), share=0.0, keep=how.test_examples, seed=(config.seed,))
     chosen = language_examples(
         [split.conversations[at] for at in asked.tolist()], [split.ids[at] for at in asked.tolist()]
@@ -105,8 +132,9 @@ def _retention_set(name: str, files: Paths, config: StreamConfig, base: Path) ->
 def _task(name: str, train: Split, test: Split, config: StreamConfig, place: int) -> Task:
     """One domain; `per_class` keeps as many of its examples, `validation` holds some out."""
     if not train.conversations or not test.conversations:
-        what = "training" if not train.conversations else "test"
-        raise DataError(f"domain {name!r} has no usable {what} example; give at least one")
+        what, split = ("training", train) if not train.conversations else ("test", test)
+        why = f" ({split.bad[0].place}: {split.bad[0].reason})" if split.bad else ""
+        raise DataError(f"domain {name!r} has no usable {what} example{why}; give at least one")
     share, seed = config.validation, (config.seed, place)
     kept, held = split_rows(len(train.conversations), share=share, keep=config.per_class, seed=seed)
     how = config.language or LanguageConfig()
@@ -116,7 +144,11 @@ def _task(name: str, train: Split, test: Split, config: StreamConfig, place: int
         return language_examples([split.conversations[at] for at in rows], [split.ids[at] for at in rows])
 
     validation = some(train, held.tolist()) if len(held) else None
-    return Task(name, NO_CLASS, some(train, kept.tolist()), some(test, asked.tolist()), validation)
+    learned = some(train, kept.tolist())
+    if how.learn_turns == "all":
+        turns = [turn for conversation in learned.inputs for turn in every_answer(conversation)]
+        learned = language_examples(turns, range(len(turns)))
+    return Task(name, NO_CLASS, learned, some(test, asked.tolist()), validation)
 
 
 def _restyled(task: Task, config: StreamConfig, place: int) -> tuple[Task, list[str]]:
@@ -160,8 +192,14 @@ def joined_splits(splits: Sequence[Split]) -> Split:
 
 def with_options(split: Split, labels: Sequence[str], how: LanguageConfig) -> Split:
     """The options `labels` (every answer that training has), where the configuration asks for them."""
-    if how.options != "answers":
+    if how.options != "answers" or not split.conversations:
         return split
+    alike = same_forms(labels)
+    if alike:
+        raise DataError(
+            f"the training answers {alike[0]!r} and {alike[1]!r} of the domain cannot be told apart as options (case and "
+            f"sentence marks do not count; {split.conversations[0].place or 'its rows'} and others); write them alike"
+        )
     changed = [replace(one, options=tuple(labels), measure=_measure(how, True)) for one in split.conversations]
     return replace(split, conversations=changed)
 
@@ -177,19 +215,23 @@ def read_exchanges(path: Path, domain: str, how: LanguageConfig) -> Split:
     table = read_table(path)
     turns_of, answers_of = _columns(table, domain, how)
     options = _options(table, how)
+    verbatim = _verbatim(table, how)
     found, ids, bad = [], [], list(table.broken)
     for at, number in enumerate(table.positions):
         place = Place(table.source, table.unit, table.numbers[at])
         reason = None
         try:
-            messages, answers = turns_of(at), answers_of(at)
-            reason = _reason(messages, answers, options(at))
+            messages, answers, choices = turns_of(at), answers_of(at), options(at)
+            reason = _reason(messages, answers, choices)
         except ValueError as error:
             reason = str(error)
         if reason is not None:
             bad.append(BadRow(place, reason, "fill it in or remove the row"))
             continue
-        found.append(Conversation(messages, answers, options(at), _measure(how, bool(options(at)))))
+        measure = _measure(how, bool(choices))
+        found.append(
+            Conversation(messages, answers, choices, measure, form=how.normalise, verbatim=verbatim, place=str(place))
+        )
         ids.append(number)
     return Split(found, ids, sorted(bad, key=lambda row: row.place.number))
 
@@ -200,9 +242,20 @@ def _reason(messages: Sequence[Message], answers: Sequence[str], options: Sequen
         return "the prompt is empty"
     if not answers or not all(answer.strip() for answer in answers):
         return "the answer is empty"
-    if options and not any(answer in options for answer in answers):
+    if options and not any(chosen_score(option, answers) for option in options):
         return f"the answer {answers[0]!r} is not among the options"
+    alike = same_forms(options)
+    if alike:
+        return f"the options {alike[0]!r} and {alike[1]!r} cannot be told apart (case and sentence marks do not count)"
     return None
+
+
+def _verbatim(table: RawTable, how: LanguageConfig) -> bool:
+    """Whether the rows are a prompt and its completion, which are joined as they stand."""
+    if how.prompt is not None or "messages" in table.columns:
+        return False
+    first = next((layout for layout in LAYOUTS if all(name in table.columns for name in (*layout[0], layout[1]))), None)
+    return first == VERBATIM and how.answer in (None, "completion")
 
 
 def _columns(
@@ -213,7 +266,7 @@ def _columns(
         messages = table.read("messages")
         return (lambda at: _conversation(messages[at])[:-1]), (lambda at: (_conversation(messages[at])[-1].text,))
     template, answer = _layout(table, how)
-    used = [name for _, name, _, _ in Formatter().parse(template) if name]
+    used, verbatim = template_columns(template), _verbatim(table, how)
     for name in [*used, answer]:
         if name not in table.columns:
             raise DataError(
@@ -224,10 +277,14 @@ def _columns(
     before = [text for text in ((how.instructions or {}).get(domain), domain if how.name_in_prompt else None) if text]
 
     def turns_of(at: int) -> tuple[Message, ...]:
-        filled = template.format(**{name: _said(values[name][at]) for name in used})
-        return (Message("user", "\n".join([*before, filled]).strip()),)
+        row = {name: values[name][at] for name in used}
+        if row and all(is_missing(value) for value in row.values()):
+            raise ValueError(f"the prompt is missing ({', '.join(row)})")
+        filled = template.format(**{name: "" if is_missing(value) else str(value) for name, value in row.items()})
+        text = "\n".join([*before, filled])
+        return (Message("user", text if verbatim else text.strip()),)
 
-    return turns_of, lambda at: _answers(values[answer][at])
+    return turns_of, lambda at: _answers(values[answer][at], verbatim=how.options is None)
 
 
 def _layout(table: RawTable, how: LanguageConfig) -> tuple[str, str]:
@@ -254,21 +311,26 @@ def _options(table: RawTable, how: LanguageConfig) -> Callable[[int], tuple[str,
     if how.options not in table.columns:
         raise DataError(f"{table.source} has no column {how.options!r} for the options")
     values = table.read(how.options)
-    return lambda at: _answers(values[at])
+    return lambda at: _answers(values[at], verbatim=False, what="option")
 
 
-def _said(value: object) -> str:
-    """A value of a prompt's column as text; nothing where it is missing, as an optional input often is."""
-    return "" if value is None else str(value)
+def is_missing(value: object) -> bool:
+    """Whether a cell is empty: null, or the number that is none, as tables with gaps have it.
+
+    >>> is_missing(None), is_missing(float("nan")), is_missing(""), is_missing(0)
+    (True, True, False, False)
+    """
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _answers(value: object) -> tuple[str, ...]:
+def _answers(value: object, *, verbatim: bool, what: str = "answer") -> tuple[str, ...]:
+    """The texts of a cell; blanks around them are kept where they are learned as they stand."""
     items = value if isinstance(value, list) else [value]
-    if any(item is None for item in items):
-        raise ValueError("the answer is missing")
+    if any(is_missing(item) for item in items):
+        raise ValueError(f"the {what} is missing")
     if any(not isinstance(item, str | int | float) for item in items):
-        raise ValueError(f"the answer is a {type(value).__name__} and not a text or a list of texts")
-    return tuple(str(item).strip() for item in items)
+        raise ValueError(f"the {what} is a {type(value).__name__} and not a text or a list of texts")
+    return tuple(str(item) if verbatim else str(item).strip() for item in items)
 
 
 def _conversation(value: object) -> tuple[Message, ...]:
@@ -277,13 +339,18 @@ def _conversation(value: object) -> tuple[Message, ...]:
         raise ValueError("the messages are no list")
     messages = []
     for item in value:
-        if not isinstance(item, Mapping) or not isinstance(item.get("content"), str):
-            raise ValueError("a message has no content")
+        content_of_it = item.get("content") if isinstance(item, Mapping) else None
+        if isinstance(content_of_it, list):
+            raise ValueError(
+                "the content of a message is a list of parts, where a text is learned; write its text alone"
+            )
+        if not isinstance(item, Mapping) or not isinstance(content_of_it, str):
+            raise ValueError("a message has no content that is text")
         if item.get("role") not in get_args(Role):
             raise ValueError(
                 f"a message has the role {item.get('role')!r}, which is none of system, user and assistant"
             )
-        messages.append(Message(item["role"], item["content"].strip()))
+        messages.append(Message(item["role"], content_of_it))
     while messages and messages[-1].role != "assistant":
         messages.pop()
     if len(messages) < 2:
@@ -293,55 +360,14 @@ def _conversation(value: object) -> tuple[Message, ...]:
 
 def _documents(files: Sequence[Path], tests: Sequence[Path], how: LanguageConfig) -> tuple[Split, Split]:
     """Pieces of documents; without test files, the last part of every file is held out."""
-    learned = [conversation for file in files for conversation in document_exchanges(read_text(file), how)]
+    learned = [conversation for file in files for conversation in document_exchanges(read_text(file), how, str(file))]
     if tests:
-        asked = [conversation for file in tests for conversation in document_exchanges(read_text(file), how)]
+        asked = [conversation for file in tests for conversation in asked_pieces(file, how)]
     else:
         learned, asked = [], []
         for file in files:
-            pieces_of_file = document_exchanges(read_text(file), how)
+            pieces_of_file = document_exchanges(read_text(file), how, str(file))
             border = max(1, round((1 - how.held_out) * len(pieces_of_file)))
             learned += pieces_of_file[:border]
-            asked += pieces_of_file[border:]
+            asked += asked_pieces(file, how)[border:]
     return Split(learned, range(len(learned))), Split(asked, range(len(asked)))
-
-
-def document_exchanges(text: str, how: LanguageConfig) -> list[Conversation]:
-    """The pieces of every document of a text; documents end where `boundary` stands, or with the file."""
-    documents = text.split(how.boundary) if how.boundary else [text]
-    found = []
-    for document in documents:
-        parts = [piece for piece in pieces(document, how.piece) if piece.strip()]
-        for number, piece in enumerate(parts):
-            found.append(Conversation((), (piece,), (), "tokens", ends=number == len(parts) - 1))
-    return found
-
-
-def pieces(text: str, size: int) -> list[str]:
-    """The text in pieces of at most `size` characters, cut after a paragraph, line, sentence or word where one ends.
-
-    Nothing is lost: the pieces together are the text.
-
-    >>> pieces("One two. Three", 10)
-    ['One two. ', 'Three']
-    """
-    found, start = [], 0
-    while len(text) - start > size:
-        middle, end = start + size // 2, start + size
-        cuts = (at + len(mark) for mark in BREAKS if (at := text.rfind(mark, middle, end)) >= 0)
-        stop = min(next(cuts, end), end)
-        found.append(text[start:stop])
-        start = stop
-    return [*found, text[start:]] if start < len(text) else found
-
-
-def read_text(path: Path) -> str:
-    """A text file, gzipped or not, with lines that end in a single newline."""
-    require_file(path, "*.txt")
-    try:
-        text = content(path).decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start + 1}); write it as UTF-8") from error
-    if not text.strip():
-        raise DataError(f"{path} is empty; give a file with text")
-    return re.sub(r"\r\n?", "\n", text)

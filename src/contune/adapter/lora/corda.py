@@ -27,7 +27,8 @@ from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.stream.config import TEXT_SUFFIXES, LanguageConfig
 from contune.stream.conversation import Conversation, language_examples
-from contune.stream.language import document_exchanges, read_exchanges, read_text
+from contune.stream.documents import document_exchanges, read_text
+from contune.stream.language import read_exchanges
 from contune.stream.modality import find_modality
 from contune.stream.read.rows import settle_bad_rows
 from contune.stream.task import Examples

@@ -243,6 +243,11 @@ class Reader(ABC):
     def description(self) -> str:
         """All that batches depend on beside the inputs: readers with equal ones give equal batches."""
 
+    @property
+    def longest(self) -> int | None:
+        """The most tokens that an input may have; None where inputs have no length of their own."""
+        return None
+
     @abstractmethod
     def prepare(self, inputs: Inputs) -> Prepared:
         """Do once per example what can be done once; raises `DataError` naming the first example that does not fit."""

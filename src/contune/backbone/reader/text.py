@@ -54,15 +54,20 @@ def pad(lists: Sequence[NDArray[np.int32]], pad_id: int) -> tuple[Tensor, Tensor
 @final
 @dataclass(frozen=True, eq=False)
 class TextReader(Reader):
-    """Reads texts with a model's own fast tokenizer."""
+    """Reads texts with a model's own fast tokenizer; `rows` is how many tokens the model has embeddings for."""
 
     tokenizer: Any
     max_length: int
     pad_id: int
     device: torch.device
+    rows: int | None = None
 
     def description(self) -> str:
         return f"{tokenizer_hash(self.tokenizer)} {self.max_length} {self.pad_id}"
+
+    @property
+    def longest(self) -> int:
+        return self.max_length
 
     def prepare(self, inputs: Inputs) -> PreparedText:
         run = TokenRun()
@@ -79,6 +84,7 @@ class TextReader(Reader):
             for row, (tokens, one) in enumerate(zip(encoded["input_ids"], encoded.encodings, strict=True)):
                 if not tokens:
                     raise DataError(f"text {start + row} ({texts[row]!r}) has no tokens; remove it or give a text")
+                require_known(tokens, self.rows, self.tokenizer, f"text {start + row}")
                 run.append(tokens, cut=len(one.overflowing) > 0)
         return run.prepared()
 
@@ -101,6 +107,18 @@ def tokenizer_hash(tokenizer: Any) -> str:
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     own = {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}  # set by each call
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
+def require_known(tokens: Sequence[int], rows: int | None, tokenizer: Any, where: str) -> None:
+    """Refuse tokens for which a model of so many `rows` has no embedding: the tokenizer was extended and the model not."""
+    if rows is None or max(tokens, default=0) < rows:
+        return
+    token = next(token for token in tokens if token >= rows)
+    raise DataError(
+        f"{where} has the token {tokenizer.convert_ids_to_tokens(token)!r}, number {token} of the tokenizer, and the model "
+        f"has embeddings for {rows}, numbered from 0; give the tokenizer that belongs to the model, or resize the model's "
+        "embeddings to the tokenizer"
+    )
 
 
 def _text(item: object, row: int) -> str:

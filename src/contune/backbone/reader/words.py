@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from contune.backbone.reader.inputs import ModelInputs, Prepared, PreparedText, Reader, Rows, from_token_lists, gather
-from contune.backbone.reader.text import TextReader, pad, tokenizer_hash
+from contune.backbone.reader.text import TextReader, pad, require_known, tokenizer_hash
 from contune.errors import ConfigError, DataError
 
 
@@ -59,6 +59,10 @@ class WordReader(Reader):
         texts = self.texts
         return f"words {tokenizer_hash(texts.tokenizer)} {texts.max_length} {texts.pad_id}"
 
+    @property
+    def longest(self) -> int:
+        return self.texts.max_length
+
     def prepare(self, inputs: Sequence[Any]) -> PreparedWords:
         rows = [_words(item, at) for at, item in enumerate(inputs)]
         lists, first, cut = [], [], []
@@ -79,6 +83,7 @@ class WordReader(Reader):
                     f"row {at} has the word {silent or words[0]!r}, of which no token is made; leave it out"
                 )
             lists.append(np.asarray(encoded["input_ids"], dtype=np.int32))
+            require_known(encoded["input_ids"], self.texts.rows, self.texts.tokenizer, f"row {at}")
             first.append(np.asarray(starts, dtype=np.bool_))
             cut.append(len(seen) < len(words))
         together = np.concatenate([np.zeros(0, np.bool_), *first])

@@ -90,7 +90,7 @@ def _page(comparison: Comparison) -> dict[str, Any]:
         "groups": groups,
         "tiles": [] if several else _tiles(groups[0]),
         "sentences": describe_comparison(comparison) if several else describe_group(groups[0]),
-        "warnings": [*comparison.warnings, *_changed_bases(groups), *disagreements],
+        "warnings": [*comparison.warnings, *_notes(groups), *_changed_bases(groups), *disagreements],
         "columns": columns(comparison),
         "paired": _paired(comparison),
         "overview": {plot.name: plot for plot in overview_plots(comparison)},
@@ -122,6 +122,12 @@ def _facts(run: Run) -> list[str]:
         facts.append(f"{sum(stream['train_examples']):,} training examples")
     facts.append(f"{sum(run.test_examples):,} test examples")
     return [*facts, str(run.model["path"])] if run.model.get("path") else facts
+
+
+def _notes(groups: Sequence[MethodRuns]) -> list[str]:
+    """What the runs counted of their data: rows left out, texts cut, answers that cannot be given."""
+    found = dict.fromkeys(str(note) for group in groups for run in group.runs for note in run.stream.get("notes", []))
+    return [f"{note[:1].upper()}{note[1:]}." for note in found]
 
 
 def _changed_bases(groups: Sequence[MethodRuns]) -> list[str]:
