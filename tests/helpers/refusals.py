@@ -15,7 +15,7 @@ from contune.contract.parts import Router, Rule, Tensors
 from contune.contract.state import State
 from contune.engine.learner import Learner
 from contune.method import method as method_module
-from contune.method.catalog import compose
+from contune.method.catalog import compose, parts
 from contune.method.method import Method
 from contune.numerics.subspaces import Subspace
 from contune.rule.project.cuber import Cuber
@@ -34,6 +34,7 @@ def three_tasks() -> list[Task]:
 @contextmanager
 def nothing_refused() -> Iterator[None]:
     """The block composes whatever it is told to: neither needs nor a rule's own refusal count."""
+    parts("rule")  # so that all of them are there to be silenced
     own = {cls: cls.refuses for cls in Rule.__subclasses__() if "refuses" in cls.__dict__}
     with mock.patch.object(method_module, "refusal", return_value=None):
         for cls in own:

@@ -298,7 +298,7 @@ def test_a_class_that_comes_back_belongs_to_its_last_task() -> None:
     assert head_of(learner)._counts.tolist() == [48, 48, 24, 24]
     assert set(adapter_of(learner)._means) == {0, 1, 2, 3}
     tasks = torch.tensor([[True, True, False], [False, True, True]])
-    assert owners_of(tasks, adapter_of(learner)).tolist() == [0, 1, 1]
+    assert owners_of(tasks, require(adapter_of(learner), Modules)).tolist() == [0, 1, 1]
 
 
 def test_before_the_first_mean_module_0_begins() -> None:

@@ -225,7 +225,7 @@ def test_moments_do_not_count_padding(name: str) -> None:
 
 
 def test_moments_that_counted_padding_would_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    from contune.numerics import subspaces as room
+    from contune.contract import passes as room
 
     context = inflora_learner("bert").begin(word_tasks()[0])
     adapter = context.model.adapter
