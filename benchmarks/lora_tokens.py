@@ -25,8 +25,8 @@ STORIES = "weights/stories260k_llama"
 
 def conversations(chosen) -> tuple[list, list]:
     """Training and test exchanges: pieces of plays, or questions with their answers."""
+    from contune.stream.chat.documents import pieces
     from contune.stream.conversation import Conversation, Message
-    from contune.stream.documents import pieces
 
     if chosen.answers:
         file = chosen.shared / "data" / "gsm8k" / "train.jsonl.gz"

@@ -133,9 +133,9 @@ def million_examples(chosen, per_task: int) -> dict[str, object]:
     """All examples through one head, in one task or in many, and then some that it has not seen."""
     from contune.contract.processes import Processes
     from contune.contract.settings import CacheSettings
-    from contune.engine.cache import FeatureCache
-    from contune.head.class_means import ClassMeans
-    from contune.head.ridge import Ridge
+    from contune.engine.kept.cache import FeatureCache
+    from contune.head.solved.class_means import ClassMeans
+    from contune.head.solved.ridge import Ridge
     from contune.metric.ledger import Ledger
 
     head = ClassMeans() if chosen.part == "nmc" else Ridge(random_features=chosen.random_features)

@@ -15,7 +15,7 @@ from contune.checks.run import SETTINGS, copied, digit_tasks, same_state, tiny_m
 from contune.contract.context import Context
 from contune.contract.settings import CacheSettings
 from contune.engine.learner import Learner
-from contune.engine.optimizer import make_optimizer
+from contune.engine.steps.optimizer import make_optimizer
 from contune.errors import CombinationError, ConfigError
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
@@ -35,8 +35,8 @@ def tasks_of(case: str) -> list[Task]:
 
 def learner_of(case: str, method: str | Method, train: dict[str, Any] | None = None, **more: Any) -> Learner:
     model = tiny_model() if case == "digits" else str(tiny_folder(case))
-    kind: Any = "language" if case.endswith("writer") else "class-incremental"
-    return Learner(model, method, kind=kind, train=train or SETTINGS, **more)
+    objective = "write" if case.endswith("writer") else "classify"
+    return Learner(model, method, objective=objective, train=train or SETTINGS, **more)
 
 
 def rates_of(context: Context) -> dict[str, float]:

@@ -24,7 +24,7 @@ from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Selection
 from contune.contract.processes import Processes
 from contune.engine.learner import Learner
-from contune.engine.loop import local_batch
+from contune.engine.steps.loop import local_batch
 from contune.errors import CombinationError, ConfigError
 from contune.stream.conversation import Conversation, Message, language_examples
 from contune.stream.task import Task
@@ -308,7 +308,7 @@ def test_tokens_come_back_to_their_places(lengths: list[int]) -> None:
 
 
 def test_padding_of_a_shared_row_is_seen_by_nobody() -> None:
-    backbone = Backbone.load(ModelConfig(path=str(tiny_folder("llama-writer"))), reads="language")
+    backbone = Backbone.load(ModelConfig(path=str(tiny_folder("llama-writer"))), reads="chat")
     packing = packing_of([4, 2, 3], [[0, 1], [2]])
     assert packing is not None
     ids = packing.pack(torch.arange(12).reshape(3, 4))

@@ -18,7 +18,7 @@ from contune.checks.run import digit_tasks, same_state, tiny_model
 from contune.contract.data import Dataset
 from contune.contract.processes import Processes
 from contune.contract.settings import CacheSettings
-from contune.engine.cache import MemoryCache
+from contune.engine.kept.cache import MemoryCache
 from contune.engine.learner import Learner
 from contune.engine.observer import Observer
 from contune.errors import CombinationError, ConfigError

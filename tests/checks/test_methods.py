@@ -23,8 +23,8 @@ from contune.contract.parts import Head, Router, Rule
 from contune.contract.state import State
 from contune.engine.learner import Learner
 from contune.errors import ConfigError
-from contune.head.class_means import ClassMeans
 from contune.head.linear import Linear
+from contune.head.solved.class_means import ClassMeans
 from contune.method.catalog import CATEGORIES, accepts, build_method, class_recipes, option_defaults, parts, recipes
 from contune.method.method import Method
 

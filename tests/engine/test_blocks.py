@@ -23,11 +23,11 @@ from contune.contract.data import Dataset, Rows
 from contune.contract.processes import Processes
 from contune.contract.randomness import numpy_generator
 from contune.contract.settings import CacheSettings, TrainSettings
-from contune.engine.cache import FeatureCache
+from contune.engine.kept.cache import FeatureCache
+from contune.engine.kept.passes import CachedPasses
 from contune.engine.learner import Learner
-from contune.engine.passes import CachedPasses
-from contune.head.class_means import ClassMeans
-from contune.head.ridge import STRENGTHS, Ridge, RidgeSums, random_features
+from contune.head.solved.class_means import ClassMeans
+from contune.head.solved.ridge import STRENGTHS, Ridge, RidgeSums, random_features
 from contune.method.catalog import build_method
 from contune.metric.ledger import Ledger
 from contune.numerics.averages import class_sums

@@ -27,13 +27,13 @@ from contune.contract.context import Context
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError, DataError
 from contune.method.catalog import build_method, build_objective, recipes
-from contune.metric.language import language_matrices
-from contune.metric.text import exact_match, judged, longest_common, named_option
+from contune.metric.answers.language import language_matrices
+from contune.metric.answers.text import exact_match, judged, longest_common, named_option
 from contune.numerics.divergences import softmax_divergence
 from contune.objective.write import perplexity, read_answers
 from contune.stream import StreamConfig, load_stream
+from contune.stream.chat.documents import pieces
 from contune.stream.conversation import Conversation, Message, decoded
-from contune.stream.documents import pieces
 from contune.stream.task import Task
 
 

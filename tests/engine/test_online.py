@@ -6,7 +6,7 @@ import torch
 
 from contune.checks.run import copied, digit_tasks, same_state, tiny_model
 from contune.engine.learner import Learner
-from contune.engine.stepper import Stepper
+from contune.engine.steps.stepper import Stepper
 from contune.errors import CombinationError, ConfigError
 from contune.method.catalog import compose
 from contune.rule.replay.buffer import Buffer, offered

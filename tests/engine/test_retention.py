@@ -11,7 +11,7 @@ from run_helpers import resume, run, same_run
 from torch.nn import functional
 
 from contune.engine.learner import Learner
-from contune.engine.retention import divergences, made_retention_set, retention
+from contune.engine.measuring.retention import divergences, made_retention_set, retention
 from contune.method.catalog import compose
 from contune.stream.conversation import Conversation, language_examples
 from contune.stream.task import Task

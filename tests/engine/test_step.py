@@ -10,7 +10,7 @@ from contune.checks.run import SETTINGS, digit_tasks, tiny_model
 from contune.contract.parts import Rule
 from contune.contract.settings import TrainSettings
 from contune.engine.learner import Learner
-from contune.engine.optimizer import rate_factor
+from contune.engine.steps.optimizer import rate_factor
 from contune.head.linear import Linear
 from contune.method.catalog import compose
 from contune.method.method import Method

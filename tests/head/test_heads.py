@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contune.checks.run import digit_tasks, new_learner
-from contune.head.class_means import nearest_mean_scores
-from contune.head.ridge import STRENGTHS, best_strength, random_features, ridge_solution
+from contune.head.solved.class_means import nearest_mean_scores
+from contune.head.solved.ridge import STRENGTHS, best_strength, random_features, ridge_solution
 from contune.method.catalog import build_method
 from contune.numerics.averages import class_sums
 

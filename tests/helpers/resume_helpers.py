@@ -9,7 +9,7 @@ from torch import Tensor
 from contune.checks.run import copied, same_state
 from contune.contract.state import State
 from contune.engine.learner import Learner
-from contune.engine.loop import StepReport
+from contune.engine.steps.loop import StepReport
 from contune.stream.task import Task
 
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contune.metric.answers.text import exact_match, final_number, judged, named_option, rouge_l, same_forms
 from contune.metric.forms.stemmer import stem
 from contune.metric.forms.words import Form, normal_form, words
-from contune.metric.text import exact_match, final_number, judged, named_option, rouge_l, same_forms
 
 DIFFERENT = (
     *(("", "A"), ("the", "A"), ("a", "the"), ("", ""), (" ", "\n"), ("...", "?"), ("!", "?")),

@@ -16,9 +16,9 @@ from torch.nn import functional
 from contune.checks.run import copied, same_state
 from contune.errors import CombinationError, ConfigError
 from contune.method.catalog import accepts, build_objective, objectives, recipes
-from contune.metric.entities import entities, entity_f1
-from contune.metric.labels import exact_share, macro_f1, micro_f1
-from contune.metric.values import mean_absolute_error, r_squared, root_mean_squared_error
+from contune.metric.answers.entities import entities, entity_f1
+from contune.metric.answers.labels import exact_share, macro_f1, micro_f1
+from contune.metric.answers.values import mean_absolute_error, r_squared, root_mean_squared_error
 from contune.stream.task import Targets
 
 NEW = ("multi-label", "regress", "tag")

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from contune.metric.text import exact_match
+from contune.metric.answers.text import exact_match
 from contune.stream import StreamConfig, load_stream
-from contune.stream.answer_styles import (
+from contune.stream.chat.answer_styles import (
     STYLES,
     Question,
     assigned,

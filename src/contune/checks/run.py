@@ -14,7 +14,7 @@ from contune.checks.settings.images import SETTING as IMAGES
 from contune.checks.settings.images import digit_tasks, tiny_model
 from contune.contract.state import State
 from contune.engine.learner import Learner
-from contune.engine.loop import StepReport
+from contune.engine.steps.loop import StepReport
 from contune.method.method import Method
 from contune.stream.task import Examples, Task
 

@@ -15,9 +15,9 @@ from contune.contract.model import Model
 from contune.contract.objective import Objective
 from contune.contract.parts import Rule
 from contune.contract.settings import CacheSettings, TrainSettings
-from contune.engine.cache import FeatureCache
+from contune.engine.kept.cache import FeatureCache
+from contune.engine.kept.passes import CachedPasses
 from contune.engine.known import Known
-from contune.engine.passes import CachedPasses
 from contune.method.method import Method
 from contune.stream.inputs import Inputs
 from contune.stream.task import Examples, Kind, Task, joined_examples

@@ -17,16 +17,16 @@ from contune.contract.parts import Part, Rule
 from contune.contract.processes import Processes
 from contune.contract.settings import CacheSettings
 from contune.contract.state import State
-from contune.engine.cache import FeatureCache, MemoryCache
 from contune.engine.contexts import Contexts
+from contune.engine.kept.cache import FeatureCache, MemoryCache
 from contune.engine.known import Known
-from contune.engine.loop import AfterStep, StepReport, steps_of, train
 from contune.engine.observer import Observer
-from contune.engine.online import grow, learn_chunk, refuse_waiting
 from contune.engine.predictor import Predictor, Scores
 from contune.engine.requirements import checked_kind, checked_settings, loaded_backbone
 from contune.engine.saved import read_state, write_state
-from contune.engine.stepper import Stepper
+from contune.engine.steps.loop import AfterStep, StepReport, steps_of, train
+from contune.engine.steps.online import grow, learn_chunk, refuse_waiting
+from contune.engine.steps.stepper import Stepper
 from contune.errors import ConfigError, DataError, RunDirectoryError
 from contune.method.catalog import build_method, build_objective
 from contune.method.method import Method

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from contune.contract.context import TaskView
-from contune.engine.cache import no_watch
+from contune.engine.kept.cache import no_watch
 
 
 class Observer:

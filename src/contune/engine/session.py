@@ -14,10 +14,10 @@ from torch import Tensor
 
 from contune.contract.context import Context
 from contune.engine.learner import Learner
-from contune.engine.loop import StepReport
-from contune.engine.measured import Measured
-from contune.engine.online import refuse_waiting
-from contune.engine.predictions import Matrix
+from contune.engine.measuring.measured import Measured
+from contune.engine.measuring.predictions import Matrix
+from contune.engine.steps.loop import StepReport
+from contune.engine.steps.online import refuse_waiting
 from contune.metric.summary import summary
 from contune.stream.events import Arrive, Ask, events_in_chunks
 from contune.stream.online import Online

@@ -11,9 +11,9 @@ from contune.contract.context import Context
 from contune.contract.parts import Head, Parameters
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.head.class_means import nearest_mean_scores
 from contune.head.linear import Linear
 from contune.head.options import HeadLrScale, LossOver
+from contune.head.solved.class_means import nearest_mean_scores
 from contune.numerics.averages import summed_blocks
 
 

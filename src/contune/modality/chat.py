@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Chat(Modality):
     """A conversation, or a piece of a document; a model answers it in writing with its own language head.
 
-    A plain text is a prompt whose answer is not known. Tables are read by `contune.stream.language`, whose layouts have
+    A plain text is a prompt whose answer is not known. Tables are read by `contune.stream.chat.language`, whose layouts have
     several columns.
     """
 

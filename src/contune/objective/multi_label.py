@@ -14,7 +14,7 @@ from contune.contract.data import Batch, Dataset, Rows
 from contune.contract.model import Model
 from contune.contract.objective import Columns, Judged, Measure, Objective, Prediction, scored
 from contune.contract.parts import Trait
-from contune.metric.labels import exact_share, macro_f1, micro_f1
+from contune.metric.answers.labels import exact_share, macro_f1, micro_f1
 from contune.numerics.divergences import sigmoid_divergence
 
 

@@ -14,7 +14,7 @@ from contune.contract.model import Model
 from contune.contract.objective import Columns, Floats, Judged, Measure, Objective, Prediction, scored
 from contune.contract.parts import Trait
 from contune.contract.state import State
-from contune.metric.values import mean_absolute_error, r_squared, root_mean_squared_error
+from contune.metric.answers.values import mean_absolute_error, r_squared, root_mean_squared_error
 from contune.stream.task import Kind
 
 

@@ -14,7 +14,7 @@ from contune.contract.data import Batch, Dataset, Rows
 from contune.contract.model import Model
 from contune.contract.objective import Columns, Judged, Measure, Objective, Prediction
 from contune.contract.parts import Trait
-from contune.metric.entities import entity_f1, is_entity_tag, split_tag
+from contune.metric.answers.entities import entity_f1, is_entity_tag, split_tag
 from contune.numerics.divergences import softmax_divergence
 from contune.objective.classify import competing, drawn_or_right
 

@@ -20,7 +20,7 @@ from contune.contract.objective import Columns, Floats, Judged, Measure, Objecti
 from contune.contract.parts import Head, Trait
 from contune.errors import CombinationError
 from contune.head.language import Language
-from contune.metric.text import chosen_score, judged
+from contune.metric.answers.text import chosen_score, judged
 from contune.numerics.divergences import softmax_divergence
 from contune.objective.classify import drawn_or_right
 from contune.stream.conversation import Conversation, language_examples

@@ -17,12 +17,12 @@ from contune.backbone.precision import emulated
 from contune.contract.context import Context
 from contune.contract.processes import Processes
 from contune.contract.state import State
-from contune.engine.cache import MemoryCache
+from contune.engine.kept.cache import MemoryCache
 from contune.engine.learner import Learner
-from contune.engine.loop import StepReport
 from contune.engine.observer import Observer
-from contune.engine.online import refuse_waiting
 from contune.engine.session import Recorder, Session, Start
+from contune.engine.steps.loop import StepReport
+from contune.engine.steps.online import refuse_waiting
 from contune.errors import ConfigError, ContuneError, RunDirectoryError
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method

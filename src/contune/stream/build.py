@@ -15,8 +15,8 @@ from itertools import product
 from pathlib import Path
 
 from contune.errors import ConfigError, DataError
+from contune.stream.chat.language import load_language_stream
 from contune.stream.config import StreamConfig
-from contune.stream.language import load_language_stream
 from contune.stream.modality import find_modality
 from contune.stream.plan import collect_tasks, few, plan_by_classes, plan_by_groups, untested_classes
 from contune.stream.read.answers import ANSWERS

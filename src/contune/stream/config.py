@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from contune.errors import ConfigError
+from contune.metric.answers.text import same_forms
 from contune.metric.forms.words import Form
-from contune.metric.text import same_forms
 from contune.stream.conversation import Measure
 from contune.stream.inputs import KEPT_MB
 from contune.stream.online import Online
@@ -140,7 +140,7 @@ def template_columns(template: str) -> tuple[str, ...]:
 
 
 class StylesConfig(BaseModel):
-    """What share of each task's training exchanges is asked in another style (see `contune.stream.answer_styles`)."""
+    """What share of each task's training exchanges is asked in another style (see `contune.stream.chat.answer_styles`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -14,7 +14,7 @@ from word_tasks import tiny_folder, word_tasks
 from contune.checks.run import SETTINGS, accuracy, digit_tasks, same_state, tiny_model
 from contune.contract.data import TASK, Selection
 from contune.engine.learner import Learner
-from contune.engine.loop import classification_loss
+from contune.engine.steps.loop import classification_loss
 from contune.errors import CombinationError, ConfigError
 from contune.head.frozen_rows import FrozenRows
 from contune.head.linear import Linear

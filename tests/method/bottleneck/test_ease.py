@@ -17,8 +17,8 @@ from contune.checks.run import SETTINGS, digit_tasks, same_state, tiny_model
 from contune.contract.context import Context
 from contune.engine.learner import Learner
 from contune.errors import CombinationError
-from contune.head.class_means import ClassMeans
-from contune.head.subspace_means import SubspaceMeans, completed_means, similarity_weights, subspace_scores
+from contune.head.solved.class_means import ClassMeans
+from contune.head.solved.subspace_means import SubspaceMeans, completed_means, similarity_weights, subspace_scores
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
 from contune.stream.task import Examples, Kind, Task
@@ -187,7 +187,7 @@ def test_wrong_shares_would_be_caught(monkeypatch: pytest.MonkeyPatch, dim: int 
         cosines = functional.normalize(old, dim=1) @ functional.normalize(new, dim=1).T
         return torch.full_like(cosines, 1 / len(new)) if dim is None else cosines.softmax(dim=dim)
 
-    monkeypatch.setattr("contune.head.subspace_means.similarity_weights", wrong)
+    monkeypatch.setattr("contune.head.solved.subspace_means.similarity_weights", wrong)
     learner = learned(alpha=1.0)
     dataset = learner.test_dataset(digit_tasks()[1])
     expected = by_plain_loops(learner, list(digit_tasks()), dataset, 1.0)

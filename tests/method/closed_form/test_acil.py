@@ -13,7 +13,7 @@ from contune.checks.run import SETTINGS, accuracy, copied, digit_tasks, same_sta
 from contune.contract.data import Dataset
 from contune.engine.learner import Learner
 from contune.errors import ConfigError, DataError
-from contune.head.ridge import STRENGTHS, Ridge, random_features, random_projection, ridge_solution
+from contune.head.solved.ridge import STRENGTHS, Ridge, random_features, random_projection, ridge_solution
 from contune.method.catalog import build_method
 from contune.stream.task import Examples, Task
 

@@ -21,8 +21,8 @@ from contune.contract.data import Batch
 from contune.contract.parts import Adapter
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
-from contune.head.class_means import ClassMeans
 from contune.head.linear import Linear
+from contune.head.solved.class_means import ClassMeans
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
 from contune.numerics.averages import class_sums

@@ -12,7 +12,7 @@ from word_tasks import tiny_folder, word_tasks
 from contune.checks.run import accuracy, digit_tasks, same_state, tiny_model
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
-from contune.head.key_value import KeyValue, k_means, nearest_keys, pooled_values, spread_start
+from contune.head.solved.key_value import KeyValue, k_means, nearest_keys, pooled_values, spread_start
 from contune.method.catalog import build_method, compose
 from contune.stream.task import Task
 

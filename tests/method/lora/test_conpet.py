@@ -18,8 +18,8 @@ from contune.checks.run import SETTINGS, accuracy, digit_tasks, same_state, tiny
 from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Selection
 from contune.engine.learner import Learner
-from contune.engine.loop import classification_loss
-from contune.engine.optimizer import epoch_batches
+from contune.engine.steps.loop import classification_loss
+from contune.engine.steps.optimizer import epoch_batches
 from contune.errors import CombinationError, ConfigError
 from contune.head.linear_per_task import LinearPerTask
 from contune.method.catalog import build_method, compose

@@ -15,9 +15,9 @@ from contune.adapter.weights.sparse_deltas import SparseDeltas, bernoulli_mask, 
 from contune.checks.run import SETTINGS, accuracy, digit_tasks, same_state, tiny_model
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError
-from contune.head.class_means import ClassMeans
 from contune.head.linear import Linear
-from contune.head.merged import Merged
+from contune.head.solved.class_means import ClassMeans
+from contune.head.solved.merged import Merged
 from contune.method.catalog import build_method
 from contune.method.method import Method
 

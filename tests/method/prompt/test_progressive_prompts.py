@@ -1,6 +1,6 @@
 """Progressive Prompts: what the card says must hold, with images, texts and language."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -34,9 +34,11 @@ def learner_of(
     case: str = "digits", kind: str | None = None, train: dict[str, Any] | None = None, **options: Any
 ) -> Learner:
     model = tiny_model() if case == "digits" else str(tiny_folder(case))
-    chosen: Any = kind or ("language" if case.endswith("writer") else "class-incremental")
+    objective, chosen = "write" if case.endswith("writer") else "classify", cast(Any, kind)
     settings = train or (WRITER if case.endswith("writer") else SETTINGS)
-    return Learner(model, build_method("progressive-prompts", options), kind=chosen, train=settings)
+    return Learner(
+        model, build_method("progressive-prompts", options), objective=objective, kind=chosen, train=settings
+    )
 
 
 def adapter_of(learner: Learner) -> ProgressivePrompts:
@@ -52,12 +54,12 @@ def outputs_of(learner: Learner, dataset: Dataset, module: int) -> Tensor:
     batch = context.passes.encoding_batch(dataset, np.arange(len(dataset)), rows)
     with torch.no_grad():
         outputs = context.model.forward(batch)
-    return outputs.logits if learner.kind == "language" else outputs.features
+    return outputs.logits if learner.objective.name == "write" else outputs.features
 
 
 def head_rows(learner: Learner, task: Task) -> list[Tensor]:
     """Head rows of a task's classes; a language head has none that is trained."""
-    columns = [] if learner.kind == "language" else list(learner.columns(task))
+    columns = [] if learner.objective.name == "write" else list(learner.columns(task))
     return [value.detach()[columns].clone() for value in learner.method.head.trained().values()]
 
 

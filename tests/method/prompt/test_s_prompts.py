@@ -16,7 +16,7 @@ from contune.backbone.layers import changed_input
 from contune.checks.run import SETTINGS, accuracy, copied, digit_tasks, tiny_model
 from contune.contract.parts import Tensors
 from contune.engine.learner import Learner
-from contune.engine.loop import classification_loss
+from contune.engine.steps.loop import classification_loss
 from contune.errors import CombinationError, ConfigError
 from contune.head.linear_per_task import LinearPerTask, placed_scores
 from contune.method.catalog import build_method, compose

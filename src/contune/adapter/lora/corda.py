@@ -25,10 +25,10 @@ from contune.contract.passes import input_moments
 from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
+from contune.stream.chat.documents import document_exchanges, read_text
+from contune.stream.chat.language import read_exchanges
 from contune.stream.config import TEXT_SUFFIXES, LanguageConfig
 from contune.stream.conversation import Conversation, language_examples
-from contune.stream.documents import document_exchanges, read_text
-from contune.stream.language import read_exchanges
 from contune.stream.modality import find_modality
 from contune.stream.read.rows import settle_bad_rows
 from contune.stream.task import Examples

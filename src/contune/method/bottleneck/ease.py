@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from contune.adapter.bottleneck.per_task import BottleneckPerTask
 from contune.contract.options import Layers
-from contune.head.subspace_means import SubspaceMeans
+from contune.head.solved.subspace_means import SubspaceMeans
 from contune.method.method import Method
 
 # The released code's gradient loop on CIFAR-100, 5 classes a task.

@@ -9,7 +9,7 @@ from contune.adapter.prompt.deep import DeepPrompt
 from contune.adapter.prompt.prefix import Prompt
 from contune.contract.options import Layers
 from contune.contract.parts import Adapter
-from contune.head.class_means import ClassMeans
+from contune.head.solved.class_means import ClassMeans
 from contune.method.method import Method
 
 Form = Literal["adapter", "ssf", "vpt-shallow", "vpt-deep"]

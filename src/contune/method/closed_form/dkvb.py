@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from contune.adapter.none import NoAdapter
-from contune.head.key_value import KeyValue
+from contune.head.solved.key_value import KeyValue
 from contune.method.method import Method
 
 

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from contune.adapter.none import NoAdapter
-from contune.head.class_means import ClassMeans
+from contune.head.solved.class_means import ClassMeans
 from contune.method.method import Method
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
 from contune.adapter.none import NoAdapter
-from contune.head.ridge import Ridge
+from contune.head.solved.ridge import Ridge
 from contune.method.method import Method
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from contune.adapter.weights.sparse_deltas import SparseDeltas
 from contune.contract.options import Layers
-from contune.head.merged import Merged
+from contune.head.solved.merged import Merged
 from contune.method.method import Method
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
-from contune.engine.cache import MemoryCache
+from contune.engine.kept.cache import MemoryCache
 from contune.stream.build import load_stream
 from contune.stream.config import StreamConfig
 from contune.stream.task import Stream

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import final
 
-from contune.metric.language import mean_matrix
+from contune.metric.answers.language import mean_matrix
 from contune.metric.matrix import forgetting_by_task
 from contune.metric.predictions import (
     ClassForgetting,

@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 
 from contune.contract.data import Dataset
 from contune.engine.learner import Learner
-from contune.engine.predictions import Matrix, filled, matrices, prediction_table
-from contune.engine.retention import NAMES, made_retention_set, retention
+from contune.engine.measuring.predictions import Matrix, filled, matrices, prediction_table
+from contune.engine.measuring.retention import NAMES, made_retention_set, retention
 from contune.stream.task import Stream
 
 

@@ -8,8 +8,8 @@ from contune.contract.capability import MergedLater, Need, require
 from contune.contract.context import Context
 from contune.contract.parts import Head, Parameters
 from contune.contract.state import State
-from contune.head.class_means import ClassMeans
-from contune.head.ridge import Ridge
+from contune.head.solved.class_means import ClassMeans
+from contune.head.solved.ridge import Ridge
 
 
 @final

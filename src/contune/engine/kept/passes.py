@@ -18,7 +18,7 @@ from contune.contract.parts import Adapter, Rule
 from contune.contract.passes import BLOCK_ROWS, Passes
 from contune.contract.processes import Processes
 from contune.contract.state import State
-from contune.engine.cache import Compute, FeatureCache, Ragged, fixed_batches
+from contune.engine.kept.cache import Compute, FeatureCache, Ragged, fixed_batches
 from contune.metric.ledger import Ledger
 
 Asked = tuple[Dataset, str | None, int, Compute]  # what the store's ways to features are called with

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-from contune.metric.labels import f1
+from contune.metric.answers.labels import f1
 
 Entity = tuple[str, int, int]
 STARTS, ENDS = "BS", "ES"

@@ -12,8 +12,8 @@ from contune.contract.data import TASK, Selection
 from contune.contract.parts import Rule
 from contune.contract.processes import Processes
 from contune.contract.state import State
-from contune.engine.loop import take_step
-from contune.engine.optimizer import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from contune.engine.steps.loop import take_step
+from contune.engine.steps.optimizer import load_optimizer_tensors, make_optimizer, optimizer_tensors
 from contune.metric.ledger import Ledger
 
 

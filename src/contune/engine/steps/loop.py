@@ -25,7 +25,7 @@ from contune.contract.data import TASK, Batch, Outputs, Rows, Selection
 from contune.contract.parts import Rule, Tensors
 from contune.contract.processes import Processes
 from contune.contract.randomness import derived_seed, numpy_generator, seed_global, torch_generator
-from contune.engine.optimizer import (
+from contune.engine.steps.optimizer import (
     epoch_batches,
     load_optimizer_tensors,
     make_optimizer,

@@ -17,7 +17,7 @@ from typing import Literal, final, get_args
 
 import numpy as np
 
-from contune.metric.text import exact_match
+from contune.metric.answers.text import exact_match
 from contune.stream.conversation import Conversation, Message
 
 Style = Literal["multiple-choice", "yes-no", "phrase", "sentence"]

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import cast, final, get_args
 
 from contune.errors import ConfigError, DataError, did_you_mean
-from contune.metric.text import chosen_score, same_forms
-from contune.stream.answer_styles import diversified, style_note
+from contune.metric.answers.text import chosen_score, same_forms
+from contune.stream.chat.answer_styles import diversified, style_note
+from contune.stream.chat.documents import asked_pieces, document_exchanges, read_text
 from contune.stream.config import TEXT_SUFFIXES, DataConfig, LanguageConfig, Paths, StreamConfig, template_columns
 from contune.stream.conversation import Conversation, Measure, Message, Role, every_answer, language_examples
-from contune.stream.documents import asked_pieces, document_exchanges, read_text
 from contune.stream.order import arrival_order, split_rows
 from contune.stream.read.files import found_paths, paths_by_group
 from contune.stream.read.rows import BadRow, Place, RawTable, settle_bad_rows

@@ -18,8 +18,8 @@ from contune.contract.parts import Head, Parameters, Trait
 from contune.contract.randomness import numpy_generator, torch_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.head.class_means import require_learned
 from contune.head.linear import Auxiliary
+from contune.head.solved.class_means import require_learned
 
 Start = Literal["normal", "kaiming-uniform"]
 STRENGTHS = tuple(10.0**power for power in range(-8, 9))  # section 4 and the official code: 17 values

@@ -8,7 +8,7 @@ from contune.contract.context import Context
 from contune.contract.parts import Adapter, Part, Rule
 from contune.contract.processes import Processes
 from contune.contract.settings import TrainSettings
-from contune.engine.stepper import Stepper
+from contune.engine.steps.stepper import Stepper
 from contune.errors import CombinationError, ConfigError
 from contune.method.method import Method
 from contune.metric.ledger import Ledger

@@ -1,0 +1,1 @@
+"""What frozen models gave, kept and planned for."""
