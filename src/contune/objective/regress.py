@@ -14,7 +14,7 @@ from contune.contract.model import Model
 from contune.contract.objective import Columns, Floats, Judged, Measure, Objective, Prediction, scored
 from contune.contract.parts import Trait
 from contune.contract.state import State
-from contune.metric.answers.values import mean_absolute_error, r_squared, root_mean_squared_error
+from contune.metric.answers.values import explained, mean_absolute_error, r_squared, root_mean_squared_error
 from contune.stream.task import Kind
 
 
@@ -32,8 +32,8 @@ class Regress(Objective):
     """Every example has a number for each name of its task, such as a price; a missing one is not learned.
 
     Values are learned on the scale on which their first task has mean 0 and deviation 1, and answered on their own. Loss:
-    squared error, averaged over the values that an example has. The matrix holds R^2, the share of the variance in a
-    task's test values that is explained; it is below 0 where the mean would have been better.
+    squared error, averaged over the values that an example has. The matrix holds the share of the variance in a task's
+    test values that is explained: R^2, and 0 where the mean would have been better.
     """
 
     name: ClassVar[str] = "regress"
@@ -46,7 +46,14 @@ class Regress(Objective):
         ("score", pa.float64()),
     )
     measures: ClassVar[tuple[Measure, ...]] = (
-        Measure("r_squared", "R²", "Share of the variance of the values that is explained.", r_squared),
+        Measure("explained", "Explained variance", "R², and 0 where the mean would have been better.", explained),
+        Measure(
+            "r_squared",
+            "R²",
+            "1 less squared errors over the variance; below 0 where the mean is better.",
+            r_squared,
+            share=False,
+        ),
         Measure("rmse", "Root mean squared error", "On the values' own scale.", root_mean_squared_error, False, False),
         Measure("mae", "Mean absolute error", "On the values' own scale.", mean_absolute_error, False, False),
     )

@@ -31,7 +31,8 @@ class Conversation:
     `messages` come before the answer; none of them makes the answer a document, learned from its first token on. Training
     takes the first of the `answers`; each of them counts as right. `options` are what an answer is chosen from, where
     there are any. `measure` says how an answer is judged, and `form` by which normal form (see
-    `contune.metric.answers.text`). `ends` is false for a piece of a document that goes on, after which no end-of-text token is learned.
+    `contune.metric.answers.text`). `ends` is false for a piece of a document that goes on, after which no end-of-text
+    token is learned.
 
     `verbatim`: without a chat template the answer follows the prompt as it stands, with no line between them. `before` is
     text of the same document that a piece is read with and that is neither learned nor scored. `place` names file and row

@@ -34,6 +34,12 @@ def r_squared(columns: Columns, classes: Sequence[str]) -> float | None:
     return None if (around == 0).any() else float((1 - wrong / around).mean())
 
 
+def explained(columns: Columns, classes: Sequence[str]) -> float | None:
+    """R^2, and 0 where it is below: the mean would have been the better answer."""
+    found = r_squared(columns, classes)
+    return None if found is None else max(0.0, found)
+
+
 def root_mean_squared_error(columns: Columns, classes: Sequence[str]) -> float | None:
     """Square root of the mean squared error over all values that there are."""
     del classes
