@@ -89,6 +89,7 @@ def test_check_goes_where_a_recipe_is_accepted() -> None:
     ("arguments", "sentence"),
     [
         (["lfpt5", "--on", "images"], "cannot be checked on images: 'pseudo-replay' needs"),
+        (["linear-probe", "--on", "answers"], "nothing of it would be trained"),
         (["lora", "--on", "sounds"], "answers, images, multi-label, regress, tag, texts, or all"),
         (["lorra"], "did you mean"),
         (["rule:nothing"], "is unknown"),

@@ -101,9 +101,14 @@ class Setting(ABC):
     def refusal(self, method: Method) -> str | None:
         """The sentence with which a method is refused here, or None where it is taken."""
         try:
-            self.learner(method)
+            learner = self.learner(method)
         except ContuneError as refusal:
             return str(refusal)
+        return self.pointless(learner)
+
+    def pointless(self, learner: Learner) -> str | None:
+        """Why a method that is taken has nothing to learn here, or None."""
+        del learner
         return None
 
     def inputs(self) -> Inputs:
