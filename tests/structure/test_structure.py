@@ -16,9 +16,9 @@ SOURCES = ROOT / "src" / "contune"
 GENERAL = ("engine", "contract", "run", "method")  # rooms that shall not know which parts, kinds and inputs there are
 
 # Lines there that know one all the same. The goal is 5, each with its reason; the number only goes down.
-MOST_SPECIAL_CASES = 74
+MOST_SPECIAL_CASES = 5
 # Functions longer than 40 lines today, and how long they may be; an entry goes when its function is short.
-LONG_FUNCTIONS = {"engine/learner.py:__init__": 41, "run/execute.py:_summary": 49}
+LONG_FUNCTIONS: dict[str, int] = {}
 
 
 def part_names() -> set[str]:

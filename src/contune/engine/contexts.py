@@ -20,7 +20,7 @@ from contune.engine.kept.passes import CachedPasses
 from contune.engine.known import Known
 from contune.method.method import Method
 from contune.stream.inputs import Inputs
-from contune.stream.task import Examples, Kind, Task, joined_examples
+from contune.stream.task import Examples, Kind, Task, joined_examples, names_tasks
 
 
 @final
@@ -77,9 +77,7 @@ class Contexts:
         `index`, the task's place in the stream, must be given in task-incremental streams; elsewhere nothing may read it.
         """
         labels = self.known.labels(task.test, task)
-        named = 0
-        if self.kind == "task-incremental":
-            named = int(index or 0)
+        named = int(index or 0) if names_tasks(self.kind) else 0
         return Dataset.of(
             self.known.in_columns(task.test, task), self.backbone, labels, np.full(len(labels), named, dtype=np.int64)
         )
@@ -92,7 +90,7 @@ class Contexts:
 
     def _context(self, task: TaskView, *, adapter_trainable: bool, inference: bool, keep: bool = True) -> Context:
         mask = self.known.mask(task.seen)
-        method, named = self.method, self.kind == "task-incremental"
+        method, named = self.method, names_tasks(self.kind)
         parts = (method.adapter, method.head, method.router)
         model = Model(self.backbone, *parts, adapter_trainable, mask, named, self.objective)
         cache = self.feature_cache if keep else self._nothing_kept

@@ -33,7 +33,7 @@ from contune.method.method import Method
 from contune.metric.ledger import Ledger
 from contune.stream.events import Arrive, task_of
 from contune.stream.inputs import Inputs
-from contune.stream.task import Kind, Task
+from contune.stream.task import Kind, Task, names_tasks
 
 
 @final
@@ -204,10 +204,8 @@ class Learner:
 
     def _place(self, task: Task) -> int:
         """The number of a task among those learned, which counts where the stream names tasks."""
-        columns = self.columns(task)
-        if self.kind != "task-incremental":
-            return 0
-        return next((at for at, known in enumerate(self.class_tasks) if known == columns), self.learned)
+        known = enumerate(self.class_tasks) if names_tasks(self.kind) else ()
+        return next((at for at, columns in known if columns == self.columns(task)), 0)
 
     def context(self, tasks: Sequence[Task], known: int) -> Context:
         """What the parts may see while these tasks, met already, are learned; `known` classes were met before them."""
@@ -222,7 +220,7 @@ class Learner:
 
         `index`, the task's place in the stream, must be given in task-incremental streams; elsewhere nothing may read it.
         """
-        if self.kind == "task-incremental":
+        if names_tasks(self.kind):
             self._allowed(index)  # refuses a task that is not named or not learned yet
         return self._contexts.test_dataset(task, index)
 
@@ -231,9 +229,7 @@ class Learner:
         tasks = [task] if isinstance(task, Task) else list(task)
         known = len(self.class_names)
         if self._stepper is not None:
-            raise ConfigError(
-                "the learner has observed chunks without tasks; go on with observe, or start a new learner"
-            )
+            raise ConfigError("the learner has observed chunks; go on with observe, or start a new learner")
         for each in tasks:
             self._require_modality(each)
             self.known.meet(each)
@@ -308,7 +304,7 @@ class Learner:
         """
         if self.method.adapter.lifetime is not Lifetime.NOTHING and self.method.adapt == "every-task":
             raise ConfigError(
-                "only a frozen feature can be unlearned exactly; this method trains its adapter in every task"
+                "only frozen features can be unlearned exactly; this method trains its adapter in every task"
             )
         labels = self.known.labels(task.train, task)
         dataset = Dataset.of(task.train, self.backbone, labels, np.zeros(len(labels), dtype=np.int64))
@@ -320,7 +316,7 @@ class Learner:
 
     def judge_task(self, index: int, dataset: Dataset) -> Judged:
         """Answers to the test data of the stream's task `index`, as `predict` gives them, and how good they are."""
-        return self.judge(dataset, self._allowed(index if self.kind == "task-incremental" else None))
+        return self.judge(dataset, self._allowed(index if names_tasks(self.kind) else None))
 
     def answers(self, dataset: Dataset, allowed: Sequence[int] | None = None) -> Rows:
         """The best column (n,) for every example, where every answer is one class."""
@@ -377,7 +373,7 @@ class Learner:
         return self.backbone.base_hash() == self._frozen_hash
 
     def _allowed(self, task: int | None) -> Sequence[int] | None:
-        if self.kind != "task-incremental":
+        if not names_tasks(self.kind):
             if task is not None:
                 raise ConfigError(
                     f"a task was named, but in a {self.kind} stream the learner answers without; leave it out"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contune.errors import DataError
-from contune.metric.answers.language import mean_matrix
+from contune.metric.cells import mean_matrix
 
 Integers = NDArray[np.int64] | Sequence[int]
 Booleans = NDArray[np.bool_] | Sequence[bool]

@@ -19,7 +19,7 @@ from contune.contract.model import Model
 from contune.contract.objective import Columns, Floats, Judged, Measure, Objective, Prediction
 from contune.contract.parts import Head, Trait
 from contune.errors import CombinationError
-from contune.head.language import Language
+from contune.head.language import SPARE_TOKENS, Language
 from contune.metric.answers.text import chosen_score, judged
 from contune.numerics.divergences import softmax_divergence
 from contune.objective.classify import drawn_or_right
@@ -276,3 +276,17 @@ def written_tokens(context: Context) -> int:
     head = context.model.head
     assert isinstance(head, Language)
     return head.max_new_tokens
+
+
+def spare_tokens(dataset: Dataset) -> int:
+    """How many tokens answers to these examples may have: what the longest right one has, and a few more."""
+    prepared = dataset.prepared
+    assert isinstance(prepared, PreparedConversations)
+    return prepared.longest_answer + SPARE_TOKENS
+
+
+def answer_lengths(dataset: Dataset) -> Rows:
+    """How many tokens the right answer of each example has (n,)."""
+    prepared = dataset.prepared
+    assert isinstance(prepared, PreparedConversations)
+    return prepared.lengths - prepared.starts

@@ -1,9 +1,10 @@
 """What arrives: examples, tasks and streams, all immutable and free of any model."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import Any, Literal, final
 
 import numpy as np
@@ -14,6 +15,17 @@ from contune.stream.inputs import Inputs, joined, taken
 from contune.stream.modality import find_modality
 
 Kind = Literal["class-incremental", "domain-incremental", "task-incremental"]
+
+
+def names_tasks(kind: Kind) -> bool:
+    """Whether streams of a kind say which task an example belongs to also when it is to be answered.
+
+    >>> names_tasks("task-incremental"), names_tasks("class-incremental")
+    (True, False)
+    """
+    return kind == "task-incremental"
+
+
 Image = NDArray[np.uint8]
 
 
@@ -221,7 +233,8 @@ class Stream:
         >>> [task.class_names for task in Stream.of(rows, rows, tasks=2).tasks]
         [('cat',), ('dog',)]
         """
-        from contune.stream.python import stream_of
+        # Found by name: what makes streams of Python data makes this class.
+        stream_of: Callable[..., Stream] = import_module("contune.stream.python").stream_of
 
         return stream_of(train, test, validation, **keys)
 

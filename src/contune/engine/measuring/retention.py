@@ -15,12 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from contune.adapter.none import NoAdapter
-from contune.backbone.reader.language import PreparedConversations
 from contune.contract.context import Context
 from contune.contract.data import Dataset, Rows
 from contune.engine.learner import Learner
-from contune.head.language import SPARE_TOKENS
-from contune.objective.write import Watch, answered
+from contune.objective.write import Watch, answer_lengths, answered, spare_tokens
 from contune.stream.task import Task
 
 MOST_BYTES = 256 * 2**20  # of log-probabilities that are kept of one set
@@ -47,9 +45,7 @@ def made_retention_set(learner: Learner, task: Task) -> RetentionSet:
     """The retention set as the untouched model answers it. Call it before anything is learned or restored."""
     rows = torch.zeros(len(task.test), dtype=torch.int64).numpy()
     dataset = Dataset.of(task.test, learner.backbone, rows, rows)
-    prepared = dataset.prepared
-    assert isinstance(prepared, PreparedConversations)
-    max_new_tokens = prepared.longest_answer + SPARE_TOKENS
+    max_new_tokens = spare_tokens(dataset)
     found: list[tuple[Tensor, Tensor]] = []
     with learner.method.adapter.disabled():
         reading = learner.reading(dataset)
@@ -58,7 +54,7 @@ def made_retention_set(learner: Learner, task: Task) -> RetentionSet:
             context,
             dataset,
             max_new_tokens,
-            lambda rows, scores: found.append((answer_tokens(prepared, rows), functional.log_softmax(scores, dim=1))),
+            lambda rows, scores: found.append((answer_tokens(dataset, rows), functional.log_softmax(scores, dim=1))),
         )
     places = torch.cat([place for place, _ in found]).argsort()
     likeliest = torch.cat([piece.argmax(dim=1) for _, piece in found]).cpu()[places]
@@ -70,12 +66,10 @@ def made_retention_set(learner: Learner, task: Task) -> RetentionSet:
 
 def retention(learner: Learner, retention_set: RetentionSet) -> dict[str, float | None]:
     """The retention set as the learner answers it now; `divergence` is None where the log-probabilities did not fit."""
-    prepared = retention_set.dataset.prepared
-    assert isinstance(prepared, PreparedConversations)
     changed, divergence = torch.zeros(()), torch.zeros((), dtype=torch.float64)
 
     def watch(rows: Rows, scores: Tensor) -> None:
-        places = answer_tokens(prepared, rows)
+        places = answer_tokens(retention_set.dataset, rows)
         changed.add_((scores.argmax(dim=1).cpu() != retention_set.likeliest[places]).sum())
         if retention_set.log_probabilities is not None:
             untouched = retention_set.log_probabilities[places].to(scores.device)
@@ -90,9 +84,9 @@ def retention(learner: Learner, retention_set: RetentionSet) -> dict[str, float 
     return values
 
 
-def answer_tokens(prepared: PreparedConversations, rows: Rows) -> Tensor:
+def answer_tokens(dataset: Dataset, rows: Rows) -> Tensor:
     """The places (T,) of the answers' tokens of these rows among those of all rows, in order."""
-    counts = prepared.lengths - prepared.starts
+    counts = answer_lengths(dataset)
     ends = np.cumsum(counts)
     return torch.from_numpy(np.concatenate([np.arange(ends[row] - counts[row], ends[row]) for row in rows.tolist()]))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import final
 
-from contune.metric.answers.language import mean_matrix
+from contune.metric.cells import mean_matrix
 from contune.metric.matrix import forgetting_by_task
 from contune.metric.predictions import (
     ClassForgetting,
@@ -106,7 +106,7 @@ def _detail(key: str, label: str, run: Run, stored: Predictions) -> Detail:
     answers = [name for name, kept in zip(stored.prediction, seen.tolist(), strict=True) if kept]
     after, task, correct = stored.after_task[seen], stored.task[seen], stored.correct[seen]
     confusion = None
-    if run.has_classes and run.stream["kind"] == "class-incremental" and learned > 1:
+    if run.has_classes and run.arrives == "classes" and learned > 1:
         confusion = confusion_between_tasks(after, task, labels, answers, correct, learned)
     classes = [] if not run.has_classes else forgetting_by_class(after, task, labels, correct, learned)
     return Detail(key, label, run, classes, confusion, read_losses(run))

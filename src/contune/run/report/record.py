@@ -77,6 +77,12 @@ class Run:
         return str(measure.get("meaning", "the share of test examples answered rightly."))
 
     @property
+    def arrives(self) -> str:
+        """What is new in a task: `classes` that every task has of its own, `domains` with the same ones, or `tasks`."""
+        kinds = {"class-incremental": "classes", "domain-incremental": "domains"}
+        return kinds.get(str(self.stream["kind"]), "tasks")
+
+    @property
     def has_classes(self) -> bool:
         """Whether every answer is the name of one class."""
         return str(self.stream.get("objective", "classify")) == "classify"

@@ -116,7 +116,7 @@ def _title(groups: Sequence[MethodRuns]) -> str:
 def _facts(run: Run) -> list[str]:
     stream = run.stream
     facts = [str(stream["kind"]), "1 task" if run.tasks == 1 else f"{run.tasks} tasks"]
-    if stream.get("classes_per_task") and stream["kind"] != "domain-incremental":
+    if stream.get("classes_per_task") and run.arrives != "domains":
         facts.append(f"{sum(stream['classes_per_task']):,} classes")
     if isinstance(stream.get("train_examples"), list):
         facts.append(f"{sum(stream['train_examples']):,} training examples")

@@ -45,9 +45,9 @@ def scope(group: MethodRuns) -> str:
     run = group.runs[0]
     learned = len(run.matrix)
     classes = run.stream.get("classes_per_task")
-    if run.stream["kind"] == "domain-incremental":
+    if run.arrives == "domains":
         return f"the {_all(learned, run.tasks)} domains"
-    if classes and run.stream["kind"] == "class-incremental":
+    if classes and run.arrives == "classes":
         return f"{'all ' if learned == run.tasks else 'the first '}{sum(classes[:learned])} classes"
     return f"the {_all(learned, run.tasks)} tasks"
 

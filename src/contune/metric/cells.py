@@ -1,10 +1,9 @@
-"""Matrices of language runs from the stored predictions: loss per token, bits per byte, and answers without form.
+"""Sums and means of stored answers in the cells of a matrix.
 
 Entry [i][j] is measured on task j after learning task i; None where nothing was. All arrays have one entry for each
 stored answer.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,29 +31,3 @@ def ratio_matrix(after_task: Integers, task: Integers, above: Floats, below: Flo
 def mean_matrix(after_task: Integers, task: Integers, values: Floats, tasks: int) -> Matrix:
     """The mean of `values` in every cell."""
     return ratio_matrix(after_task, task, values, np.ones(len(values)), tasks)
-
-
-def language_matrices(
-    after_task: Integers,
-    task: Integers,
-    nats: Floats,
-    tokens: Integers,
-    bytes_: Integers,
-    well_formed: Floats,
-    tasks: int,
-) -> dict[str, Matrix]:
-    """Loss in nats per token, bits per byte of text, and the share of answers without the form that was asked for.
-
-    Bits per byte do not depend on the tokenizer: nats / ln 2 / bytes of the UTF-8 text.
-
-    >>> one = language_matrices([0], [0], [math.log(2) * 8], [4], [2], [1.0], tasks=1)
-    >>> one["bits_per_byte"], one["format_failures"]
-    ([[4.0]], [[0.0]])
-    """
-    bits = np.asarray(nats, dtype=np.float64) / math.log(2)
-    broken = 1.0 - np.asarray(well_formed, dtype=np.float64)
-    return {
-        "loss": ratio_matrix(after_task, task, nats, np.asarray(tokens, dtype=np.float64), tasks),
-        "bits_per_byte": ratio_matrix(after_task, task, bits, np.asarray(bytes_, dtype=np.float64), tasks),
-        "format_failures": mean_matrix(after_task, task, broken, tasks),
-    }
