@@ -55,10 +55,7 @@ AfterStep = Callable[[StepReport], None]
 
 def steps_of(context: Context) -> int:
     """Gradient steps of the task; 0 where nothing is trained by gradient."""
-    if not context.model.trained():
-        return 0
-    settings = context.task.settings
-    return settings.epochs * (settings.batches or -(-len(context.task.data) // settings.batch_size))
+    return context.task.steps if context.model.trained() else 0
 
 
 def train(
@@ -78,7 +75,7 @@ def train(
     trained = context.model.trained()
     optimizer = make_optimizer(context)
     load_optimizer_tensors(optimizer, trained, memory or {})
-    settings, per_epoch = context.task.settings, steps // context.task.settings.epochs
+    settings, per_epoch = context.task.settings, context.task.steps_per_epoch
     context.model.adapter.train_mode(True)
     for epoch in range(done // per_epoch, settings.epochs):
         generator = numpy_generator(settings.seed, "order", context.task.index, epoch)
