@@ -40,7 +40,9 @@ def largest_move(learner: Learner) -> float:
 def test_rows_of_other_classes_keep_every_bit(head: str, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     train = {**DECAY, "optimizer": optimizer}
     assert largest_move(learner_of({head: {"loss_over": "own-task"}}, train)) == 0.0
-    monkeypatch.setattr(loop, "resting_rows", lambda context, selections: {})  # the fault: the optimizer decays all rows
+    monkeypatch.setattr(
+        loop, "resting_rows", lambda context, selections: {}
+    )  # the fault: the optimizer decays all rows
     assert largest_move(learner_of({head: {"loss_over": "own-task"}}, train)) > 1e-3
 
 

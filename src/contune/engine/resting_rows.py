@@ -53,5 +53,7 @@ def rested(optimizer: torch.optim.Optimizer, resting: Mapping[nn.Parameter, Tens
 def row_memory(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, rows: Tensor) -> dict[str, Tensor]:
     """What an optimizer remembers of these rows (C,) of a parameter."""
     known = optimizer.state.get(parameter, {})
-    shaped = {key: value for key, value in known.items() if isinstance(value, Tensor) and value.shape == parameter.shape}
+    shaped = {
+        key: value for key, value in known.items() if isinstance(value, Tensor) and value.shape == parameter.shape
+    }
     return {key: value[rows].clone() for key, value in shaped.items()}

@@ -117,7 +117,9 @@ def test_more_phases_than_steps_still_run_all() -> None:
 @pytest.mark.parametrize("options", [{"phases": 0}, {"size": 0}, {"iterations": 0}])
 def test_without_phases_or_buffer_it_is_plain_fine_tuning_to_the_bit(options: dict[str, int]) -> None:
     learner = fpf_learner(**options)
-    plain = Learner(tiny_model(), build_method("finetune", {}), train={**learner.method.train, **SETTINGS})
+    plain = Learner(
+        tiny_model(), build_method("finetune", {"loss_over": "seen"}), train={**learner.method.train, **SETTINGS}
+    )
     for task in digit_tasks():
         learner.learn(task)
         plain.learn(task)
