@@ -7,8 +7,8 @@ import torch
 
 from contune.checks.run import SETTINGS, digit_tasks, tiny_model
 from contune.contract.state import State
-from contune.engine import loop
 from contune.engine.learner import Learner
+from contune.engine.steps import loop
 from contune.method.catalog import compose
 
 DECAY = {**SETTINGS, "lr": 2e-2, "weight_decay": 0.3}

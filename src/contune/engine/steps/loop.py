@@ -33,7 +33,7 @@ from contune.engine.steps.optimizer import (
     rate_factor,
     set_rate,
 )
-from contune.engine.resting_rows import rested, resting_rows
+from contune.engine.steps.resting_rows import rested, resting_rows
 from contune.errors import NumericError
 from contune.metric.ledger import Ledger
 
