@@ -18,14 +18,15 @@ from contune.rule.replay.buffer import Buffer, class_balanced, reservoir
     [
         ("er", {"size": 0}),
         ("der++", {"alpha": 0.0, "beta": 0.0}),
-        ("lwf", {"weight": 0.0}),
+        ("lwf", {"weight": 0.0, "warmup": 0.0}),
         ("l2", {"strength": 0.0}),
         ("ewc", {"strength": 0.0}),
         ("mas", {"strength": 0.0}),
     ],
 )
 def test_no_strength_is_sequential_lora_to_the_bit(name: str, options: dict[str, float]) -> None:
-    plain, ruled = new_learner(build_method("lora", {})), new_learner(build_method(name, options))
+    over = {"loss_over": build_method(name, {}).head.loss_over}
+    plain, ruled = new_learner(build_method("lora", over)), new_learner(build_method(name, options))
     for task in digit_tasks()[:2]:
         plain.learn(task)
         ruled.learn(task)
@@ -35,7 +36,8 @@ def test_no_strength_is_sequential_lora_to_the_bit(name: str, options: dict[str,
 
 @pytest.mark.parametrize("name", ["er", "der++", "lwf", "l2", "ewc", "mas"])
 def test_a_rule_of_some_strength_changes_the_result(name: str) -> None:
-    plain, ruled = new_learner(build_method("lora", {})), new_learner(build_method(name, {}))
+    over = {"loss_over": build_method(name, {}).head.loss_over}
+    plain, ruled = new_learner(build_method("lora", over)), new_learner(build_method(name, {}))
     for task in digit_tasks()[:2]:
         plain.learn(task)
         ruled.learn(task)

@@ -29,6 +29,16 @@ class TaskView:
     data: Dataset
     settings: TrainSettings
 
+    @property
+    def steps(self) -> int:
+        """Gradient steps that the settings give these data: `settings.epochs` times `steps_per_epoch`."""
+        return self.settings.epochs * self.steps_per_epoch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Gradient steps of one epoch: `settings.batches`, or as many as pass over the data once."""
+        return self.settings.batches or -(-len(self.data) // self.settings.batch_size)
+
 
 @final
 @dataclass(frozen=True, eq=False)

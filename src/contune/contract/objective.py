@@ -126,6 +126,10 @@ class Objective(Part):
     def divergences(self, logits: Tensor, before: Tensor, temperature: float) -> Tensor:
         """How far each row of scores (U, C) has moved from what another model gave (U, C), (U,)."""
 
+    def trained_columns(self, model: Model, batch: Batch) -> Tensor:
+        """Which columns (U, C) of the scores the loss of each row looks at."""
+        return model.class_mask(batch.tasks)
+
     def target_matrix(self, model: Model, dataset: Dataset, rows: Rows) -> Tensor:
         """Right answers as numbers (rows, C) in float64, for heads that are solved; zero says nothing is known."""
         del model, dataset, rows

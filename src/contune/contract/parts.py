@@ -140,13 +140,15 @@ class Head(Part):
 
     `takes_modules`: whether prediction features (B, m d) of a modular adapter's m modules side by side make sense to it:
     not at all, while their number stays the same, or though it grows. `needs`: what it asks of the adapter; the refusal of
-    an adapter that lacks it is made from that.
+    an adapter that lacks it is made from that. `class_rows` names the trained tensors that have a row for each column of the
+    scores, in their order: rows that have no part in a step keep every bit.
     """
 
     needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.EXAMPLE_ROWS, Trait.COMPETING, Trait.CLASSES})
     closed_form: ClassVar[bool] = False
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "one"
     needs: ClassVar[tuple[Need, ...]] = ()
+    class_rows: ClassVar[tuple[str, ...]] = ()
     loss_over: Literal["seen", "own-task"] = "seen"
     lr_scale: float = 1.0
 

@@ -46,6 +46,7 @@ class Linear(Head):
     name: ClassVar[str] = "linear"
     needs_traits: ClassVar[frozenset[Trait]] = frozenset()
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "growing"
+    class_rows: ClassVar[tuple[str, ...]] = ("weight", "bias")
 
     def __init__(
         self,
@@ -101,6 +102,7 @@ class Cosine(Head):
     name: ClassVar[str] = "cosine"
     needs_traits: ClassVar[frozenset[Trait]] = frozenset({Trait.COMPETING, Trait.CLASSES})
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "growing"
+    class_rows: ClassVar[tuple[str, ...]] = ("weight",)
 
     def __init__(
         self,

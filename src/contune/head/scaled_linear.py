@@ -34,6 +34,7 @@ class ScaledLinear(Head):
     """
 
     name: ClassVar[str] = "scaled-linear"
+    class_rows: ClassVar[tuple[str, ...]] = Linear.class_rows
 
     def __init__(
         self,

@@ -62,6 +62,7 @@ class SelfRefined(Head):
     name: ClassVar[str] = "self-refined"
     needs: ClassVar[tuple[Need, ...]] = (TaskModules,)
     takes_modules: ClassVar[Literal["one", "fixed", "growing"]] = "growing"
+    class_rows: ClassVar[tuple[str, ...]] = Linear.class_rows
 
     def __init__(
         self,

@@ -83,6 +83,9 @@ class MultiLabel(Objective):
         wrong = functional.binary_cross_entropy_with_logits(logits, right, reduction="none")
         return -masked_row_mean(wrong, own_labels(model, batch.tasks)).sum()
 
+    def trained_columns(self, model: Model, batch: Batch) -> Tensor:
+        return own_labels(model, batch.tasks)
+
     def divergences(self, logits: Tensor, before: Tensor, temperature: float) -> Tensor:
         return sigmoid_divergence(logits, before, temperature)
 

@@ -92,6 +92,10 @@ class Regress(Objective):
             errors = torch.where(mask, logits - (logits.detach() + noise), torch.zeros_like(logits))
         return -(errors.square().sum(dim=1) / mask.sum(dim=1).clamp(min=1)).sum()
 
+    def trained_columns(self, model: Model, batch: Batch) -> Tensor:
+        each = [values_of(dataset, rows, model.class_tasks.shape[1]) for dataset, rows in batch.parts]
+        return ~torch.isnan(torch.cat([torch.from_numpy(values) for values in each])).to(model.backbone.device)
+
     def divergences(self, logits: Tensor, before: Tensor, temperature: float) -> Tensor:
         del temperature
         return (logits - before).square().mean(dim=1)

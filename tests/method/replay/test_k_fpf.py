@@ -8,6 +8,7 @@ from resume_helpers import go_on, learn_keeping
 from word_tasks import tiny_folder, word_tasks
 
 from contune.checks.run import SETTINGS, accuracy, copied, digit_tasks, same_state, tiny_model
+from contune.contract.context import Context
 from contune.contract.state import State
 from contune.engine.learner import Learner
 from contune.errors import ConfigError
@@ -81,6 +82,26 @@ def test_phases_come_evenly_and_their_cost_does_not_grow_with_the_stream(
     assert sum(count for _, _, count in seen) == 3 * 5 * 16
 
 
+@pytest.mark.parametrize("batches", [1, 7])
+def test_all_phases_come_where_settings_say_how_many_steps_there_are(
+    batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = fpf_learner({"epochs": 2, "batches": batches}, phases=2)
+    learner.learn(digit_tasks()[0])
+    seen = watched(learner, monkeypatch)
+    assert sorted({step for step, _, _ in seen}) == phase_steps(2 * batches, 2)
+    assert len(seen) == 2 * 5
+    right = ForgettingPrioritised.after_step
+
+    def counts_passes(self: ForgettingPrioritised, context: Context) -> None:
+        right(self, context.with_settings(context.task.settings.model_copy(update={"batches": None})))
+
+    faulty = fpf_learner({"epochs": 2, "batches": batches}, phases=2)
+    faulty.learn(digit_tasks()[0])
+    monkeypatch.setattr(ForgettingPrioritised, "after_step", counts_passes)
+    assert sorted({step for step, _, _ in watched(faulty, monkeypatch)}) != phase_steps(2 * batches, 2)
+
+
 def test_steps_replay_nothing() -> None:
     learner = fpf_learner(phases=0)
     context = learner.begin(digit_tasks()[0])
@@ -96,7 +117,9 @@ def test_more_phases_than_steps_still_run_all() -> None:
 @pytest.mark.parametrize("options", [{"phases": 0}, {"size": 0}, {"iterations": 0}])
 def test_without_phases_or_buffer_it_is_plain_fine_tuning_to_the_bit(options: dict[str, int]) -> None:
     learner = fpf_learner(**options)
-    plain = Learner(tiny_model(), build_method("finetune", {}), train={**learner.method.train, **SETTINGS})
+    plain = Learner(
+        tiny_model(), build_method("finetune", {"loss_over": "seen"}), train={**learner.method.train, **SETTINGS}
+    )
     for task in digit_tasks():
         learner.learn(task)
         plain.learn(task)

@@ -259,6 +259,15 @@ def test_without_both_terms_it_is_prompt_tuning_on_the_union(planted: None) -> N
     assert rule.loss(context, batch, context.model.forward(batch)) is None
 
 
+def test_every_sample_comes_once_in_an_epoch_whatever_its_number_of_steps(planted: None) -> None:
+    learner, context = second_task(writing=0.0, distillation=0.0)
+    rule = rule_of(learner)
+    settings = context.task.settings.model_copy(update={"batches": 5})
+    longer = context.with_settings(settings)
+    rows = [rule.select(longer, 0, step).get(SAMPLES) for step in range(longer.task.steps_per_epoch)]
+    assert sorted(row for each in rows if each is not None for row in each.rows) == list(range(len(rule.samples)))
+
+
 def test_without_samples_and_terms_it_is_plain_prompt_tuning_to_the_bit() -> None:
     settings = {**build_method("lfpt5", {}).train, **TRAIN}
     plain = Learner(WRITER, compose({"adapter": {"prompt": {"length": 4}}}), objective="write", train=settings)

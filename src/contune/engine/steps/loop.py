@@ -33,6 +33,7 @@ from contune.engine.steps.optimizer import (
     rate_factor,
     set_rate,
 )
+from contune.engine.steps.resting_rows import rested, resting_rows
 from contune.errors import NumericError
 from contune.metric.ledger import Ledger
 
@@ -55,10 +56,7 @@ AfterStep = Callable[[StepReport], None]
 
 def steps_of(context: Context) -> int:
     """Gradient steps of the task; 0 where nothing is trained by gradient."""
-    if not context.model.trained():
-        return 0
-    settings = context.task.settings
-    return settings.epochs * (settings.batches or -(-len(context.task.data) // settings.batch_size))
+    return context.task.steps if context.model.trained() else 0
 
 
 def train(
@@ -78,7 +76,7 @@ def train(
     trained = context.model.trained()
     optimizer = make_optimizer(context)
     load_optimizer_tensors(optimizer, trained, memory or {})
-    settings, per_epoch = context.task.settings, steps // context.task.settings.epochs
+    settings, per_epoch = context.task.settings, context.task.steps_per_epoch
     context.model.adapter.train_mode(True)
     for epoch in range(done // per_epoch, settings.epochs):
         generator = numpy_generator(settings.seed, "order", context.task.index, epoch)
@@ -133,7 +131,7 @@ def take_step(
     allow_gradients(context, rules, trained)
     if context.task.settings.clip is not None:
         torch.nn.utils.clip_grad_norm_(trained.values(), context.task.settings.clip)
-    constrained_step(context, rules, optimizer, trained)
+    constrained_step(context, rules, optimizer, trained, resting_rows(context, selections))
     context.model.adapter.after_step(context)
     for rule in rules:
         rule.after_step(context)
@@ -153,15 +151,22 @@ def allow_gradients(context: Context, rules: Sequence[Rule], trained: Mapping[st
 
 
 def constrained_step(
-    context: Context, rules: Sequence[Rule], optimizer: torch.optim.Optimizer, trained: Mapping[str, Parameter]
+    context: Context,
+    rules: Sequence[Rule],
+    optimizer: torch.optim.Optimizer,
+    trained: Mapping[str, Parameter],
+    resting: Mapping[Parameter, Tensor],
 ) -> None:
-    """The optimizer's step, changed by every rule that masks or projects it: momentum and decay do not escape them."""
+    """The optimizer's step, changed by every rule that masks or projects it: momentum and decay do not escape them.
+
+    Rows of the head that are `resting` keep every bit in it.
+    """
     changing = [rule for rule in rules if type(rule).updates is not Rule.updates]
-    if not changing:
+    before = {name: parameter.detach().clone() for name, parameter in trained.items()} if changing else {}
+    with rested(optimizer, resting):
         optimizer.step()
+    if not changing:
         return
-    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
-    optimizer.step()
     made = {name: parameter.detach() - before[name] for name, parameter in trained.items()}
     updates: Tensors = made
     for rule in changing:

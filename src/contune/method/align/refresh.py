@@ -6,6 +6,7 @@ from contune.adapter.lora.peft_adapter import lora as lora_adapter
 from contune.contract.options import Alpha, Layers, Rank, Targets
 from contune.contract.parts import Rule
 from contune.head.linear import Linear
+from contune.head.options import LossOver
 from contune.method.method import Method
 from contune.rule.align.refresh import Refresh
 from contune.rule.replay.der import DarkExperience
@@ -26,6 +27,7 @@ def refresh(
     rank: Rank = 8,
     alpha_lora: Alpha = 16.0,
     targets: Targets = "query-value",
+    loss_over: Annotated[LossOver, "released code, on mammoth"] = "seen",
     layers: Layers = "all",
 ) -> Method:
     """Before every step of DER++ (or ER) move what is trained up the loss of the batch, by a tiny share of its norm.
@@ -36,7 +38,8 @@ def refresh(
 
     Memory: as the host, plus one value per trained entry.
     Compute: one more forward and backward pass a step, and `examples` passes a task.
-    Defaults: of the move the released code's, of the replay those of method der++.
+    Defaults: of the move the released code's, of the replay those of method der++. The loss is over all classes
+    seen, as there.
     Differs:
     - Moves come before the step, as the paper writes, not after it as in the released code.
     - The Fisher information is measured on `examples` examples.
@@ -52,4 +55,4 @@ def refresh(
         else Replay(size=size, batch_size=batch_size)
     )
     rule = Refresh(delta=delta, noise=noise, decay=decay, examples=examples)
-    return Method(adapter, Linear(), (rule, replay), train={"lr": 2e-3, "epochs": 5})
+    return Method(adapter, Linear(loss_over=loss_over), (rule, replay), train={"lr": 2e-3, "epochs": 5})

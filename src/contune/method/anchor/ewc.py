@@ -5,6 +5,7 @@ from typing import Annotated
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
 from contune.contract.options import Alpha, Layers, Rank, Targets
 from contune.head.linear import Linear
+from contune.head.options import LossOver
 from contune.method.method import Method
 from contune.rule.anchor.anchor import EWC
 
@@ -16,6 +17,7 @@ def ewc(
     rank: Rank = 8,
     alpha_lora: Alpha = 16.0,
     targets: Targets = "query-value",
+    loss_over: Annotated[LossOver, "LibContinual's code"] = "own-task",
     layers: Layers = "all",
 ) -> Method:
     """Hold what is trained to its old values, each as strongly as the Fisher information says that it mattered.
@@ -27,7 +29,8 @@ def ewc(
 
     Memory: the trained tensors twice more.
     Compute: `examples` backward passes a task, one sum a step.
-    Defaults: ours; what strength suits depends on the model, on what is trained and on the learning rate.
+    Defaults: ours; what strength suits depends on the model, on what is trained and on the learning rate. The loss is over
+    the task's own classes as in LibContinual: the paper's tasks share their outputs or are named.
     Differs:
     - What is trained is the LoRA of method lora, not the whole network.
     - One running anchor in place of one for every task.
@@ -36,4 +39,9 @@ def ewc(
     'ewc'
     """
     adapter = lora_adapter(rank=rank, alpha=alpha_lora, targets=targets, layers=layers)
-    return Method(adapter, Linear(), (EWC(strength=strength, examples=examples),), train={"lr": 2e-3, "epochs": 5})
+    return Method(
+        adapter,
+        Linear(loss_over=loss_over),
+        (EWC(strength=strength, examples=examples),),
+        train={"lr": 2e-3, "epochs": 5},
+    )

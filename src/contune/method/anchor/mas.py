@@ -5,6 +5,7 @@ from typing import Annotated
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
 from contune.contract.options import Alpha, Layers, Rank, Targets
 from contune.head.linear import Linear
+from contune.head.options import LossOver
 from contune.method.method import Method
 from contune.rule.anchor.anchor import MAS
 
@@ -16,6 +17,7 @@ def mas(
     rank: Rank = 8,
     alpha_lora: Alpha = 16.0,
     targets: Targets = "query-value",
+    loss_over: Annotated[LossOver, "paper, a head for each task"] = "own-task",
     layers: Layers = "all",
 ) -> Method:
     """Hold what is trained to its old values, each as strongly as it moves the size of the scores.
@@ -27,7 +29,7 @@ def mas(
 
     Memory: the trained tensors twice more.
     Compute: `examples` backward passes a task, one sum a step.
-    Defaults: ours.
+    Defaults: ours; the loss is over the task's own classes, as the paper has a head for each task.
     Differs:
     - What is trained is the LoRA of method lora.
 
@@ -35,4 +37,9 @@ def mas(
     'mas'
     """
     adapter = lora_adapter(rank=rank, alpha=alpha_lora, targets=targets, layers=layers)
-    return Method(adapter, Linear(), (MAS(strength=strength, examples=examples),), train={"lr": 2e-3, "epochs": 5})
+    return Method(
+        adapter,
+        Linear(loss_over=loss_over),
+        (MAS(strength=strength, examples=examples),),
+        train={"lr": 2e-3, "epochs": 5},
+    )

@@ -5,6 +5,7 @@ from typing import Annotated
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
 from contune.contract.options import Alpha, Dropout, Layers, Rank, Targets
 from contune.head.linear import Linear
+from contune.head.options import LossOver
 from contune.method.method import Method
 
 
@@ -15,6 +16,7 @@ def lora(
     dropout: Dropout = 0.0,
     targets: Annotated[Targets, "paper, section 7.1"] = "query-value",
     layers: Layers = "all",
+    loss_over: Annotated[LossOver, "LAMDA-PILOT's finetune"] = "own-task",
 ) -> Method:
     """Train one LoRA (arXiv 2106.09685) and a growing head on each task in turn; what most people do, and it forgets.
 
@@ -22,10 +24,11 @@ def lora(
 
     Memory: rank (d_in + d_out) per wrapped matrix.
     Compute: a backward pass down to the lowest wrapped layer.
-    Defaults: rank and alpha are ours, queries and values the paper's choice.
+    Defaults: rank and alpha are ours, queries and values the paper's choice. The loss is over the task's own classes as in
+    LAMDA-PILOT's finetune; `seen` turns every old class away and forgets more.
 
     >>> lora(rank=4).adapter.name
     'lora'
     """
     adapter = lora_adapter(rank=rank, alpha=alpha, dropout=dropout, targets=targets, layers=layers)
-    return Method(adapter, Linear(), train={"lr": 2e-3, "epochs": 5})
+    return Method(adapter, Linear(loss_over=loss_over), train={"lr": 2e-3, "epochs": 5})

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
 from contune.contract.options import Alpha, Layers, Rank, Targets
 from contune.head.linear import Linear
+from contune.head.options import LossOver
 from contune.method.method import Method
 from contune.rule.replay.replay import Replay
 
@@ -18,6 +19,7 @@ def er(
     rank: Rank = 8,
     alpha_lora: Alpha = 16.0,
     targets: Targets = "query-value",
+    loss_over: Annotated[LossOver, "mammoth's er"] = "seen",
     layers: Layers = "all",
 ) -> Method:
     """Keep `size` examples of finished tasks and mix `batch_size` of them into every step.
@@ -31,7 +33,7 @@ def er(
 
     Memory: the examples.
     Compute: up to twice a step.
-    Defaults: ours.
+    Defaults: ours; the loss is over all classes seen, as in the paper and in mammoth.
     Differs:
     - Replayed rows come beside the new ones and not in place of some, so that a step grows.
     - What is trained is the LoRA of method lora.
@@ -41,4 +43,4 @@ def er(
     """
     adapter = lora_adapter(rank=rank, alpha=alpha_lora, targets=targets, layers=layers)
     rule = Replay(size=size, batch_size=batch_size, choice=choice, ratio=ratio)
-    return Method(adapter, Linear(), (rule,), train={"lr": 2e-3, "epochs": 5})
+    return Method(adapter, Linear(loss_over=loss_over), (rule,), train={"lr": 2e-3, "epochs": 5})

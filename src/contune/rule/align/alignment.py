@@ -19,7 +19,6 @@ from contune.rule.align.statistics import Form, Gaussians, Sampler, joined_gauss
 
 MOMENTUM = 0.9  # of both stages in the released code
 SCALE_WIDTH = 0.01  # released code of SLCA++: r is uniform in sample_scale +- this
-ROWS = ("head.weight", "head.bias")  # what heads with one row per class call them
 
 
 def normalised_logits(logits: Tensor, class_tasks: Tensor, temperature: float) -> Tensor:
@@ -82,9 +81,8 @@ class Alignment(Rule):
 
     arXiv 2303.05118, section 3.3. The head as it was before is kept and put back when the next task begins, before
     gradient steps, so that other rules see it too. The statistics of a class are measured at the end
-    of its task, in the model's deterministic view, and never refreshed. An epoch is fresh samples of every class. Where
-    the loss is over the task's own classes, head rows of other classes rest during gradient steps, weight decay
-    included, as the frozen old heads of the paper do.
+    of its task, in the model's deterministic view, and never refreshed. An epoch is fresh samples of every class. With
+    the loss over the task's own classes, old head rows rest in gradient steps as the frozen old heads of the paper do.
 
     Memory: per class d^2 values (`form` full), d (diagonal), rank x d (low-rank) or nothing beyond the mean (shared),
     the head once more, and while it is trained the square roots of full covariances.
@@ -127,18 +125,6 @@ class Alignment(Rule):
                 "trained; take head linear or cosine"
             )
         context.model.write({name: restored(head[name], earlier) for name, earlier in self._backup.items()})
-
-    def after_step(self, context: Context) -> None:
-        if context.model.head.loss_over != "own-task":
-            return
-        head = head_tensors(context)
-        for name in ROWS:
-            if name in self._backup and name in head:
-                resting = torch.ones(len(self._backup[name]), dtype=torch.bool)
-                resting[[column for column in context.task.classes if column < len(resting)]] = False
-                rows = head[name].detach().clone()
-                rows[: len(resting)][resting] = self._backup[name][resting].to(rows.device)
-                context.model.write({name: rows})
 
     def end_task(self, context: Context) -> None:
         if not self.epochs:

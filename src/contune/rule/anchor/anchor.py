@@ -203,7 +203,8 @@ class EWC(Rule):
 class MAS(Rule):
     """Adds strength * sum Omega (theta - theta*)^2, Omega = mean |d ||logits||^2 / d theta| (arXiv 1711.09601, eq. 3).
 
-    Needs no labels. Omega is summed over tasks and taken from single examples at the end of each.
+    Needs no labels. Omega is summed over tasks and taken from single examples at the end of each. The logits are those
+    that were trained: of the classes that compete in the loss, as the paper's are those of the task's own head.
 
     Memory: the trained tensors twice more.
     Compute: `examples` backward passes a task, one sum a step.
@@ -226,8 +227,10 @@ class MAS(Rule):
         return self._anchor.pull(context, self.strength)
 
     def end_task(self, context: Context) -> None:
-        omega = mean_over_examples(context, self.examples, lambda _batch, logits: logits.square().sum(), 1)
-        self._anchor.move(snapshot(context), omega)
+        def squared_norm(batch: Batch, logits: Tensor) -> Tensor:
+            return (logits.square() * context.model.objective.trained_columns(context.model, batch)).sum()
+
+        self._anchor.move(snapshot(context), mean_over_examples(context, self.examples, squared_norm, 1))
 
     def state(self) -> State:
         return self._anchor.state()

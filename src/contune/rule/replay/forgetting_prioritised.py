@@ -104,9 +104,7 @@ class ForgettingPrioritised(Rule):
         return {}
 
     def after_step(self, context: Context) -> None:
-        settings = context.task.settings
-        steps = settings.epochs * -(-len(context.task.data) // settings.batch_size)
-        number = phase_steps(steps, self.phases).count(self._step + 1)
+        number = phase_steps(context.task.steps, self.phases).count(self._step + 1)
         trained = sensitive(context, self.parts)
         if not number or self._ready is None or not len(self._ready) or not trained:
             return

@@ -47,7 +47,7 @@ def share_of_step(dataset: Dataset | None, context: Context, purpose: str, step:
     """The rows that fall to a step of the task, where every row comes once in a pass over the task's own examples."""
     if dataset is None:
         return np.zeros(0, dtype=np.int64)
-    steps = -(-len(context.task.data) // context.task.settings.batch_size)
+    steps = context.task.steps_per_epoch
     generator = numpy_generator(context.task.settings.seed, purpose, context.task.index, step // steps)
     return dealt_share(len(dataset), step % steps, steps, generator)
 
