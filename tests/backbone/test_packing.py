@@ -247,7 +247,7 @@ def test_rows_that_are_taken_out_share_no_rows() -> None:
 
 
 def test_packing_is_refused_where_it_makes_no_sense() -> None:
-    with pytest.raises(ConfigError, match="packing is for streams of kind language"):
+    with pytest.raises(ConfigError, match="packing is for objective: write"):
         Learner(tiny_model(), "lora", train={"packing": True})
     with pytest.raises(ConfigError, match="an encoder and a decoder"):
         learner_of(tiny_folder("t5-writer"))

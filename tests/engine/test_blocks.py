@@ -206,10 +206,10 @@ def test_two_processes_share_the_blocks(tmp_path: Path, kind: str) -> None:
 
     if kind == "one sees the folder first":  # as when another run writes between the looks of the two
         Features(333, 5, cache).features("features-a")
-        object.__setattr__(works[0].feature_cache, "_find", lambda _: None)
+        object.__setattr__(works[0].feature_cache, "_find", lambda *_: None)
     if cache.folder:  # threads of one process would write under the same temporary name
         for work in works:
-            object.__setattr__(work.feature_cache, "_write", lambda *_: None)
+            object.__setattr__(work.feature_cache._folder, "write", lambda *_: None)
     threads = [Thread(target=share, args=(rank,)) for rank in range(2)]
     for thread in threads:
         thread.start()

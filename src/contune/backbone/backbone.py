@@ -25,6 +25,7 @@ from contune.backbone.precision import cast_frozen, computing
 from contune.backbone.reader.generation import LanguageModel
 from contune.backbone.reader.inputs import Encoded, ModelInputs, Prepared, Rows
 from contune.backbone.reader.packing import packing_of, require_packing, shared_rows
+from contune.backbone.steady import require_steady
 from contune.errors import CombinationError, ConfigError
 from contune.stream.inputs import Inputs
 from contune.stream.modality import find_modality
@@ -65,7 +66,9 @@ class Backbone:
         """
         # On a CPU, the backward pass of PyTorch's fused attention kernels is several times slower in bf16 than products.
         plain = precision == "bf16" and torch.device(device).type == "cpu"
-        return cls(config, assemble(config, device, reads=reads, plain_attention=plain), precision)
+        parts = assemble(config, device, reads=reads, plain_attention=plain)
+        require_steady(parts, config.path)
+        return cls(config, parts, precision)
 
     def cast_frozen(self, trained: Collection[nn.Parameter]) -> None:
         """Where the precision is bf16, store in bf16 what is frozen and multiplied, all but these parameters.

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from contune.backbone.attention.interface import SEAM_NAMES, Kernel, register
+from contune.backbone.source import source_has_adapter
 from contune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,12 +41,26 @@ def load_model_config(source: str, local: bool) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # what is wrong in a config.json has no common base in the library
         raise ConfigError(
             f"model.path {source!r} cannot be read as a transformers model ({_first_line(error)}); "
             "give a folder with config.json and weights in safetensors, or a hub id that needs no code of its own"
         ) from error
+    method = quantisation(config)
+    if method is not None:
+        raise ConfigError(
+            f"the weights of {source!r} are quantised ({method}) and contune reads plain ones; give the model from which "
+            "they were made"
+        )
     return config.vision_config if config.model_type in _IMAGE_TOWERS else config
+
+
+def quantisation(config: Any) -> str | None:
+    """How the weights are quantised, where a configuration says that they are."""
+    found = getattr(config, "quantization_config", None)
+    if not found:
+        return None
+    return str(found.get("quant_method", "unknown") if isinstance(found, dict) else type(found).__name__)
 
 
 def model_class(config: Any) -> Any:
@@ -95,36 +110,51 @@ def load_model(
     stock = language_class(config) if language else model_class(config)
     if kernel is None:
         kernel = "sdpa" if stock._supports_sdpa else "eager"
+    # Models that choose their attention by other means have no place for the seam; they run as they are.
+    attention = SEAM_NAMES[kernel] if stock._can_set_attn_implementation() else "eager"
     options: dict[str, Any] = {}
     if "add_pooling_layer" in inspect.signature(stock.__init__).parameters:
         options["add_pooling_layer"] = False
+    # How outputs are wrapped and what is handed out beside them is no part of what a model computes.
+    config.return_dict, config.output_hidden_states, config.output_attentions = True, False, False
     try:
         model, report = stock.from_pretrained(
             source,
             config=config,
             dtype=torch.float32,
-            attn_implementation=SEAM_NAMES[kernel],
+            attn_implementation=attention,
             use_safetensors=True,
             local_files_only=local,
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever does not fit in a folder surfaces here, with no common base
         raise ConfigError(
             f"the weights of {source!r} cannot be loaded ({_first_line(error)}); "
             "contune reads safetensors files that fit the model's config.json"
         ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ConfigError(
-            f"the weights of {source!r} lack {len(missing)} tensors of {stock.__name__}, the first is {missing[0]!r}; "
-            "they would be random numbers, so give a complete model"
-        )
+    _require_whole(source, model, sorted(report["missing_keys"]))
     # A cache of keys and values serves generation only; features need one pass.
     model.config.use_cache = False
     model.requires_grad_(False)
     ready: PreTrainedModel = model.eval().to(device)
     return ready
+
+
+def _require_whole(source: str, model: "PreTrainedModel", missing: list[str]) -> None:
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ConfigError(source_has_adapter(source))
+    if missing:
+        raise ConfigError(
+            f"the weights of {source!r} lack {len(missing)} tensors of {type(model).__name__}, the first is "
+            f"{missing[0]!r}; they would be random numbers, so give a complete model"
+        )
+    for name, value in model.named_parameters():
+        if not value.isfinite().all():
+            raise ConfigError(
+                f"the weights of {source!r} hold numbers that are not finite (NaN or infinite), the first in {name!r}; "
+                "download or save the model once more"
+            )
 
 
 def load_tokenizer(source: str, local: bool) -> Any:
@@ -165,7 +195,7 @@ def load_image_settings(source: str, local: bool) -> dict[str, Any]:
 def position_limit(model: nn.Module, config: Any) -> int | None:
     """How many positions a text model has, or None where positions are relative and unbounded."""
     limit = getattr(config, "max_position_embeddings", None)
-    if limit is None:
+    if limit is None or int(limit) < 1:  # XLNet says -1
         return None
     reserved = [
         module.padding_idx + 1

@@ -94,6 +94,16 @@ def require_weights(folder: Path) -> None:
             f"model folder {folder} has no .safetensors file; contune reads no pickled weights: "
             "save the model once more with save_pretrained"
         )
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(source_has_adapter(str(folder)))
+
+
+def source_has_adapter(source: str) -> str:
+    """The sentence about an adapter beside a whole model's weights, which would be read into the base."""
+    return (
+        f"{source} holds an adapter (adapter_config.json) beside the model's own weights, so that nobody can tell which "
+        "model is the base; move the adapter's files out of it, or merge it and save the result in a new folder"
+    )
 
 
 def side_file(source: str, local: bool, name: str) -> Any:

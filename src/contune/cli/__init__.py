@@ -9,6 +9,7 @@ import sys
 import typer
 
 from contune.cli import look, merge, models, new, results, run
+from contune.cli.screen import never_fail_to_print
 from contune.errors import ContuneError
 
 __all__ = ["app", "main"]
@@ -33,6 +34,7 @@ app.command()(new.new)
 
 def main() -> None:
     """Entry point: errors become one sentence and an exit code."""
+    never_fail_to_print()
     try:
         app()
     except ContuneError as error:

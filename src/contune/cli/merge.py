@@ -1,12 +1,12 @@
 """The command `contune merge`: models or adapters in, one model or adapter out."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from contune.cli.options import Quiet
+from contune.cli.screen import as_json_text
 from contune.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def merge(
     require_used(method, options)
     record = carry_out(models, out, method, options, show=not (quiet or as_json))
     if as_json:
-        typer.echo(json.dumps(record, ensure_ascii=False))
+        typer.echo(as_json_text(record))
         return
     for note in notes(record):
         typer.echo(f"note: {note}", err=True)

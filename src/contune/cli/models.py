@@ -1,6 +1,5 @@
 """Commands that use the model a run has trained: `predict` and `export`."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,6 +7,7 @@ import typer
 
 from contune.cli.options import Plugin
 from contune.cli.plugins import load_plugins
+from contune.cli.screen import as_json_text
 
 
 def predict(
@@ -23,7 +23,7 @@ def predict(
     from contune.run.predict import predict_file
 
     for name, answer in predict_file(directory, inputs, task, lambda text: typer.echo(f"note: {text}", err=True)):
-        typer.echo(json.dumps({"input": name, "prediction": answer}, ensure_ascii=False))
+        typer.echo(as_json_text({"input": name, "prediction": answer}))
 
 
 def export(

@@ -10,7 +10,7 @@ import typer
 
 from contune.cli.options import AsJson, Config, Plugin, Quiet, Set
 from contune.cli.plugins import load_plugins
-from contune.cli.screen import print_rich
+from contune.cli.screen import as_json_text, print_rich
 from contune.errors import ContuneError
 
 if TYPE_CHECKING:
@@ -156,10 +156,10 @@ def show(folders: list[Path], report_path: Path, *, quiet: bool, as_json: bool) 
 
     if not find_processes().main:
         return
-    results = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    results = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
     write_report(folders, report_path)
     if as_json:
-        typer.echo(json.dumps(results if len(results) > 1 else results[0], ensure_ascii=False))
+        typer.echo(as_json_text(results if len(results) > 1 else results[0]))
         return
     if not quiet:
         print_rich(terminal_matrix(results[0]))

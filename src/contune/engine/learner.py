@@ -73,7 +73,7 @@ class Learner:
             self.backbone = loaded_backbone(config, device, self.objective, self.settings)
             self.base_hash = self.backbone.base_hash()
         self.feature_cache = FeatureCache(
-            cache or CacheSettings(), self.ledger, self.processes, self.observer.watch, memory_cache
+            cache or CacheSettings(), self.ledger, self.processes, self.observer.watch, memory_cache, self.observer.note
         )
         self.method.adapter.attach(self.backbone, self.settings.seed)
         self.backbone.cast_frozen(self.method.adapter.trained().values())

@@ -38,11 +38,11 @@ def write_state(folder: Path, state: State, position: Mapping[str, Any]) -> None
 def read_state(folder: Path, what: str = "checkpoint") -> tuple[State, dict[str, Any]]:
     """A state whose every file matches its checksum, and its position."""
     try:
-        hashes = json.loads((folder / "manifest.json").read_text())
+        hashes = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         for name, expected in hashes.items():
             if file_sha256(folder / name) != expected:
                 raise RunDirectoryError(f"{what} {folder} is damaged: {name} does not match its checksum")
-        values = json.loads((folder / "state.json").read_text())
+        values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "state.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise RunDirectoryError(f"{what} {folder} is damaged: {error}") from error

@@ -94,12 +94,48 @@ def load_config(source: str, changes: Sequence[str] = (), sweeps: Sequence[str] 
     """
     path = Path(source)
     if path.is_file():
-        text, base = path.read_text(), path.resolve().parent
+        text, base = read_yaml(path), path.resolve().parent
     elif source in builtin_configs():
-        text, base = files("contune.run").joinpath("builtin", f"{source}.yaml").read_text(), Path.cwd()
+        text, base = files("contune.run").joinpath("builtin", f"{source}.yaml").read_text("utf-8"), Path.cwd()
     else:
         raise ConfigError(f"no configuration {source!r}: give a YAML file or one of {', '.join(builtin_configs())}")
     return parse_config(text, changes, source, sweeps), base
+
+
+def read_yaml(path: Path) -> str:
+    """The text of a YAML file, which is UTF-8 whatever the locale says."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start + 1}); save it as UTF-8") from error
+
+
+def located(config: RunConfig, base: Path) -> RunConfig:
+    """The configuration with its model's and its cache's folder as whole paths, so that it means the same everywhere.
+
+    Relative paths start at `base`, the folder of the configuration. Raises `ConfigError` where the model's folder is found
+    from the working folder alone.
+    """
+    model, folder, base = config.model, config.cache.folder, base.resolve()
+    path = Path(model.path).expanduser()
+    if (base / path).is_dir():
+        model = model.model_copy(update={"path": str(base / path)})
+    elif path.is_dir():
+        raise ConfigError(
+            f"model.path is {model.path!r}, which is no folder in {base}, where the configuration's paths start, but one in "
+            f"{Path.cwd()}; write {str(path.resolve())!r}"
+        )
+    cache = config.cache
+    if folder is not None:
+        cache = cache.model_copy(update={"folder": str(base / Path(folder).expanduser())})
+    return config.model_copy(update={"model": model, "cache": cache})
+
+
+def read_resolved(folder: Path) -> tuple[RunConfig, Path]:
+    """The configuration of a run directory, and the folder that its relative paths start from."""
+    values = yaml.safe_load(read_yaml(folder / "config.yaml"))
+    base = Path(values.pop("base", "."))
+    return located(checked(values, str(folder / "config.yaml")), base), base
 
 
 def parse_config(

@@ -26,10 +26,11 @@ from contune.engine.steps.online import refuse_waiting
 from contune.errors import ConfigError, ContuneError, RunDirectoryError
 from contune.method.catalog import build_method, compose
 from contune.method.method import Method
-from contune.run.config import RunConfig, explain
+from contune.run.config import RunConfig, explain, located, read_resolved
 from contune.run.folder.directory import RunDirectory
 from contune.run.folder.events import EventFile
 from contune.run.folder.run_cache import RunCache
+from contune.run.folder.unchanged import require_unchanged
 from contune.run.lengths import cut_notes
 from contune.run.results import results_of
 from contune.stream.task import Stream
@@ -106,7 +107,7 @@ def start_run(
     shared: RunCache | None = None,
 ) -> Path:
     """Make a new run directory and run in it until the end; `shared` is what the runs before it have left."""
-    shared = shared or RunCache()
+    shared, config = shared or RunCache(), located(config, base)
     stream = shared.stream(config.stream, base)
     learner = make_learner(config, stream, processes, observer, shared.memory_cache)
     notes = (*stream.notes, *cut_notes(learner.backbone, stream))
@@ -129,9 +130,7 @@ def resume_run(
 ) -> Path:
     """Go on with a run from its newest whole checkpoint; a finished run is left as it is."""
     directory = RunDirectory.open(out)
-    values = yaml.safe_load((out / "config.yaml").read_text())
-    base = Path(values.pop("base", "."))
-    config = RunConfig.model_validate(values)
+    config, base = read_resolved(out)
     shared = shared or RunCache()
     stream = shared.stream(config.stream, base)
     learner = make_learner(config, stream, processes, observer, shared.memory_cache)
@@ -141,11 +140,15 @@ def resume_run(
     return out
 
 
-def resolved_config(config: RunConfig, learner: Learner, base: Path) -> str:
-    """Every key with the value that is used, as YAML."""
+def resolved_values(config: RunConfig, learner: Learner) -> dict[str, Any]:
+    """Every key with the value that is used."""
     values = config.model_dump(mode="json", exclude={"methods", "sweep"})
-    values["train"] = learner.settings.model_dump(mode="json")
-    values["base"] = str(base)
+    return {**values, "train": learner.settings.model_dump(mode="json")}
+
+
+def resolved_config(config: RunConfig, learner: Learner, base: Path) -> str:
+    """Every key with the value that is used, as YAML, and the folder that relative paths start from."""
+    values = {**resolved_values(config, learner), "base": str(base.resolve())}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -206,6 +209,8 @@ class _Execution(Recorder):
         for warning in warnings:
             say(warning)
         number, step = int(position["task"]), int(position["step"])
+        if "config" in position:
+            require_unchanged(position["config"], resolved_values(self.config, self.learner), self.directory.folder)
         if position["stream"] != self.stream.content_hash():
             raise ConfigError(
                 f"the data of {self.directory.folder} has changed since the run began; restore it, or start a new run"
@@ -224,7 +229,7 @@ class _Execution(Recorder):
         if not (path.exists() and rows):
             return
         results = self.directory.folder / "results.json"
-        kept = json.loads(results.read_text()) if results.is_file() else {}
+        kept = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
         if self.stream.retention_sets and "retention" not in kept:
             raise RunDirectoryError(
                 f"{results} is missing, which holds what the retention sets measured; restore it, or run again"
@@ -284,7 +289,8 @@ class _Execution(Recorder):
             whole = State({**state.tensors, **{f"optimizer/{n}": t for n, t in memory.items()}}, state.values)
             ledger = self.learner.ledger.values()
             place = {"task": number, "step": step, "events": self.events.offset(), "ledger": ledger, **more}
-            self.directory.save(whole, {**place, "stream": self.stream.content_hash()})
+            config = resolved_values(self.config, self.learner)
+            self.directory.save(whole, {**place, "stream": self.stream.content_hash(), "config": config})
             self.observer.saved(number, step)
         self.saved_at = time.monotonic()
 

@@ -14,7 +14,7 @@ from contune.engine.observer import Observer
 from contune.errors import ConfigError
 from contune.method.catalog import CATEGORIES, first_sentence, option_defaults, parts, recipes
 from contune.method.options import shown_value
-from contune.run.config import RunConfig
+from contune.run.config import RunConfig, located
 from contune.run.execute import make_learner
 from contune.run.lengths import cut_notes
 from contune.stream.build import load_stream
@@ -80,6 +80,7 @@ def grouped(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, str]]:
 
 def explanation(config: RunConfig, base: Path) -> Table:
     """What would be trained, its size, and the passes over the data, found without running the model on any example."""
+    config = located(config, base)
     stream = load_stream(config.stream, base=base)
     learner = make_learner(config, stream, Processes(), Observer())
     experience = list(stream.tasks) if learner.method.joint else [stream.tasks[0]]

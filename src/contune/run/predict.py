@@ -3,14 +3,13 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import yaml
-
 from contune.backbone.config import ModelConfig
 from contune.engine.learner import Learner
 from contune.errors import DataError, RunDirectoryError
-from contune.run.config import RunConfig
-from contune.run.execute import choose_device, make_method
+from contune.run.config import read_resolved
+from contune.run.execute import choose_device, make_method, resolved_values
 from contune.run.folder.directory import RunDirectory
+from contune.run.folder.unchanged import require_unchanged
 from contune.stream import read_inputs
 from contune.stream.inputs import Inputs
 from contune.stream.modality import Modality, find_modality
@@ -22,9 +21,7 @@ def load_learner(directory: Path) -> Learner:
     if found is None:
         raise RunDirectoryError(f"{directory} has no checkpoint yet; finish a task first: contune resume {directory}")
     state, position, _ = found
-    values = yaml.safe_load((directory / "config.yaml").read_text())
-    values.pop("base", None)
-    config = RunConfig.model_validate(values)
+    config, _ = read_resolved(directory)
     if position["step"]:
         raise RunDirectoryError(f"{directory} stopped inside a task; finish it first: contune resume {directory}")
     model: ModelConfig = config.model
@@ -37,6 +34,8 @@ def load_learner(directory: Path) -> Learner:
         cache=config.cache,
         device=choose_device(config.device),
     )
+    if "config" in position:
+        require_unchanged(position["config"], resolved_values(config, learner), directory)
     learner.load_state(state)
     return learner
 
@@ -59,11 +58,24 @@ def predict_file(
 def _inputs(source: Path, modality: Modality) -> tuple[Inputs, list[str]]:
     asked_with = {modality.name, *modality.asked_with}
     if "text" in asked_with and source.suffix == ".txt":
-        texts = [text for line in source.read_text().splitlines() if (text := line.strip())]
-        if not texts:
-            raise DataError(f"{source} holds no text; write one text a line")
+        texts = lines_of(source)
         return texts, texts
     found = read_inputs(source)
     if found.modality not in asked_with:
         raise DataError(f"{source} holds {found.modality} inputs but the run's model reads {modality.name}")
     return found.inputs, [str(place) for place in found.places]
+
+
+def lines_of(source: Path) -> list[str]:
+    """The lines of a UTF-8 text file as they stand, one input each, blank ones too: answers and lines go together.
+
+    Lines end with a newline, or a carriage return and a newline, and with nothing else.
+    """
+    try:
+        whole = source.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source} is not UTF-8 text (byte {error.start + 1}); save it as UTF-8") from error
+    lines = [line.removesuffix("\r") for line in whole.removesuffix("\n").split("\n")]
+    if not whole.strip():
+        raise DataError(f"{source} holds no text; write one text a line")
+    return lines

@@ -79,6 +79,9 @@ class TerminalObserver(Observer):
         finally:
             self._progress.remove_task(bar)
 
+    def note(self, sentence: str) -> None:
+        self.console.print(f"note: {sentence}", markup=False, highlight=False)
+
     def evaluated(self, task: TaskView, accuracies: list[float]) -> None:
         seconds = time.monotonic() - self._started
         now = sum(accuracies) / len(accuracies)

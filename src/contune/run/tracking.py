@@ -42,6 +42,9 @@ class TrackingObserver(Observer):
     def watch(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         return self._inner.watch(title, total)
 
+    def note(self, sentence: str) -> None:
+        self._inner.note(sentence)
+
     def evaluated(self, task: TaskView, accuracies: list[float]) -> None:
         self._inner.evaluated(task, accuracies)
         values = {"accuracy/this task": accuracies[-1], "accuracy/first task": accuracies[0]}

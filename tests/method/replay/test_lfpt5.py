@@ -15,7 +15,7 @@ from torch.nn import functional
 from word_tasks import tiny_folder
 
 from contune.backbone.reader.inputs import ModelInputs
-from contune.backbone.sampling import Draws, Sampling
+from contune.backbone.reader.sampling import Draws, Sampling
 from contune.checks.run import same_state, tiny_model
 from contune.contract.context import Context
 from contune.contract.data import Batch, Dataset, Rows

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from contune.backbone.reader.inputs import ModelInputs
 from contune.backbone.reader.language import LanguageReader
-from contune.backbone.sampling import Draws
+from contune.backbone.reader.sampling import Draws
 from contune.errors import ConfigError
 
 TOLERANCE = 1e-4  # between the model's own scores and those computed from its states, relative to their size

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contune.backbone.reader.packing import Packing
-from contune.backbone.sampling import Sampling
+from contune.backbone.reader.sampling import Sampling
 from contune.errors import CombinationError, ConfigError, DataError
 from contune.stream.inputs import Inputs, taken
 

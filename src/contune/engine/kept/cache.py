@@ -5,6 +5,7 @@ fixed order and in fixed batches, and filed together: so a result gives the same
 recomputed after a kill, and another order of the classes finds again what an earlier one computed.
 """
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,14 +15,13 @@ from typing import final
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from contune._files import atomic_path
 from contune.contract.data import Dataset, Rows
 from contune.contract.processes import Processes
 from contune.contract.settings import CacheSettings
+from contune.engine.cache_folder import CacheFolder, Unfit
+from contune.errors import NumericError
 from contune.metric.ledger import Ledger
 
 BLOCK_ROWS = 2048  # rows that a head looks at together: at 10,000 random features in float64 they take 164 MB
@@ -29,11 +29,17 @@ SUM_ROWS = 65_536  # rows that go into one message between processes
 
 Compute = Callable[[Rows], Tensor]
 Watch = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+Note = Callable[[str], None]
 
 
 def no_watch(_title: str, _total: int) -> AbstractContextManager[Callable[[int], None]]:
     """A progress watcher that shows nothing."""
     return nullcontext(lambda _count: None)
+
+
+def warn(sentence: str) -> None:
+    """Say something that the user should know, where nobody watches: as a Python warning."""
+    warnings.warn(sentence, stacklevel=3)
 
 
 @final
@@ -132,6 +138,7 @@ class FeatureCache:
     """Keeps frozen results: on a shelf in memory, and where a folder is named also there, for several runs to share.
 
     A result larger than the limit is never kept in memory. `memory_cache` may be one that an earlier run has filled.
+    What is computed must be finite; a file that is damaged is computed again, and `note` is told.
     """
 
     def __init__(
@@ -141,12 +148,15 @@ class FeatureCache:
         processes: Processes,
         watch: Watch = no_watch,
         memory_cache: MemoryCache | None = None,
+        note: Note = warn,
     ) -> None:
         self.settings = settings
         self.ledger = ledger
         self.processes = processes
         self.watch = watch
         self.memory_cache = memory_cache or MemoryCache()
+        self.note = note
+        self._folder = None if settings.folder is None else CacheFolder(Path(settings.folder))
         self._mapped: dict[str, Tensor] = {}  # files of the folder, of which memory holds what was read last
 
     def features(self, dataset: Dataset, name: str | None, width: int, compute: Compute) -> Tensor:
@@ -201,6 +211,7 @@ class FeatureCache:
             values = torch.cat([torch.zeros(len(rows), width) if found is None else found for rows, found in pairs])
             if computed:
                 self.processes.sum_([values])
+                require_finite(values)
             rows = np.concatenate(block)
             order = np.argsort(rows)
             yield rows[order], values[torch.from_numpy(order)]
@@ -258,7 +269,8 @@ class FeatureCache:
             torch.zeros(shape),
             {group: flat_rows(rows, offsets) for group, rows in dataset.groups.items()},
         )
-        known = self._known([f"{name}-{group}" for group in locations]) if keep else [None] * len(locations)
+        wanted = [(f"{name}-{group}", (len(at), shape[1])) for group, at in locations.items()]
+        known = self._known(wanted) if keep else [None] * len(locations)
         missing = [group for group, values in zip(locations, known, strict=True) if values is None]
         groups = [dataset.groups[group] for group in missing]
         if groups:
@@ -270,19 +282,21 @@ class FeatureCache:
             self.memory_cache.keep(
                 key, result, {f"{name}-{group}": place for group, place in locations.items()}, self._limit
             )
-            for group in missing if self.settings.folder else ():
-                self._write(f"{name}-{group}", result[locations[group]])
+            for group in missing:
+                if self._folder is not None:
+                    self._folder.write(f"{name}-{group}", result[locations[group]])
         return result
 
     def _from_folder(self, dataset: Dataset, name: str, width: int, compute: Compute) -> Iterator[Tensor]:
         """Features batch by batch; those of one label are in memory at a time."""
         lengths = dataset.prepared.lengths
-        found = self._known([f"{name}-{group}" for group in dataset.groups])
+        assert self._folder is not None
+        found = self._known([(f"{name}-{group}", (len(rows), width)) for group, rows in dataset.groups.items()])
         for values, (group, rows) in zip(found, dataset.groups.items(), strict=True):
             if values is None:
                 values = torch.zeros(len(rows), width)
                 self._compute_piece(lengths, values, rows, compute, name.split("-")[0])
-                self._write(f"{name}-{group}", values)
+                self._folder.write(f"{name}-{group}", values)
             for chosen in fixed_batches(lengths[rows], self.settings.batch_size):
                 yield values[torch.from_numpy(chosen)]
 
@@ -291,15 +305,31 @@ class FeatureCache:
         if any(f"{name}-{group}" not in self._mapped for group in dataset.groups):
             for _ in self._from_folder(dataset, name, width, compute):
                 pass
-            self._mapped |= {key: self._read(key) for key in (f"{name}-{group}" for group in dataset.groups)}
+            assert self._folder is not None
+            for group, rows in dataset.groups.items():
+                values = self._folder.read(f"{name}-{group}", (len(rows), width))
+                if values is None:
+                    raise Unfit(f"{self._folder.path(f'{name}-{group}')} was removed while it was in use; run again")
+                self._mapped[f"{name}-{group}"] = values
 
     def _compute_piece(self, lengths: Rows, values: Tensor, rows: Rows, compute: Compute, title: str) -> None:
         whole = [np.arange(len(rows))]
         self._compute(lengths[rows], values, whole, lambda chosen: compute(rows[chosen]), None, title)
 
-    def _known(self, keys: Sequence[str]) -> list[Tensor | None]:
+    def _known(self, wanted: Sequence[tuple[str, tuple[int, int]]]) -> list[Tensor | None]:
         """The kept rows of each key, or None; the same ones on every process, though another run may write meanwhile."""
-        found = [self._find(key) for key in keys]
+        found, unfit = [], []
+        for key, shape in wanted:
+            try:
+                found.append(self._find(key, shape))
+            except Unfit as why:
+                found.append(None)
+                unfit.append(str(why))
+        if unfit:
+            self.note(
+                f"{len(unfit)} of {len(wanted)} kept results in {self.settings.folder} cannot be used and are computed "
+                f"again ({unfit[0]})"
+            )
         everywhere = torch.tensor([0.0 if values is None else 1.0 for values in found])
         self.processes.sum_([everywhere])
         return [
@@ -307,25 +337,11 @@ class FeatureCache:
             for values, count in zip(found, everywhere.tolist(), strict=True)
         ]
 
-    def _find(self, key: str) -> Tensor | None:
+    def _find(self, key: str, shape: tuple[int, int]) -> Tensor | None:
         kept = self.memory_cache.group(key)
-        if kept is not None or self.settings.folder is None:
+        if kept is not None or self._folder is None:
             return kept
-        return self._read(key) if self._path(key).exists() else None
-
-    def _path(self, key: str) -> Path:
-        return Path(self.settings.folder or "") / f"{key}.safetensors"
-
-    def _read(self, key: str) -> Tensor:
-        """A tensor mapped from its file: rows come into memory when they are looked at."""
-        with safe_open(self._path(key), "pt") as file:
-            result: Tensor = file.get_tensor("result")
-        return result
-
-    def _write(self, key: str, values: Tensor) -> None:
-        self._path(key).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self._path(key)) as temporary:
-            save_file({"result": values.contiguous()}, temporary)
+        return self._folder.read(key, shape)
 
     def _batches(self, lengths: Rows, groups: Sequence[Rows]) -> list[Rows]:
         size = self.settings.batch_size
@@ -346,6 +362,7 @@ class FeatureCache:
                 place(result, values, rows, offsets)
         for start in range(0, len(result), SUM_ROWS):  # a copy of all of it would take as much memory again
             self.processes.sum_([result[start : start + SUM_ROWS]])
+            require_finite(result[start : start + SUM_ROWS])
 
     def _run(self, batches: Sequence[Rows], compute: Compute, title: str) -> Iterator[Tensor | None]:
         """What comes of each batch, or None where it is the share of another process."""
@@ -358,6 +375,16 @@ class FeatureCache:
                     self.ledger.examples_forward += len(rows)
                 yield values
                 advance(len(rows))
+
+
+def require_finite(values: Tensor) -> None:
+    """Refuse results that hold NaN or infinity: closed-form heads and routers would answer from them without a word."""
+    good = values.isfinite().all(dim=1)
+    if not good.all():
+        raise NumericError(
+            f"{int((~good).sum()):,} of {len(values):,} features of the model are not finite (NaN or infinite), so nothing "
+            "can be learned or answered from them; check the model's weights, and with train.precision: bf16 try fp32"
+        )
 
 
 def place(result: Tensor, values: Tensor, rows: Rows, offsets: Rows | None) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from contune.backbone.backbone import Backbone
 from contune.backbone.reader.language import PreparedConversations
-from contune.backbone.sampling import Sampling
+from contune.backbone.reader.sampling import Sampling
 from contune.contract.context import Context
 from contune.contract.data import Dataset
 from contune.contract.randomness import derived_seed

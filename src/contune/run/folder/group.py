@@ -15,7 +15,7 @@ import yaml
 
 from contune._files import atomic_path
 from contune.errors import RunDirectoryError
-from contune.run.config import RunConfig, checked
+from contune.run.config import RunConfig, checked, read_yaml
 
 FILE = "methods.yaml"
 
@@ -37,7 +37,7 @@ class RunGroup:
         folder.mkdir(parents=True, exist_ok=True)
         values = {**config.model_dump(mode="json", exclude_unset=True), "base": str(base)}
         with atomic_path(folder / FILE) as temporary:
-            temporary.write_text(yaml.safe_dump(values, sort_keys=False))
+            temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         return RunGroup(folder, base, members_of(config))
 
     @staticmethod
@@ -46,7 +46,7 @@ class RunGroup:
         file = folder / FILE
         if not file.exists():
             return None
-        values = yaml.safe_load(file.read_text())
+        values = yaml.safe_load(read_yaml(file))
         base = Path(values.pop("base"))
         return RunGroup(folder, base, members_of(checked(values, str(file))))
 
@@ -57,7 +57,7 @@ class RunGroup:
     def finished(self, label: str) -> bool:
         """Whether this member's run has come to its end."""
         results = self.folder / label / "results.json"
-        return results.exists() and bool(json.loads(results.read_text()).get("finished"))
+        return results.exists() and bool(json.loads(results.read_text(encoding="utf-8")).get("finished"))
 
 
 def members_of(config: RunConfig) -> tuple[tuple[str, RunConfig], ...]:

@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import yaml
 
 from contune._files import write_text
-from contune.metric.definitions import DEFINITIONS
-from contune.run.report.compare import Comparison, MethodRuns, compare, config_differences, describe_seeds
-from contune.run.report.figures import inline_svg, write_plot
+from contune.metric.definitions import DEFINITIONS, Definition
+from contune.metric.predictions import ClassForgetting
+from contune.run.report.compare import Comparison, Difference, MethodRuns, compare, config_differences, describe_seeds
+from contune.run.report.figures import Plot, inline_svg, write_plot
 from contune.run.report.plots import Detail, detail_plots, matrix_plots, overview_plots, read_details
 from contune.run.report.record import Run
 from contune.run.report.tables import NONE, columns, percent, show_cost
@@ -58,6 +60,51 @@ def write_figures(runs: Sequence[Path], folder: Path) -> list[Path]:
     plots += matrix_plots(comparison, bar=True) if len(comparison.groups) > 1 else []
     plots += [plot for detail in details for plot in detail_plots(detail, bar=True).values()]
     return [path for plot in plots for path in write_plot(plot, folder)]
+
+
+# Rows of the page. A template reads `row.name` as an attribute first, which in a dict may be a method of its own.
+
+
+@final
+@dataclass(frozen=True)
+class Tile:
+    """A number in large type, and what it means."""
+
+    name: str
+    value: str
+    meaning: str
+
+
+@final
+@dataclass(frozen=True)
+class MetricRow:
+    """A metric of every group."""
+
+    definition: Definition
+    cells: Sequence[str]
+
+
+@final
+@dataclass(frozen=True)
+class PairedRow:
+    """A paired difference in a metric; `clear`: its interval does not hold 0."""
+
+    difference: Difference
+    name: str
+    clear: bool
+
+
+@final
+@dataclass(frozen=True)
+class DetailView:
+    """One run closely: of so many `classes` those that were forgotten most."""
+
+    detail: Detail
+    seeds: str
+    plots: Mapping[str, Plot]
+    forgotten: Sequence[ClassForgetting]
+    classes: int
+    measures: Sequence[Mapping[str, Any]]
 
 
 def render(comparison: Comparison) -> str:
@@ -139,25 +186,25 @@ def _changed_bases(groups: Sequence[MethodRuns]) -> list[str]:
     ]
 
 
-def _tiles(group: MethodRuns) -> list[dict[str, str]]:
+def _tiles(group: MethodRuns) -> list["Tile"]:
     return [
-        {"name": DEFINITIONS[name].name, "value": percent(group.metrics[name]), "meaning": DEFINITIONS[name].meaning}
+        Tile(DEFINITIONS[name].name, percent(group.metrics[name]), DEFINITIONS[name].meaning)
         for name in TILES
         if group.metrics[name].mean is not None
     ]
 
 
-def _detail_view(detail: Detail) -> dict[str, Any]:
+def _detail_view(detail: Detail) -> "DetailView":
     known = [entry for entry in detail.classes if entry.forgetting is not None]
     known.sort(key=lambda entry: (-(entry.forgetting or 0.0), entry.task, entry.name))
-    return {
-        "detail": detail,
-        "seeds": describe_seeds(detail.run),
-        "plots": detail_plots(detail),
-        "forgotten": [entry for entry in known if (entry.forgetting or 0.0) > 0][:MOST_CLASSES],
-        "classes": len(known),
-        "measures": shown_measures(detail.run),
-    }
+    return DetailView(
+        detail=detail,
+        seeds=describe_seeds(detail.run),
+        plots=detail_plots(detail),
+        forgotten=[entry for entry in known if (entry.forgetting or 0.0) > 0][:MOST_CLASSES],
+        classes=len(known),
+        measures=shown_measures(detail.run),
+    )
 
 
 def shown_measures(run: Run) -> list[Mapping[str, Any]]:
@@ -190,9 +237,9 @@ def _cost(group: MethodRuns, key: str) -> str:
     return told
 
 
-def _metrics(groups: Sequence[MethodRuns]) -> list[dict[str, Any]]:
+def _metrics(groups: Sequence[MethodRuns]) -> list["MetricRow"]:
     return [
-        {"definition": DEFINITIONS[name], "cells": [percent(group.metrics[name]) for group in groups]}
+        MetricRow(DEFINITIONS[name], [percent(group.metrics[name]) for group in groups])
         for name in groups[0].metrics
         if not _nowhere(name, groups)
     ]
@@ -202,14 +249,10 @@ def _nowhere(name: str, groups: Sequence[MethodRuns]) -> bool:
     return all(group.metrics[name].mean is None for group in groups)
 
 
-def _paired(comparison: Comparison) -> list[dict[str, Any]]:
+def _paired(comparison: Comparison) -> list["PairedRow"]:
     """Paired differences that have an interval, from two pairs of runs on."""
     return [
-        {
-            "difference": difference,
-            "name": DEFINITIONS[difference.metric].name,
-            "clear": known.low > 0 or known.high < 0,
-        }
+        PairedRow(difference, DEFINITIONS[difference.metric].name, clear=known.low > 0 or known.high < 0)
         for difference in comparison.differences
         if (known := difference.estimate).low is not None
         and known.high is not None

@@ -132,7 +132,7 @@ def split_from_table(
     rows: list[Row] = []
     bad = list(table.broken)
     for entry, values in enumerate(table.rows(wanted)):
-        value = values[0] if width == 1 else values[:width]
+        value = table.as_input(values[0]) if width == 1 else tuple(map(table.as_input, values[:width]))
         label = answer_of(values[width])
         one_group = group if domains is None else domains.of(values[-1])
         reason = modality.refuse(value, shown)
@@ -167,7 +167,7 @@ def unlabelled_rows(table: RawTable, columns: Columns) -> tuple[str, list[Row], 
     rows: list[Row] = []
     bad = list(table.broken)
     for entry, values in enumerate(table.rows(input_columns)):
-        value = values[0] if len(values) == 1 else values
+        value = table.as_input(values[0]) if len(values) == 1 else tuple(map(table.as_input, values))
         reason = modality.refuse(value, _shown(input_columns))
         if reason is not None:
             bad.append(BadRow(table.place(entry), reason, FILL_IN))

@@ -74,7 +74,8 @@ class RawTable:
     There is one of them per entry of `numbers`, what a reader of the file would count (lines or rows from 1), and of
     `positions`, the row ids from 0; `broken` rows have a position but no values. `binary` columns hold bytes, and
     columns of `objects` Python objects of the modality they are filed under. `again` gives the input of an entry once
-    more, where it need not be put away.
+    more, where it need not be put away. `untyped` tables give a column of whole numbers as numbers, though a text is all
+    that the file holds.
     """
 
     source: str
@@ -89,6 +90,11 @@ class RawTable:
     binary: tuple[str, ...] = ()
     objects: dict[str, str] = field(default_factory=dict)
     again: Callable[[int], object] | None = None
+    untyped: bool = False
+
+    def as_input(self, value: object) -> object:
+        """A value of a column that holds inputs or texts: as it was written, where the file has no types."""
+        return str(value) if self.untyped and isinstance(value, int) else value
 
     def read(self, column: str) -> Sequence[object]:
         """All values of one column, in memory."""

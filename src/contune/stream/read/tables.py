@@ -19,6 +19,8 @@ from contune.stream.read.rows import BadRow, Place, RawTable
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 BATCH_ROWS = 1024  # of Parquet and Arrow that are in memory at a time
+MOST_CHARACTERS = 2**28  # of one CSV field; the csv module's own limit of 131,072 is a page of text
+MOST_DIGITS = 4300  # of a number: Python reads no longer ones, because the time that takes grows with their square
 _WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]*")
 
 
@@ -110,6 +112,8 @@ def _parsed(line: bytes) -> object:
         return ValueError(f"the row is not valid JSON ({error.msg} at column {error.colno})")
     except RecursionError:
         return ValueError("the row is not usable JSON (nested too deeply)")
+    except ValueError:  # neither of the two above: the one that is left
+        return ValueError(f"the row holds a number of more than {MOST_DIGITS:,} digits")
 
 
 def _array_rows(source: str, data: bytes) -> Iterator[tuple[int, object]]:
@@ -123,6 +127,8 @@ def _array_rows(source: str, data: bytes) -> Iterator[tuple[int, object]]:
         ) from error
     except RecursionError as error:
         raise DataError(f"{source} is nested too deeply; give a list of flat objects") from error
+    except ValueError as error:
+        raise DataError(f"{source} holds a number of more than {MOST_DIGITS:,} digits; write it as a text") from error
     yield from enumerate(values, start=1)
 
 
@@ -154,7 +160,7 @@ def _read_csv(path: Path) -> RawTable:
                 # A CSV has no types: a column of whole numbers holds numbers, as it would in JSON or Parquet.
                 yield tuple(_number(row[at]) if whole[at] else row[at] for at in places)
 
-    return RawTable(source, "line", tuple(header), rows, numbers, positions, total, broken)
+    return RawTable(source, "line", tuple(header), rows, numbers, positions, total, broken, untyped=True)
 
 
 def _note_numbers(row: Sequence[str], whole: list[bool]) -> None:
@@ -172,6 +178,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str] | str]]:
     """(number of the line where the row begins, fields or the reason why there are none), blank lines left out."""
     with opened(path) as stream:
         # surrogateescape: one byte that is not UTF-8 costs its own row, not the file.
+        csv.field_size_limit(MOST_CHARACTERS)
         reader = csv.reader(io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline=""), strict=True)
         while True:
             start = reader.line_num + 1
@@ -193,6 +200,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str] | str]]:
 def _csv_row_reason(row: Sequence[str], width: int) -> str | None:
     if len(row) != width:
         return f"the row has {len(row)} fields where the header has {width}"
+    if any(len(value) > MOST_DIGITS and _WHOLE_NUMBER.fullmatch(value) for value in row):
+        return f"the row holds a number of more than {MOST_DIGITS:,} digits"
     if any("\udc80" <= character <= "\udcff" for value in row if not value.isascii() for character in value):
         return "the row is not UTF-8 text"
     return None
