@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contune.checks.run import digit_tasks, new_learner
+from contune.engine.learner import Learner
+from contune.head.solved import ridge
 from contune.head.solved.class_means import nearest_mean_scores
 from contune.head.solved.ridge import STRENGTHS, best_strength, random_features, ridge_solution
 from contune.method.catalog import build_method
@@ -80,3 +82,35 @@ def test_nmc_does_not_depend_on_the_order_of_tasks() -> None:
         images = [image for task in digit_tasks() for image in task.test.inputs]
         answers.append(learner.predict(images))
     assert answers[0] == answers[1]
+
+
+def strengths_of(chosen: list[float]) -> Learner:
+    """RanPAC on the tasks of digits, each of which chooses one of these strengths."""
+    learner = new_learner(build_method("ranpac", {"random_features": 64}))
+    for task, strength in zip(digit_tasks(), chosen, strict=False):
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("best_strength", "best_strength_of_sums"):
+                patch.setattr(ridge, name, lambda *_, strength=strength: strength)
+            learner.learn(task)
+    return learner
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_forgetting_the_last_task_equals_never_having_learned_it(fault: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the planted fault the strength of the forgotten task stays."""
+    if fault:
+        monkeypatch.setattr(ridge, "searches_left", lambda searches, counts, trace: list(searches))
+    never, learner = strengths_of([1.0, 100.0]), strengths_of([1.0, 100.0, 1e5])
+    learner.forget(digit_tasks()[2])
+    expected, found = (each.state().tensors["head/weight"][:, :4] for each in (never, learner))
+    apart = float((found - expected).norm() / expected.norm())
+    assert apart > 0.1 if fault else apart < 1e-8
+
+
+def test_forgetting_an_earlier_task_leaves_the_strength_of_the_last() -> None:
+    learner = strengths_of([1.0, 100.0, 1e5])
+    learner.forget(digit_tasks()[1])
+    assert learner.state().inner("head").values["strength"] == 1e5
+    learner.forget(digit_tasks()[2])
+    expected, found = (each.state().tensors["head/weight"][:, :2] for each in (strengths_of([1.0]), learner))
+    assert float((found - expected).norm() / expected.norm()) < 1e-8

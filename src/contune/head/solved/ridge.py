@@ -4,7 +4,8 @@ RanPAC (arXiv 2307.02251) and ACIL (arXiv 2205.14922) are this head: the recursi
 matrix as the sums kept here, by Woodbury's identity.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, final
 
@@ -146,6 +147,50 @@ def counts_of(answers: Tensor) -> Tensor:
     return (answers != 0).sum(dim=0).cpu()
 
 
+def by_column(counts: Tensor) -> dict[int, int]:
+    """Counts (C,) of the columns that have any.
+
+    >>> by_column(torch.tensor([0, 2]))
+    {1: 2}
+    """
+    return {column: int(count) for column, count in enumerate(counts.tolist()) if count}
+
+
+@final
+@dataclass(frozen=True)
+class Search:
+    """What one task's search for a strength found: `counts` of its examples by column, `trace` of their H^T H."""
+
+    strength: float
+    counts: Mapping[int, int]
+    trace: float
+
+    def without(self, counts: Mapping[int, int], trace: float) -> "Search":
+        """The same search where examples have been taken out again."""
+        left = {column: count - counts.get(column, 0) for column, count in self.counts.items()}
+        return Search(self.strength, {column: count for column, count in left.items() if count}, self.trace - trace)
+
+    def could_hold(self, counts: Mapping[int, int]) -> bool:
+        """Whether so many examples of each column could be among those of this task."""
+        return all(self.counts.get(column, 0) >= count for column, count in counts.items())
+
+
+def searches_left(searches: Sequence[Search], counts: Mapping[int, int], trace: float) -> list[Search]:
+    """The searches of tasks that still have examples once these are out; a task is known by its counts and its trace.
+
+    >>> searches_left([Search(10.0, {0: 2}, 5.0), Search(1.0, {1: 2}, 7.0)], {1: 2}, 7.0)
+    [Search(strength=10.0, counts={0: 2}, trace=5.0)]
+    """
+    same = [n for n, each in enumerate(searches) if each.counts == counts]
+    whole = [n for n in same if math.isclose(searches[n].trace, trace, rel_tol=1e-5)]
+    near = [n for n, each in enumerate(searches) if each.could_hold(counts)]
+    chosen = whole or near
+    if not chosen:
+        return list(searches)
+    left = searches[chosen[-1]].without(counts, trace)
+    return [*searches[: chosen[-1]], *([left] if left.counts else []), *searches[chosen[-1] + 1 :]]
+
+
 @final
 class Ridge(Head):
     """Scores h(x) W with W = (G + strength I)^-1 Q, where G and Q are sums over every example seen.
@@ -161,7 +206,9 @@ class Ridge(Head):
     Sums and solutions are where the model is, so on a GPU's memory too, unless it has no float64.
 
     `forget` subtracts examples: exact as far as the same examples give the same features, so to the last bit of float32
-    features where they come in other batches. A class without examples is never answered.
+    features where they come in other batches. With a whole task goes the strength that it chose: what is left is solved
+    with that of the last task that is left. Where a part of a task is forgotten, the strength that it chose stays. A class
+    without examples is never answered.
 
     Memory: M x M + M x classes in float64 for M random features, or the features' own width.
     Compute: one forward pass over every example, one Cholesky a task, and one eigenvalue problem for the search.
@@ -189,6 +236,7 @@ class Ridge(Head):
         self._counts = torch.zeros(0, dtype=torch.int64)
         self._projection: Tensor | None = None
         self._used_strength = 0.0
+        self._searches: list[Search] = []
 
     def begin_task(self, context: Context) -> None:
         self._lent.begin_task(context)
@@ -216,7 +264,10 @@ class Ridge(Head):
 
     def fit(self, context: Context) -> None:
         if self.strength is None:
+            counts, trace = self._counts.clone(), float(self._gram.trace())
             self._used_strength = self._add_and_search(context)
+            added = by_column(self._counts - counts)
+            self._searches.append(Search(self._used_strength, added, float(self._gram.trace()) - trace))
         else:
             self._used_strength = self.strength
             for features, one_hot, _ in self._blocks(context):
@@ -225,9 +276,13 @@ class Ridge(Head):
 
     def forget(self, context: Context) -> None:
         rows = np.arange(len(context.task.data))
-        require_learned(self._counts, counts_of(self._answers(context, rows)))
+        counts, trace = counts_of(self._answers(context, rows)), float(self._gram.trace())
+        require_learned(self._counts, counts)
         for features, one_hot, _ in self._blocks(context):
             self._add(features, one_hot, -1.0)
+        self._searches = searches_left(self._searches, by_column(counts), trace - float(self._gram.trace()))
+        if self._searches:
+            self._used_strength = self._searches[-1].strength
         self._targets[:, self._counts == 0] = 0.0
         self._weight = ridge_solution(self._gram, self._targets, self._used_strength)
 
@@ -291,12 +346,15 @@ class Ridge(Head):
 
     def state(self) -> State:
         tensors = {"gram": self._gram, "targets": self._targets, "weight": self._weight, "counts": self._counts}
-        return State({**tensors, **self._lent.tensors()}, {"strength": self._used_strength})
+        searches = [[each.strength, {str(c): n for c, n in each.counts.items()}, each.trace] for each in self._searches]
+        return State({**tensors, **self._lent.tensors()}, {"strength": self._used_strength, "searches": searches})
 
     def load_state(self, state: State, context: Context) -> None:
         device = with_float64(context.model.backbone.device)
         self._gram, self._targets, self._weight = (state.tensors[n].to(device) for n in ("gram", "targets", "weight"))
         self._counts = state.tensors["counts"]
         self._used_strength = float(state.values["strength"])
+        kept = state.values.get("searches", [])
+        self._searches = [Search(s, {int(c): int(n) for c, n in counts.items()}, t) for s, counts, t in kept]
         self._project(context)
         self._lent.load(state, context)
