@@ -1,7 +1,7 @@
 """Rows of words for encoders of texts: each word's first token stands for it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -102,6 +102,11 @@ class WordReader(Reader):
             targets[place, : len(starts)] = torch.from_numpy(starts)
         device = self.texts.device
         return ModelInputs(len(pairs), ids.to(device), mask.to(device), targets=targets.to(device), words=True)
+
+    def prompts_only(self, parts: Sequence[tuple[Prepared, Rows]], max_new_tokens: int = 0) -> ModelInputs:
+        """The rows as whole texts, with one feature each: queries and routers ask about the row, not about its words."""
+        del max_new_tokens
+        return replace(self.collate(parts, augment=None, pixels=True), targets=None, words=False)
 
 
 def word_reader(reader: Reader, path: str) -> WordReader:

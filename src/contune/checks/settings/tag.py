@@ -23,8 +23,8 @@ def tag_tasks() -> tuple[Task, ...]:
 
 
 def tag_task(kind: str, words: Sequence[str]) -> Task:
-    """Rows of four words; the task's first word begins an entity and its second one continues it."""
-    inputs = [["zz", *pair, "zz"] for pair in pairs_of(words)]
+    """Rows of two words; the task's first word begins an entity, its second one continues it, its third is outside."""
+    inputs = [list(pair) for pair in pairs_of(words)]
     tags = Targets.of_rows([[{words[0]: 1, words[1]: 2}.get(word, 0) for word in row] for row in inputs])
     return target_task(kind, ("O", f"B-{kind}", f"I-{kind}"), inputs, tags, "words")
 
