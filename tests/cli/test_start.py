@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from contune.cli import app, main
 
 HEAVY = ("torch", "transformers", "peft", "numpy", "pandas", "pyarrow", "datasets", "pydantic")
-COMMANDS = ["run", "resume", "report", "compare", "predict", "export", "merge", "list", "explain", "check"]
+COMMANDS = ["run", "resume", "report", "compare", "predict", "export", "merge"]
+COMMANDS += ["list", "show", "schema", "explain", "check", "new"]
 
 
 def seconds_and_heavy(code: str) -> tuple[float, set[str]]:

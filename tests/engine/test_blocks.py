@@ -265,7 +265,7 @@ def test_blocks_of_a_context_are_its_features_while_it_learns_and_when_it_answer
             found, order = together(ready.passes.feature_blocks(ready.task.data, 20), 20)
             assert torch.equal(found, ready.passes.features(ready.task.data))
             assert len(order) > 1
-            for module in range(ready.model.adapter.modules() if ready.model.adapter.modular else 0):
+            for module in range(ready.model.modules.modules() if ready.model.modules is not None else 0):
                 found, _ = together(ready.passes.module_blocks(ready.task.data, module, 20), 20)
                 assert torch.equal(found, ready.passes.module_features(ready.task.data, module))
         learner.end(context)

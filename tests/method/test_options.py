@@ -79,7 +79,9 @@ def test_every_key_of_the_configuration_is_explained(section: str) -> None:
 
 
 def test_all_of_the_configuration_is_looked_at() -> None:
-    assert set(sections()) == {"", "model", "stream", "stream.data", "stream.language", "stream.language.styles"} | {
+    assert set(sections()) == {"", "model", "stream", "stream.data", "stream.online"} | {
+        "stream.language",
+        "stream.language.styles",
         "train",
         "cache",
     }

@@ -23,7 +23,7 @@ from contune.backbone.reader.inputs import ModelInputs, Prepared, PreparedItems,
 from contune.contract.data import inputs_hash
 from contune.contract.state import examples_from_state, examples_state
 from contune.errors import ConfigError, DataError
-from contune.method import catalog
+from contune.method import catalog, rooms
 from contune.stream import DataConfig, StreamConfig, load_stream, modality, read_inputs
 from contune.stream.inputs import Inputs
 from contune.stream.modality import Arrays, Content, Modality, as_bytes, find_modality
@@ -118,7 +118,7 @@ class PointReader(Reader):
 def known() -> Iterator[None]:
     catalog.add_plugin(sys.modules[__name__])
     yield
-    catalog._plugins.remove(sys.modules[__name__])
+    rooms.plugins.remove(sys.modules[__name__])
     modality._plugins.remove(sys.modules[__name__])
     for cached in (modality.modalities, catalog.recipes, catalog.parts):
         cached.cache_clear()

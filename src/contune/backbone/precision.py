@@ -27,7 +27,7 @@ def cast_frozen(model: nn.Module, frozen: Collection[nn.Parameter]) -> None:
     """Store those matrices of the model that are among `frozen` in bf16.
 
     >>> both = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    >>> halve(both, list(both[0].parameters()))
+    >>> cast_frozen(both, list(both[0].parameters()))
     >>> both[0].weight.dtype, both[0].bias.dtype, both[1].weight.dtype
     (torch.bfloat16, torch.float32, torch.float32)
     """

@@ -73,7 +73,7 @@ def most_active(magnitudes: Tensor, masked: float) -> Tensor:
 def sampled(size: int, count: int, generator: torch.Generator) -> Tensor:
     """Exactly `count` of `size` (size,), at random.
 
-    >>> int(drawn(10, 4, torch.Generator().manual_seed(0)).sum())
+    >>> int(sampled(10, 4, torch.Generator().manual_seed(0)).sum())
     4
     """
     mask = torch.zeros(size, dtype=torch.bool)
@@ -157,7 +157,7 @@ def frozen_counts(sizes: Sequence[int], share: float, generator: np.random.Gener
 
     So many layers have one more that `share` of all matrices rest, rounded up (arXiv 2404.18466).
 
-    >>> sorted(resting_counts([3, 3, 3, 3], 0.5, np.random.default_rng(0)))
+    >>> sorted(frozen_counts([3, 3, 3, 3], 0.5, np.random.default_rng(0)))
     [1, 1, 2, 2]
     """
     counts = [int(share * size + SLACK) for size in sizes]

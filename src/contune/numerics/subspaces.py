@@ -141,7 +141,7 @@ def extended(space: Subspace, energy: Tensor, threshold: float) -> Subspace:
 def project_out(rows: Tensor, space: Subspace) -> Tensor:
     """Rows (n, d) less their parts inside the subspace: what may be added to a weight (d_out, d) (GPM, equation 6).
 
-    >>> without(torch.tensor([[3.0, 4.0]]), Subspace(torch.tensor([[1.0], [0.0]]), "remove")).tolist()
+    >>> project_out(torch.tensor([[3.0, 4.0]]), Subspace(torch.tensor([[1.0], [0.0]]), "remove")).tolist()
     [[0.0, 4.0]]
     """
     columns = space.columns.to(rows.dtype)

@@ -14,7 +14,7 @@ from word_tasks import tiny_folder, word_tasks
 from contune.checks.run import SETTINGS, accuracy, digit_tasks, same_state, tiny_model
 from contune.contract.data import TASK, Selection
 from contune.engine.learner import Learner
-from contune.engine.steps.loop import classification_loss
+from contune.engine.steps.loop import objective_loss
 from contune.errors import CombinationError, ConfigError
 from contune.head.frozen_rows import FrozenRows
 from contune.head.linear import Linear
@@ -135,7 +135,7 @@ def test_the_loss_is_cross_entropy_over_seen_and_spare(reserved_rows: int) -> No
     both = torch.cat([outputs.logits, head.reserved_logits(outputs.features)], dim=1)
     assert both.shape == (8, 5 + reserved_rows)
     selections = {TASK: Selection(context.task.data, np.arange(8))}
-    found = classification_loss(context, batch, outputs, selections) + added
+    found = objective_loss(context, batch, outputs, selections) + added
     assert found.item() == pytest.approx(functional.cross_entropy(both, batch.labels).item(), rel=1e-6)
     (gradient,) = torch.autograd.grad(added, head._ahead["weight"])
     assert gradient.abs().sum() > 0

@@ -18,7 +18,7 @@ from contune.checks.run import SETTINGS, accuracy, digit_tasks, same_state, tiny
 from contune.contract.context import Context
 from contune.contract.data import TASK, Batch, Selection
 from contune.engine.learner import Learner
-from contune.engine.steps.loop import classification_loss
+from contune.engine.steps.loop import objective_loss
 from contune.engine.steps.optimizer import epoch_batches
 from contune.errors import CombinationError, ConfigError
 from contune.head.linear_per_task import LinearPerTask
@@ -176,7 +176,7 @@ def test_old_rows_join_the_mean_of_a_static_step() -> None:
     batch = batch_of(context, selections)
     outputs = context.model.forward(batch)
     expected = functional.cross_entropy(outputs.logits, batch.labels)
-    assert classification_loss(context, batch, outputs, selections).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert objective_loss(context, batch, outputs, selections).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def batch_of(context: Context, selections: dict[str, Selection]) -> Batch:
@@ -197,7 +197,7 @@ def test_old_rows_teach_the_selector_and_not_the_expert() -> None:
     batch = batch_of(context, selections)
     outputs = context.model.forward(batch)
     rows = functional.cross_entropy(outputs.logits[:8, 2:], batch.labels[:8] - 2)
-    loss = classification_loss(context, batch, outputs, selections)
+    loss = objective_loss(context, batch, outputs, selections)
     assert loss.item() == pytest.approx(rows.item(), rel=1e-5)
     router = selector_of(learner)
     with torch.no_grad():  # at zero the new row would hide the difference

@@ -103,7 +103,7 @@ def test_a_ticket_is_what_plain_fine_tuning_changes_most() -> None:
     learner = learner_of("lt-sft", share=0.1)
     plain = learner_of("rl-subnetwork", train=ADAMW)
     start = weights(plain)
-    free = Learner(tiny_model(), build_method("finetune", {"lr_scale": 1.0}), train=ADAMW)
+    free = Learner(tiny_model(), build_method("finetune", {"lr_scale": 1.0, "loss_over": "seen"}), train=ADAMW)
     free.learn(digit_tasks()[0])
     end = {f"adapter.{name}": value for name, value in free.method.adapter.trained().items()}
     learner.begin(digit_tasks()[0])
@@ -130,7 +130,7 @@ def test_masked_gradients_alone_leak_through_weight_decay() -> None:
 def test_with_all_weights_it_is_plain_fine_tuning(name: str) -> None:
     options = {"share": 1.0} if name == "lt-sft" else {"tolerance": 0.0}
     learner = learner_of(name, train=GENTLE, **options)
-    plain = Learner(tiny_model(), build_method("finetune", {"lr_scale": 1.0}), train=GENTLE)
+    plain = Learner(tiny_model(), build_method("finetune", {"lr_scale": 1.0, "loss_over": "seen"}), train=GENTLE)
     start = flat(weights(learner))
     for task in digit_tasks()[:2]:
         learner.learn(task)
@@ -192,8 +192,8 @@ def test_several_iterations_unfreeze_step_by_step() -> None:
     adapter = FreezableParameters("full", lambda _name, _owner: True, "all", 1.0)
     learner = Learner(tiny_model(), Method(adapter, Linear(), (rule,)), train=ADAMW)
     start = weights(learner)
-    learner.class_names += list(digit_tasks()[0].class_names)
-    learner.class_tasks.append((0, 1))
+    learner.known.class_names += list(digit_tasks()[0].class_names)
+    learner.known.class_tasks.append((0, 1))
     context = learner.context([digit_tasks()[0]], 0)
     learner.method.head.begin_task(context)
     rule.begin_task(context)
@@ -250,7 +250,7 @@ def test_tensors_without_a_chosen_entry_are_not_trained() -> None:
 def test_a_subnetwork_is_what_had_changed(train: dict[str, Any]) -> None:
     tolerance = 5e-3 if train is ADAMW else 2e-3
     learner = learner_of("rl-subnetwork", train=train, tolerance=tolerance)
-    free = Learner(tiny_model(), build_method("finetune", {"lr_scale": 1.0}), train=train)
+    free = Learner(tiny_model(), build_method("finetune", {"lr_scale": 1.0, "loss_over": "seen"}), train=train)
     free.learn(digit_tasks()[0])
     start = weights(learner)
     end = {f"adapter.{name}": value.detach() for name, value in free.method.adapter.trained().items()}

@@ -16,7 +16,7 @@ from contune.backbone.layers import changed_input
 from contune.checks.run import SETTINGS, accuracy, copied, digit_tasks, tiny_model
 from contune.contract.parts import Tensors
 from contune.engine.learner import Learner
-from contune.engine.steps.loop import classification_loss
+from contune.engine.steps.loop import objective_loss
 from contune.errors import CombinationError, ConfigError
 from contune.head.linear_per_task import LinearPerTask, placed_scores
 from contune.method.catalog import build_method, compose
@@ -197,7 +197,7 @@ def test_the_loss_is_over_the_domains_own_head_alone() -> None:
     rows = np.arange(8)
     batch = context.passes.batch([(context.task.data, rows)])
     outputs = context.model.forward(batch)
-    found = classification_loss(context, batch, outputs, {"task": _selection(context, rows)})
+    found = objective_loss(context, batch, outputs, {"task": _selection(context, rows)})
     head = learner.method.head
     assert isinstance(head, LinearPerTask)
     own = functional.linear(outputs.features, head._heads[1]["weight"], head._heads[1]["bias"])
@@ -255,7 +255,7 @@ def test_scores_are_placed_in_the_columns_of_the_module() -> None:
 
 
 def test_a_head_of_many_modules_needs_an_adapter_with_many_and_a_way_to_choose() -> None:
-    with pytest.raises(CombinationError, match="has only one"):
+    with pytest.raises(CombinationError, match="needs an adapter that has several modules"):
         compose({"adapter": "lora", "head": "linear-per-task"})
     with pytest.raises(CombinationError):
         compose({"adapter": "prompt-per-task", "head": "linear-per-task"})

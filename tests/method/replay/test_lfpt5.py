@@ -385,9 +385,9 @@ def test_a_task_that_comes_again_is_remembered_once() -> None:
 
 
 def test_streams_of_classes_and_wrong_options_are_refused() -> None:
-    with pytest.raises(CombinationError, match="where answers are written"):
+    with pytest.raises(CombinationError, match="needs answers that the model writes"):
         Learner(tiny_model(), "lfpt5")
-    with pytest.raises(CombinationError, match="where answers are written"):
+    with pytest.raises(CombinationError, match="needs answers that the model writes"):
         Learner(tiny_model(), compose({"adapter": "lora", "rules": ["pseudo-replay"]}))
     for options in ({"distillation": 1.0}, {"writing": -1.0}, {"attempts": -1}, {"top": 0}, {"repetition_penalty": 0}):
         with pytest.raises(ConfigError):

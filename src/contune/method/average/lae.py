@@ -12,7 +12,9 @@ from contune.rule.mask.freeze_first import FreezeFirst
 
 def lae(
     *,
-    adapter: Annotated[str | dict[str, Any], ema_adapter] = "calibrated-lora",
+    adapter: Annotated[
+        str | dict[str, Any], "what learns: a name, or {name: {option: value}}", "released code"
+    ] = "calibrated-lora",
     decay: Annotated[float, ema_adapter] = 0.9999,
     rest: Annotated[float, of(FreezeFirst, "share")] = 0.6,
 ) -> Method:

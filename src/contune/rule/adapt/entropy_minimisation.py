@@ -14,6 +14,7 @@ from contune.contract.parts import Rule, Trait
 def entropies(logits: Tensor) -> Tensor:
     """Entropy (U,) in nats of softmax over each row of scores (U, C).
 
+    >>> import torch
     >>> round(entropies(torch.tensor([[0.0, 0.0]])).item(), 4)
     0.6931
     """

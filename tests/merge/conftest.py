@@ -1,0 +1,5 @@
+"""What the tests of merging share."""
+
+from merge_models import trio
+
+__all__ = ["trio"]
