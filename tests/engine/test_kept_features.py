@@ -12,7 +12,7 @@ from torch import Tensor
 
 from contune.backbone.config import ModelConfig
 from contune.contract.settings import CacheSettings
-from contune.engine.cache_folder import CacheFolder, Unfit, made_by
+from contune.engine.kept.folder import CacheFolder, Unfit, made_by
 from contune.engine.learner import Learner
 from contune.errors import ConfigError, NumericError
 from contune.stream.task import Examples, Task

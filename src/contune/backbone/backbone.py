@@ -178,6 +178,8 @@ class Backbone:
         the images out, for batches that resume from cached states. `packed`: in language, short texts share rows inside
         the model; see `require_packing`.
         """
+        if augment is not None and not self.augmentable:
+            raise ConfigError("augmentation was asked for texts; it exists for images only, leave it off")
         inputs = self.parts.reader.collate(parts, augment=augment, pixels=pixels)
         if not packed:
             return inputs

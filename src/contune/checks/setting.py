@@ -65,9 +65,12 @@ class Setting(ABC):
     def other_orders(self) -> tuple[Task, ...]:
         """The same examples as tasks of unequal size, in another order."""
 
-    @abstractmethod
     def odd_tasks(self) -> tuple[Task, ...]:
-        """Tasks so small that something may break; one of them comes back."""
+        """Tasks so small that something may break: one example alone, then two, which come back."""
+        first, second, _ = self.tasks()
+        single = Task("one example", first.class_names, first.train.take(range(1)), first.test.take(range(0)))
+        few = Task("two examples", second.class_names, second.train.take(range(2)), second.test)
+        return single, few, few
 
     @abstractmethod
     def not_learned(self, trial: "CheckRun") -> str | None:

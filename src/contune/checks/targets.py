@@ -37,13 +37,6 @@ class TargetSetting(Setting):
         first, _, third = self.tasks()
         return third, Task(first.name, first.class_names, first.train.take(range(12)), first.test)
 
-    def odd_tasks(self) -> tuple[Task, ...]:
-        """One example alone, then two, which come back."""
-        first, second, _ = self.tasks()
-        single = Task("one example", first.class_names, first.train.take(range(1)), first.test.take(range(0)))
-        few = Task("two examples", second.class_names, second.train.take(range(2)), second.test)
-        return single, few, few
-
     def not_learned(self, trial: "CheckRun") -> str | None:
         return self._no_better(trial.scores[0])
 

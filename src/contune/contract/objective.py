@@ -156,11 +156,17 @@ def scored(
     context: "Context", dataset: Dataset, allowed: Sequence[int] | None = None
 ) -> "Sequence[tuple[Rows, Tensor]]":
     """Prediction scores (rows, C) in blocks, minus infinity in columns that are not allowed."""
-    found = []
-    for rows, scores in context.passes.logit_blocks(dataset):
-        if allowed is not None:
-            closed = torch.ones(scores.shape[1], dtype=torch.bool)
-            closed[list(allowed)] = False
-            scores = scores.masked_fill(closed, float("-inf"))
-        found.append((rows, scores))
-    return found
+    return [(rows, open_scores(scores, allowed)) for rows, scores in context.passes.logit_blocks(dataset)]
+
+
+def open_scores(scores: Tensor, allowed: Sequence[int] | None) -> Tensor:
+    """Scores (U, C) with minus infinity in columns that are not allowed; None allows all.
+
+    >>> open_scores(torch.zeros(1, 3), [2]).tolist()
+    [[-inf, -inf, 0.0]]
+    """
+    if allowed is None:
+        return scores
+    closed = torch.ones(scores.shape[1], dtype=torch.bool)
+    closed[list(allowed)] = False
+    return scores.masked_fill(closed, float("-inf"))

@@ -81,7 +81,7 @@ class Learner:
         self._given = {"method": method if isinstance(method, str) else None, "options": dict(options)}
         self._lock = threading.RLock()
         self._stepper: Stepper | None = None
-        self._adapter_steps: Stepper | None = None
+        self._adapt_stepper: Stepper | None = None
         self.known = Known()
         made = (self.backbone, self.base_hash, self.method, self.objective, self.settings, self.kind)
         self._contexts = Contexts(*made, self.feature_cache, self.known, self._extra_steps)
@@ -157,9 +157,9 @@ class Learner:
             )
         answers = self.predict(inputs)
         with self._lock:
-            self._adapter_steps = self._adapter_steps or Stepper()
+            self._adapt_stepper = self._adapt_stepper or Stepper()
             context = self.reading(self._contexts.unlabelled(inputs, 0), keep=False)
-            self._adapter_steps.adapt(context, rules, self.processes, self.ledger)
+            self._adapt_stepper.adapt(context, rules, self.processes, self.ledger)
         return answers
 
     def predictor(self) -> Predictor:

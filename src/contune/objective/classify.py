@@ -57,14 +57,8 @@ def predictions_of(scores: Tensor, names: Sequence[str]) -> list[Prediction]:
     return found
 
 
-@final
-class Classify(Objective):
-    """Every example has one class. Loss: -log softmax over the columns that the head's `loss_over` lets compete."""
-
-    name: ClassVar[str] = "classify"
-    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.EXAMPLE_ROWS, Trait.COMPETING, Trait.CLASSES})
-    schema = (("label", pa.string()), ("prediction", pa.string()), ("correct", pa.bool_()))
-    measures: ClassVar[tuple[Measure, ...]] = (ACCURACY,)
+class CrossEntropy(Objective):
+    """Rows that each have one class, of an example or of a word: -log softmax over the classes that may compete."""
 
     def losses(self, model: Model, batch: Batch, logits: Tensor) -> Tensor:
         return functional.cross_entropy(competing(model, batch, logits), batch.labels, reduction="none")
@@ -75,6 +69,16 @@ class Classify(Objective):
 
     def divergences(self, logits: Tensor, before: Tensor, temperature: float) -> Tensor:
         return softmax_divergence(logits, before, temperature)
+
+
+@final
+class Classify(CrossEntropy):
+    """Every example has one class. Loss: -log softmax over the columns that the head's `loss_over` lets compete."""
+
+    name: ClassVar[str] = "classify"
+    traits: ClassVar[frozenset[Trait]] = frozenset({Trait.EXAMPLE_ROWS, Trait.COMPETING, Trait.CLASSES})
+    schema = (("label", pa.string()), ("prediction", pa.string()), ("correct", pa.bool_()))
+    measures: ClassVar[tuple[Measure, ...]] = (ACCURACY,)
 
     def target_matrix(self, model: Model, dataset: Dataset, rows: Rows) -> Tensor:
         return functional.one_hot(torch.from_numpy(dataset.labels[rows]), model.class_tasks.shape[1]).double()

@@ -7,16 +7,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from contune.contract.context import Context
-from contune.contract.data import Batch, Dataset, Rows
-from contune.contract.model import Model
-from contune.contract.objective import Columns, Judged, Measure, Objective, Prediction
+from contune.contract.data import Dataset, Rows
+from contune.contract.objective import Columns, Judged, Measure, Prediction, open_scores
 from contune.contract.parts import Trait
 from contune.metric.answers.entities import entity_f1, is_entity_tag, split_tag
-from contune.numerics.divergences import softmax_divergence
-from contune.objective.classify import competing, drawn_or_right
+from contune.objective.classify import CrossEntropy
 
 OUTSIDE = "O"  # what a word is answered that the model could not see, because the row was cut
 
@@ -42,7 +39,7 @@ def right_tags(columns: Columns, classes: Sequence[str]) -> float | None:
 
 
 @final
-class Tag(Objective):
+class Tag(CrossEntropy):
     """Every word of an example has a tag. Loss: -log softmax at each word's first token, a mean over words.
 
     Words beyond the model's limit are neither learned nor seen, and are answered with O. The matrix holds F1 over
@@ -66,26 +63,12 @@ class Tag(Objective):
         Measure("right_tags", "Right tags", "Share of words with the right tag.", right_tags),
     )
 
-    def losses(self, model: Model, batch: Batch, logits: Tensor) -> Tensor:
-        return functional.cross_entropy(competing(model, batch, logits), batch.labels, reduction="none")
-
-    def log_likelihood(self, model: Model, batch: Batch, logits: Tensor, generator: torch.Generator | None) -> Tensor:
-        log_p = functional.log_softmax(competing(model, batch, logits), dim=1)
-        return drawn_or_right(log_p, batch.labels, generator).sum()
-
-    def divergences(self, logits: Tensor, before: Tensor, temperature: float) -> Tensor:
-        return softmax_divergence(logits, before, temperature)
-
     def best_tags(self, context: Context, dataset: Dataset, allowed: Sequence[int] | None = None) -> list[list[str]]:
         """The best tag of every word, among the allowed columns; O for words that were cut away."""
         names = context.task.class_names
         found = [[OUTSIDE] * len(words) for words in dataset.examples.inputs]
         for rows, owners, scores in word_scores(context, dataset):
-            if allowed is not None:
-                closed = torch.ones(scores.shape[1], dtype=torch.bool)
-                closed[list(allowed)] = False
-                scores = scores.masked_fill(closed, float("-inf"))
-            best, start = scores.argmax(dim=1).tolist(), 0
+            best, start = open_scores(scores, allowed).argmax(dim=1).tolist(), 0
             for row, count in zip(rows.tolist(), np.bincount(owners, minlength=len(rows)).tolist(), strict=True):
                 found[row][:count] = [names[column] for column in best[start : start + count]]
                 start += count

@@ -107,10 +107,8 @@ def start_run(
     shared: RunCache | None = None,
 ) -> Path:
     """Make a new run directory and run in it until the end; `shared` is what the runs before it have left."""
-    shared, config = shared or RunCache(), located(config, base)
-    stream = shared.stream(config.stream, base)
-    learner = make_learner(config, stream, processes, observer, shared.memory_cache)
-    notes = (*stream.notes, *cut_notes(learner.backbone, stream))
+    config = located(config, base)
+    stream, learner, notes = _prepared(config, base, processes, observer, shared or RunCache())
     resolved = resolved_config(config, learner, base)
     directory = RunDirectory(out)
     if processes.main:
@@ -131,13 +129,18 @@ def resume_run(
     """Go on with a run from its newest whole checkpoint; a finished run is left as it is."""
     directory = RunDirectory.open(out)
     config, base = read_resolved(out)
-    shared = shared or RunCache()
+    stream, learner, notes = _prepared(config, base, processes, observer, shared or RunCache())
+    _Execution(config, stream, learner, directory, observer, notes).go(say)
+    return out
+
+
+def _prepared(
+    config: RunConfig, base: Path, processes: Processes, observer: Observer, shared: RunCache
+) -> tuple[Stream, Learner, list[str]]:
+    """The stream, a learner for it, and what the user should know of how they fit."""
     stream = shared.stream(config.stream, base)
     learner = make_learner(config, stream, processes, observer, shared.memory_cache)
-    notes = (*stream.notes, *cut_notes(learner.backbone, stream))
-    execution = _Execution(config, stream, learner, directory, observer, notes)
-    execution.go(say)
-    return out
+    return stream, learner, [*stream.notes, *cut_notes(learner.backbone, stream)]
 
 
 def resolved_values(config: RunConfig, learner: Learner) -> dict[str, Any]:

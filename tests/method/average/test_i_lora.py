@@ -97,7 +97,7 @@ def test_the_first_step_makes_both_alike() -> None:
 
 
 def test_without_weight_and_examples_the_fast_one_is_plain_lora() -> None:
-    plain = Learner(tiny_model(), build_method("lora", {"alpha": 32.0}), train=TRAIN)
+    plain = Learner(tiny_model(), build_method("lora", {"alpha": 32.0, "loss_over": "seen"}), train=TRAIN)
     ours = learner_of(weight=0.0, size=0)
     for task in digit_tasks():
         first, second = trajectory(plain, task), trajectory(ours, task)

@@ -48,9 +48,9 @@ class Prepared(ABC):
         """How many answers these examples ask for: one each, or in language one for every token of theirs."""
         return len(rows)
 
-    @abstractmethod
     def viewed(self, view: int) -> Self:
-        """The same examples, each in its fixed augmented view of that number."""
+        """The same examples, each in its fixed augmented view of that number; refused where inputs have none."""
+        raise ConfigError(f"view {view} was asked for texts; augmented views exist for images only, leave them off")
 
 
 @final
@@ -81,9 +81,6 @@ class PreparedText(Prepared):
     def take(self, rows: Rows | Sequence[int]) -> "PreparedText":
         chosen = np.asarray(rows, dtype=np.int64)
         return from_token_lists([self.tokens(int(row)) for row in chosen], self.cut[chosen])
-
-    def viewed(self, view: int) -> "PreparedText":
-        raise ConfigError(f"view {view} was asked for texts; augmented views exist for images only, leave them off")
 
     def tokens(self, row: int) -> NDArray[np.int32]:
         """The token ids of one text."""
@@ -256,7 +253,10 @@ class Reader(ABC):
     def collate(
         self, parts: Sequence[tuple[Prepared, Rows]], *, augment: torch.Generator | None, pixels: bool
     ) -> ModelInputs:
-        """The named rows of every part, in order, as one batch on the CPU or the reader's device."""
+        """The named rows of every part, in order, as one batch on the CPU or the reader's device.
+
+        `augment` is None where the modality has no augmented views.
+        """
 
     def prompts_only(self, parts: Sequence[tuple[Prepared, Rows]], max_new_tokens: int = 0) -> ModelInputs:
         """What is known of these rows before they are answered: all of them, or in language their prompts."""

@@ -63,9 +63,6 @@ class PreparedConversations(Prepared):
         chosen = np.asarray(rows, dtype=np.int64)
         return PreparedConversations(self.texts.take(chosen), self.starts[chosen], self.unscored[chosen])
 
-    def viewed(self, view: int) -> "PreparedConversations":
-        raise ConfigError(f"view {view} was asked for texts; augmented views exist for images only, leave them off")
-
     def units(self, rows: Rows) -> int:
         return int((self.lengths[rows] - self.starts[rows]).sum())
 
@@ -231,8 +228,6 @@ class LanguageReader(Reader):
     def collate(
         self, parts: Sequence[tuple[Prepared, Rows]], *, augment: torch.Generator | None, pixels: bool
     ) -> ModelInputs:
-        if augment is not None:
-            raise ConfigError("augmentation was asked for texts; it exists for images only, leave it off")
         pairs = gather(parts, PreparedConversations)
         if self.decoder:
             asked = self.prompts_only(parts)

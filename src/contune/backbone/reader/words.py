@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from contune.backbone.reader.inputs import ModelInputs, Prepared, PreparedText, Reader, Rows, from_token_lists, gather
+from contune.backbone.reader.inputs import ModelInputs, Prepared, PreparedText, Reader, Rows, TokenRun, gather
 from contune.backbone.reader.text import TextReader, pad, require_known, tokenizer_hash
 from contune.errors import ConfigError, DataError
 
@@ -44,9 +44,6 @@ class PreparedWords(Prepared):
     def units(self, rows: Rows) -> int:
         return int(sum(self.starts(int(row)).sum() for row in rows))
 
-    def viewed(self, view: int) -> "PreparedWords":
-        raise ConfigError(f"view {view} was asked for texts; augmented views exist for images only, leave them off")
-
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -65,7 +62,7 @@ class WordReader(Reader):
 
     def prepare(self, inputs: Sequence[Any]) -> PreparedWords:
         rows = [_words(item, at) for at, item in enumerate(inputs)]
-        lists, first, cut = [], [], []
+        run, first = TokenRun(), [np.zeros(0, np.bool_)]
         for at, words in enumerate(rows):
             encoded = self.texts.tokenizer(
                 words, is_split_into_words=True, truncation=True, max_length=self.texts.max_length, padding=False
@@ -82,18 +79,14 @@ class WordReader(Reader):
                 raise DataError(
                     f"row {at} has the word {silent or words[0]!r}, of which no token is made; leave it out"
                 )
-            lists.append(np.asarray(encoded["input_ids"], dtype=np.int32))
             require_known(encoded["input_ids"], self.texts.rows, self.texts.tokenizer, f"row {at}")
             first.append(np.asarray(starts, dtype=np.bool_))
-            cut.append(len(seen) < len(words))
-        together = np.concatenate([np.zeros(0, np.bool_), *first])
-        return PreparedWords(from_token_lists(lists, np.array(cut, dtype=np.bool_)), together)
+            run.append(encoded["input_ids"], cut=len(seen) < len(words))
+        return PreparedWords(run.prepared(), np.concatenate(first))
 
     def collate(
         self, parts: Sequence[tuple[Prepared, Rows]], *, augment: torch.Generator | None, pixels: bool
     ) -> ModelInputs:
-        if augment is not None:
-            raise ConfigError("augmentation was asked for texts; it exists for images only, leave it off")
         pairs = gather(parts, PreparedWords)
         ids, mask = pad([prepared.texts.tokens(row) for prepared, row in pairs], self.texts.pad_id)
         targets = torch.zeros_like(mask)

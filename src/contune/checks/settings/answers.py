@@ -112,13 +112,6 @@ class Answers(Setting):
     def other_orders(self) -> tuple[Task, ...]:
         return merged_questions()
 
-    def odd_tasks(self) -> tuple[Task, ...]:
-        """One example alone, then two, which come back."""
-        first, second, _ = self.tasks()
-        single = Task("one example", first.class_names, first.train.take(range(1)), first.test.take(range(0)))
-        few = Task("two examples", second.class_names, second.train.take(range(2)), second.test)
-        return single, few, few
-
     def not_learned(self, trial: "CheckRun") -> str | None:
         return not_likelier(trial.learner, self.tasks()[-1])
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from contune.contract.data import Dataset, Rows
 from contune.contract.processes import Processes
 from contune.contract.settings import CacheSettings
-from contune.engine.cache_folder import CacheFolder, Unfit
+from contune.engine.kept.folder import CacheFolder, Unfit
 from contune.errors import NumericError
 from contune.metric.ledger import Ledger
 

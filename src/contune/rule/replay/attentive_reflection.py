@@ -17,9 +17,7 @@ from contune.rule.replay.pseudo_samples import (
     filtered,
     filtering,
     fits,
-    form_of,
-    longest,
-    writings,
+    form_and_writings,
     written_samples,
 )
 from contune.stream.conversation import Conversation
@@ -116,16 +114,12 @@ class AttentiveReflection(Rule):
 
     def _written(self, context: Context) -> Tensor:
         """Summaries (n, d) of examples of this task that a generator, trained for it and then forgotten, writes."""
-        own = list(context.task.data.examples.inputs)
         task, backbone = context.task, context.model.backbone
-        turned = writings(task.name, own, backbone)
-        max_new_tokens = longest(dataset_of(turned, [task.index] * len(turned), backbone)) if turned else 0
-        form = form_of(task.name, task.index, max_new_tokens, own)
+        form, turned = form_and_writings(context)
         texts: list[str] = []
-        if turned and self.attempts:
+        if turned is not None and self.attempts:
             before = {name: value.detach().clone() for name, value in context.model.trained().items()}
-            learning = context.with_data(dataset_of(turned, [task.index] * len(turned), backbone))
-            context.passes.extra_steps(learning, ())
+            context.passes.extra_steps(context.with_data(turned), ())
             texts = written_samples(context, form, self.attempts, self.top, 1.0)
             context.model.write(before)
         found, reasons = filtered(texts, form, self.size, -(-self.size // max(len(form.options), 1)))

@@ -23,8 +23,7 @@ from contune.rule.replay.pseudo_samples import (
     filtered,
     filtering,
     fits,
-    form_of,
-    longest,
+    form_and_writings,
     writings,
     written_samples,
 )
@@ -184,12 +183,7 @@ class PseudoReplay(Rule):
         return distances.sum() / self._drawn
 
     def end_task(self, context: Context) -> None:
-        own = list(context.task.data.examples.inputs)
-        turned = writings(context.task.name, own, context.model.backbone)
-        max_new_tokens = (
-            longest(dataset_of(turned, [context.task.index] * len(turned), context.model.backbone)) if turned else 0
-        )
-        form = form_of(context.task.name, context.task.index, max_new_tokens, own)
+        form, _ = form_and_writings(context)
         self._forms = [*(old for old in self._forms if old.name != form.name), form]
         self._samples, self._teacher, self._solving, self._turned = [], {}, None, None
 

@@ -173,10 +173,18 @@ def dataset_of(conversations: Sequence[Conversation], tasks: Sequence[int], back
     return Dataset.of(examples, backbone, examples.labels, np.asarray(tasks, dtype=np.int64))
 
 
-def longest(dataset: Dataset) -> int:
-    """Tokens of the longest answer of a data set."""
+def form_and_writings(context: Context) -> tuple[TaskForm, Dataset | None]:
+    """What the context's task looks like, and its own examples turned round, from which a model learns to write them.
+
+    None where no example can be written.
+    """
+    task, backbone, own = context.task, context.model.backbone, list(context.task.data.examples.inputs)
+    turned = writings(task.name, own, backbone)
+    if not turned:
+        return form_of(task.name, task.index, 0, own), None
+    dataset = dataset_of(turned, [task.index] * len(turned), backbone)
     assert isinstance(dataset.prepared, PreparedConversations)
-    return dataset.prepared.longest_answer
+    return form_of(task.name, task.index, dataset.prepared.longest_answer, own), dataset
 
 
 def written_samples(context: Context, form: TaskForm, attempts: int, top: int, penalty: float) -> list[str]:
