@@ -18,6 +18,8 @@ from contune.stream.task import Examples, Targets
 
 Rows = NDArray[np.int64]
 TASK = "task"  # the segment of a batch that holds the current task's own examples
+FEW_ROWS = 4  # labels of fewer rows are computed with others of their kind, or every label would be a batch of its own
+PIECE_ROWS = 256
 
 
 @final
@@ -62,12 +64,11 @@ class Dataset:
 
     @cached_property
     def groups(self) -> dict[str, Rows]:
-        """The rows of each label, under the hash of their inputs alone: the same in every order of the classes."""
+        """The rows that are computed and kept together, under the hash of their inputs alone; see `pieces_of`."""
         if self.plain is not None:
             return {f"{group}-view{self.view}": rows for group, rows in self.plain.groups.items()}
         found: dict[str, Rows] = {}
-        for label in np.unique(self.labels):
-            rows = np.flatnonzero(self.labels == label)
+        for rows in pieces_of(self.labels):
             group = inputs_hash(self.examples, rows)
             while group in found:  # two labels with the very same inputs
                 group += "-again"
@@ -173,6 +174,26 @@ class Outputs:
     features: Tensor
     logits: Tensor
     penalty: Tensor | None = None
+
+
+def pieces_of(labels: Rows) -> list[Rows]:
+    """The rows of each label: the same pieces in every order of the classes. Labels of very few rows share a piece.
+
+    >>> [rows.tolist() for rows in pieces_of(np.array([2, 1, 0, 1, 1, 1]))]
+    [[1, 3, 4, 5], [2, 0]]
+    """
+    found: list[Rows] = []
+    few: list[Rows] = []
+    _, starts = np.unique(np.sort(labels), return_index=True)
+    for rows in np.split(np.argsort(labels, kind="stable"), starts[1:]):
+        if len(rows) >= FEW_ROWS:
+            found.append(rows)
+            continue
+        few.append(rows)
+        if sum(map(len, few)) >= PIECE_ROWS:
+            found.append(np.concatenate(few))
+            few = []
+    return [*found, np.concatenate(few)] if few else found
 
 
 def inputs_hash(examples: Examples, rows: Rows) -> str:

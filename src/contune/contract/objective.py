@@ -1,7 +1,7 @@
 """The contract of an objective: what an answer is, how a wrong one counts, how answers are judged and stored."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -55,9 +55,41 @@ class Prediction(str):
         value: Any = None,
     ) -> "Prediction":
         made = super().__new__(cls, text)
-        made.score, made.scores, made.unknown = score, dict(scores or {}), unknown
+        made.score, made.scores, made.unknown = score, {} if scores is None else scores, unknown
         made.value = text if value is None else value
         return made
+
+
+@final
+class Ranked(Mapping[str, float]):
+    """Names with their scores, best first. Sorted when asked, so that many answers over many names stay small.
+
+    >>> Ranked(["a", "b"], np.array([0.25, 0.75]))
+    {'b': 0.75, 'a': 0.25}
+    """
+
+    def __init__(self, names: Sequence[str], scores: Floats) -> None:
+        self._names, self._scores = names, scores
+
+    def __getitem__(self, name: str) -> float:
+        try:
+            return float(self._scores[self._names.index(name)])
+        except ValueError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._names[column] for column in np.argsort(-self._scores, kind="stable").tolist())
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def items(self) -> ItemsView[str, float]:
+        """Names and scores, best first."""
+        order = np.argsort(-self._scores, kind="stable").tolist()
+        return {self._names[column]: float(self._scores[column]) for column in order}.items()
+
+    def __repr__(self) -> str:
+        return repr(dict(self.items()))
 
 
 @final

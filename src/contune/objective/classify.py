@@ -13,7 +13,7 @@ from torch.nn import functional
 from contune.contract.context import Context
 from contune.contract.data import Batch, Dataset, Rows
 from contune.contract.model import Model
-from contune.contract.objective import Columns, Judged, Measure, Objective, Prediction, scored
+from contune.contract.objective import Columns, Judged, Measure, Objective, Prediction, Ranked, scored
 from contune.contract.parts import Trait
 from contune.numerics.divergences import softmax_divergence
 
@@ -47,13 +47,11 @@ def drawn_or_right(log_p: Tensor, labels: Tensor, generator: torch.Generator | N
 
 def predictions_of(scores: Tensor, names: Sequence[str]) -> list[Prediction]:
     """Predictions from rows of scores (n, C): shares of softmax over the columns that are not closed."""
-    shares = functional.softmax(scores.double(), dim=1)
-    found = []
-    for row in shares:
-        order = row.argsort(descending=True, stable=True).tolist()
-        listed = {names[column]: float(row[column]) for column in order}
-        best = names[order[0]]
-        found.append(Prediction(best, score=listed[best], scores=listed, unknown=1.0 - listed[best]))
+    shares = functional.softmax(scores.double(), dim=1).numpy()
+    listed, found = list(names), []
+    for row, best in zip(shares, shares.argmax(axis=1).tolist(), strict=True):
+        score = float(row[best])
+        found.append(Prediction(listed[best], score=score, scores=Ranked(listed, row), unknown=1.0 - score))
     return found
 
 

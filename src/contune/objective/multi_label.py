@@ -12,7 +12,7 @@ from torch.nn import functional
 from contune.contract.context import Context
 from contune.contract.data import Batch, Dataset, Rows
 from contune.contract.model import Model
-from contune.contract.objective import Columns, Judged, Measure, Objective, Prediction, scored
+from contune.contract.objective import Columns, Judged, Measure, Objective, Prediction, Ranked, scored
 from contune.contract.parts import Trait
 from contune.metric.answers.labels import exact_share, macro_f1, micro_f1
 from contune.numerics.divergences import sigmoid_divergence
@@ -109,11 +109,10 @@ class MultiLabel(Objective):
         names = context.task.class_names
         found: list[Prediction] = [Prediction("")] * len(dataset)
         for rows, scores in scored(context, dataset, allowed):
-            for row, shares in zip(rows.tolist(), torch.sigmoid(scores.double()), strict=True):
-                order = shares.argsort(descending=True, stable=True).tolist()
-                listed = {names[column]: float(shares[column]) for column in order}
-                chosen = tuple(name for name, share in listed.items() if share > 0.5)
-                best = max(listed.values(), default=0.0)
+            for row, shares in zip(rows.tolist(), torch.sigmoid(scores.double()).numpy(), strict=True):
+                listed, likely = Ranked(names, shares), np.flatnonzero(shares > 0.5)
+                chosen = tuple(names[column] for column in likely[np.argsort(-shares[likely], kind="stable")].tolist())
+                best = float(shares.max(initial=0.0))
                 found[row] = Prediction(", ".join(chosen), score=best, scores=listed, unknown=1.0 - best, value=chosen)
         return found
 
