@@ -25,6 +25,7 @@ from contune.backbone.reader.generation import LanguageModel, language_model, tw
 from contune.backbone.reader.images import ImageReader, read_preprocessing
 from contune.backbone.reader.inputs import Reader
 from contune.backbone.reader.language import language_reader
+from contune.backbone.reader.ready import Ready
 from contune.backbone.reader.text import TextReader, choose_max_length
 from contune.errors import ConfigError
 from contune.stream.modality import MODEL_KEYS, Modality, find_modality, modalities
@@ -67,6 +68,7 @@ class Assembly:
     device: torch.device
     language: LanguageModel | None = None
     outside: dict[str, Tensor] = field(default_factory=dict)
+    ready: Ready = field(default_factory=Ready)
 
 
 def assemble(

@@ -162,7 +162,9 @@ class Backbone:
 
     def prepare(self, inputs: Inputs) -> Prepared:
         """Tokenise texts, or check images; once per example. Raises `DataError` naming the first row that is wrong."""
-        return self.parts.reader.prepare(inputs)
+        if self.parts.reader.longest is None:
+            return self.parts.reader.prepare(inputs)
+        return self.parts.ready.get(inputs, self.parts.reader.prepare)
 
     def collate(
         self,
