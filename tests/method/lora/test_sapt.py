@@ -23,6 +23,7 @@ from contune.errors import CombinationError, ConfigError
 from contune.method.catalog import build_method, compose
 from contune.rule.replay import attentive_reflection
 from contune.rule.replay.attentive_reflection import AttentiveReflection, attention_distance, summed_up
+from contune.rule.replay.pseudo_samples import form_and_writings
 from contune.stream.task import Task
 
 TRAIN = {**SETTINGS, "weight_decay": 0.1}
@@ -333,9 +334,8 @@ def test_the_generator_learns_to_write_and_is_then_forgotten(monkeypatch: pytest
     losses: list[float] = []
 
     def reading(context: Context, *args: Any) -> list[str]:
-        own = list(context.task.data.examples.inputs)
-        turned = attentive_reflection.writings(context.task.name, own, context.model.backbone)
-        dataset = attentive_reflection.dataset_of(turned, [0] * len(turned), context.model.backbone)
+        _, dataset = form_and_writings(context)
+        assert dataset is not None
         batch = context.passes.batch([(dataset, np.arange(len(dataset)))])
         with torch.no_grad():
             losses.append(functional.cross_entropy(context.model.forward(batch).logits, batch.labels).item())
