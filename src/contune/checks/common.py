@@ -22,7 +22,7 @@ from contune.checks.settings.images import SETTING as IMAGES
 from contune.engine.learner import Learner
 from contune.errors import ContuneError
 from contune.stream.inputs import Inputs
-from contune.stream.task import Kind
+from contune.stream.task import Examples, Kind
 
 Check = Callable[[MakeMethod, CheckRun], None]
 
@@ -161,15 +161,23 @@ def check_measures_what_it_answers(make: MakeMethod, trial: CheckRun) -> None:
 
 
 def briefly_taught(make: MakeMethod, setting: Setting, kind: Kind) -> Learner | None:
-    """A learner that has learned each task a little in a stream of another kind; None where that is refused."""
+    """A learner that has learned a little of each task in a stream of another kind; None where that is refused."""
     method = make()
     try:
         learner = setting.learner(method, kind=kind, train={"epochs": min(1, int(method.train.get("epochs", 1)))})
     except ContuneError:
         return None
-    for experience in [setting.tasks()] if method.joint else [[task] for task in setting.tasks()]:
+    tasks = [replace(task, train=beginnings(task.train)) for task in setting.tasks()]
+    for experience in [tasks] if method.joint else [[task] for task in tasks]:
         learner.learn(experience)
     return learner
+
+
+def beginnings(examples: Examples) -> Examples:
+    """The first examples of each label: enough to learn something of it."""
+    each = 4 if examples.targets is None else 16
+    rows = [np.flatnonzero(examples.labels == label)[:each] for label in np.unique(examples.labels)]
+    return examples.take(np.sort(np.concatenate(rows)))
 
 
 def check_memory(make: MakeMethod, trial: CheckRun) -> None:
