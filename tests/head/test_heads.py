@@ -20,7 +20,7 @@ def joint_ridge(h: torch.Tensor, y: torch.Tensor, strength: float) -> torch.Tens
 
 
 def test_ridge_after_all_tasks_equals_the_joint_solution() -> None:
-    learner = new_learner(build_method("ranpac", {"random_features": 64, "strength": 10.0}))
+    learner = new_learner(build_method("ranpac", {"form": "small", "random_features": 64, "strength": 10.0}))
     features, labels = [], []
     for task in digit_tasks():
         context = learner.begin(task)
@@ -86,7 +86,7 @@ def test_nmc_does_not_depend_on_the_order_of_tasks() -> None:
 
 def strengths_of(chosen: list[float]) -> Learner:
     """RanPAC on the tasks of digits, each of which chooses one of these strengths."""
-    learner = new_learner(build_method("ranpac", {"random_features": 64}))
+    learner = new_learner(build_method("ranpac", {"form": "small", "random_features": 64}))
     for task, strength in zip(digit_tasks(), chosen, strict=False):
         with pytest.MonkeyPatch.context() as patch:
             for name in ("best_strength", "best_strength_of_sums"):

@@ -158,7 +158,10 @@ def auxiliary_head(kind: Kind) -> Linear | Cosine:
 
 @final
 class Auxiliary:
-    """The lent head: it grows where the adapter trains in a task that begins, and is another one after the task."""
+    """The lent head: it grows where the adapter trains in a task that begins, and is another one after the task.
+
+    A cosine says something where classes compete alone; elsewhere a `linear` head is lent in its place.
+    """
 
     def __init__(self, kind: Kind) -> None:
         self._kind: Kind = kind
@@ -167,7 +170,12 @@ class Auxiliary:
     def begin_task(self, context: Context) -> None:
         """Grow to the columns of the task, where the adapter trains."""
         if context.model.adapter_trainable and context.model.adapter.trained():
+            self._choose(context)
             self._head.begin_task(context)
+
+    def _choose(self, context: Context) -> None:
+        if not context.model.objective.traits >= Cosine.needs_traits:
+            self._kind, self._head = "linear", auxiliary_head("linear")
 
     def trained(self) -> Parameters:
         """What is trained of it."""
@@ -189,4 +197,5 @@ class Auxiliary:
         """Take it back from the state of the head that lends it."""
         own = state.inner("lent")
         if own.tensors:
+            self._choose(context)
             self._head.load_state(own, context)
