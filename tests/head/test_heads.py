@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from contune.checks.run import digit_tasks, new_learner
 from contune.engine.learner import Learner
+from contune.errors import ConfigError
+from contune.head.linear import Linear
 from contune.head.solved import ridge
 from contune.head.solved.class_means import nearest_mean_scores
 from contune.head.solved.ridge import STRENGTHS, best_strength, random_features, ridge_solution
-from contune.method.catalog import build_method
+from contune.method.catalog import build_method, compose
 from contune.numerics.averages import class_sums
 
 
@@ -114,3 +116,25 @@ def test_forgetting_an_earlier_task_leaves_the_strength_of_the_last() -> None:
     learner.forget(digit_tasks()[2])
     expected, found = (each.state().tensors["head/weight"][:, :2] for each in (strengths_of([1.0]), learner))
     assert float((found - expected).norm() / expected.norm()) < 1e-8
+
+
+@pytest.mark.parametrize("spread", [None, 0.0, 0.02])
+def test_rows_of_new_classes_start_as_far_apart_as_is_said(spread: float | None) -> None:
+    learner = new_learner(compose({"adapter": "none", "head": {"linear": {"start_spread": spread}}}))
+    learner.learn(digit_tasks()[0])
+    old = learner.state().tensors["head/weight"].clone()
+    learner.begin(digit_tasks()[1])
+    weight = learner.state().tensors["head/weight"]
+    assert torch.equal(weight[:2], old)
+    deviation, furthest = float(weight[2:].std()), float(weight[2:].abs().max())
+    if spread is None:
+        assert deviation == pytest.approx((1 / 32 / 3) ** 0.5, rel=0.3)
+        assert furthest <= 32**-0.5
+    else:
+        assert deviation == pytest.approx(spread, rel=0.3)
+        assert (furthest > 0) == (spread > 0)
+
+
+def test_a_spread_below_zero_is_refused() -> None:
+    with pytest.raises(ConfigError, match="start_spread"):
+        Linear(start_spread=-0.1)
