@@ -29,7 +29,9 @@ def with_contune(chosen) -> float:
 
     model = ModelConfig(path=str(chosen.shared / work.VIT), image_size=chosen.image_size)
     options = {"components_per_task": COMPONENTS, "length": LENGTH, "layers": list(LAYERS)}
-    learner = Learner(model, "coda-prompt", train=work.prompt_settings(chosen, RATE), **options)
+    learner = Learner(
+        model, "coda-prompt", train={**work.prompt_settings(chosen, RATE), "schedule": "cosine"}, **options
+    )
     return work.run_contune(learner, work.cifar_tasks(chosen.shared, chosen.tasks, per_class=chosen.per_class))
 
 

@@ -6,9 +6,9 @@
 A ViT of B/16 shape at 224 pixels and a Llama of 0.76 billion weights, both with random weights, which run as fast as trained
 ones. The device's copy bandwidth and the speed of a matrix product are measured in the same run; a line's share is its
 operations (counted by PyTorch's FlopCounterMode) over that product's. Lines of images start with decoded pixels: resizing is
-in them, and the reader alone has a line of its own, the limit of all others. `ranpac` learns from features that are kept, so
-that its time is the solver's. Texts are pieces of plays; the other side of the last line is `transformers.Trainer` with
-`peft`, the model in the same precision, batches of the same size, on the same tokens.
+in them, and the reader alone has a line of its own, the limit of all others. `ranpac` (form small) learns from features that
+are kept, so that its time is the solver's. Texts are pieces of plays; the other side of the last line is
+`transformers.Trainer` with `peft`, the model in the same precision, batches of the same size, on the same tokens.
 """
 
 import argparse
@@ -133,7 +133,7 @@ def image_lines(chosen: argparse.Namespace, sizes: Sizes, folder: Path, peak: fl
     for method in ("nmc", "lora", "coda-prompt"):
         learner = make(method, cache=kept if method == "nmc" else cache)
         add({"nmc": "features (nmc)"}.get(method, f"{method}, training"), learner.learn)
-    solver = make("ranpac", cache=kept, random_features=sizes.random_features)
+    solver = make("ranpac", cache=kept, form="small", random_features=sizes.random_features)
     solver.learn(few)
     taken = seconds_of(lambda: solver.learn(many), chosen.device)
     lines.append({"line": f"ranpac, {sizes.random_features} random features, kept features", "seconds": taken})

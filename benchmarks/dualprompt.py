@@ -48,7 +48,7 @@ def plain(chosen) -> float:
 
     def learn(task, start: int) -> None:
         nonlocal head
-        head = work.grown_head(head, vit.width, start + len(task.class_names))
+        head = work.grown_head(head, vit.width, start + len(task.class_names), zero=True)
         copied = experts[-1].detach().clone() if experts else torch.rand(len(EXPERT), 2, LENGTH, vit.width) * 0.01
         experts.append(torch.nn.Parameter(copied))
         keys.append(torch.nn.Parameter(torch.rand(vit.width) * 0.01))

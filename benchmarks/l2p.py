@@ -45,7 +45,7 @@ def plain(chosen) -> float:
 
     def learn(task, start: int) -> None:
         nonlocal head
-        head = work.grown_head(head, vit.width, start + len(task.class_names))
+        head = work.grown_head(head, vit.width, start + len(task.class_names), zero=True)
         labels = torch.from_numpy(task.train.labels)
 
         def loss(rows) -> torch.Tensor:

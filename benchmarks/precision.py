@@ -1,7 +1,7 @@
 """What bf16 does to accuracy: the same runs in both precisions, paired by class order; resumable.
 
     python benchmarks/precision.py ../shared runs/precision                 # CLINC150 with MiniLM, ten tasks, three orders
-    python benchmarks/precision.py ../shared runs/precision --only cifar100 --methods nmc ranpac
+    python benchmarks/precision.py ../shared runs/precision --only cifar100 --methods nmc ranpac:small
 
 Streams and settings are those of results.py. One JSON line per stream and method: last accuracy in percent in either
 precision as mean over the orders, the mean paired difference (bf16 less float32) with its sample standard deviation, and the
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("shared", type=Path, help="the folder with data/ and weights/")
     parser.add_argument("out", type=Path, help="the folder for the runs")
     parser.add_argument("--only", nargs="*", default=["clinc150"])
-    parser.add_argument("--methods", nargs="*", default=["nmc", "ranpac", "er", "joint"])
+    parser.add_argument("--methods", nargs="*", default=["nmc", "ranpac:small", "er", "joint"])
     parser.add_argument("--orders", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=112)
@@ -38,7 +38,7 @@ def main() -> None:
                     train = train_of(method, {"epochs": chosen.epochs, "batch_size": 32})
                     train |= {"precision": precision, "seed": order}
                     config = config_of(benchmarks[name], method, order, train, chosen.out)
-                    out = chosen.out / name / f"{method}-{precision}-order{order}"
+                    out = chosen.out / name / f"{method.replace(':', '-')}-{precision}-order{order}"
                     run_one(config, out)
                     read = json.loads((out / "results.json").read_text())
                     seconds = read["cost"]["train_seconds"]

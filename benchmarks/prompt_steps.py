@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 import work
-from sweep import options, takes_steps, train_of
+from sweep import named, options, takes_steps, train_of
 
-METHODS = ["l2p", "dualprompt", "coda-prompt", "s-prompts", "lora", "nmc", "ranpac"]
+METHODS = ["l2p", "dualprompt", "coda-prompt", "s-prompts", "lora", "nmc", "ranpac:small"]
 BATCH = 32
 
 
@@ -34,7 +34,7 @@ def accuracy_of(chosen: argparse.Namespace, method: str, epochs: int) -> float:
     train |= {"lr": rates[method]} if rates.get(method) else {}
     model = ModelConfig(path=str(chosen.shared / work.VIT), image_size=chosen.image_size)
     cache = CacheSettings(folder=str((chosen.out / "cache").resolve()))
-    learner = Learner(model, build_method(method, options(method)), train=train, cache=cache)
+    learner = Learner(model, build_method(named(method)[0], options(method)), train=train, cache=cache)
     tasks = work.cifar_tasks(chosen.shared, chosen.tasks)
     for task in tasks:
         learner.learn(task)

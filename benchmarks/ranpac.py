@@ -6,7 +6,8 @@
 The plain side does what the released code does, in its float32: after every task the features of its training images are
 projected and added to the Gram matrix, each of 17 strengths is tried by a solve of its own on 80 % of them, and one more
 solve with all sums gives the weights; the test images of all seen tasks go through the model again at each evaluation.
-contune reads every image once and works in float64, so its two matrices of random features take twice the memory.
+Neither side adapts to the first task (form small). contune reads every image once and works in float64, so its two matrices
+of random features take twice the memory.
 """
 
 import numpy as np
@@ -23,7 +24,9 @@ def with_contune(chosen) -> float:
     from contune.backbone.config import ModelConfig
 
     model = ModelConfig(path=str(chosen.shared / work.VIT), image_size=chosen.image_size)
-    learner = Learner(model, "ranpac", train={"precision": chosen.precision}, random_features=chosen.random_features)
+    learner = Learner(
+        model, "ranpac", train={"precision": chosen.precision}, form="small", random_features=chosen.random_features
+    )
     return work.run_contune(learner, work.cifar_tasks(chosen.shared, chosen.tasks))
 
 

@@ -2,13 +2,14 @@
 
     python benchmarks/results.py ../shared runs/results --tune --epochs 1 --batch-size 8 --equal-replay \
         --test-per-class 10 --picture docs/results.png --processes 4     # everything, on 4 cores
-    python benchmarks/results.py ../shared runs/results --only cifar100-224 --methods nmc ranpac acil dkvb \
+    python benchmarks/results.py ../shared runs/results --only cifar100-224 --methods nmc ranpac:small acil dkvb \
         linear-probe lora er --tune --epochs 1 --batch-size 8 --equal-replay             # a few at the model's own size
-    python benchmarks/results.py ../shared runs/mine --only clinc150 --methods nmc ranpac --page mine.md
+    python benchmarks/results.py ../shared runs/mine --only clinc150 --methods nmc ranpac:small --page mine.md
     python benchmarks/results.py ../shared runs/text --only text-minilm text-stories text-written \
-        --methods nmc ranpac lora er o-lora joint --epochs 3 --batch-size 16 --page docs/text-results.md
+        --methods nmc ranpac:small lora er o-lora joint --epochs 3 --batch-size 16 --page docs/text-results.md
 
-Without --methods all recipes take part that the literature compares on encoders; any other can be named. With --tune the
+Without --methods all recipes take part that the literature compares on encoders; any other can be named, and with a colon
+a form of one: ranpac:small. With --tune the
 learning rate of a method is a third, once or three times its recipe's, whichever is most accurate on a fifth of the training
 data of the first two tasks of order 0, held out; no test example is looked at for it. With --epochs and --batch-size all
 take the same number of steps. With --processes so many runs go on at once. Tables hold all finished runs of the folder.
@@ -148,7 +149,7 @@ def runs_of(chosen: argparse.Namespace, pool: Executor) -> dict[Path, dict[str, 
                 if method in mine:
                     mine[method]["train"]["lr"] = rate
     return {
-        chosen.out / name / f"{method}-order{order}": in_order(config, order)
+        chosen.out / name / f"{method.replace(':', '-')}-order{order}": in_order(config, order)
         for order in range(chosen.orders)
         for (name, method), config in configs.items()
     }

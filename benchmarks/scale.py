@@ -26,8 +26,9 @@ import numpy as np
 import torch
 
 import pairs
+from sweep import named
 
-METHODS = ["nmc", "ranpac", "acil", "linear-probe", "lora", "er", "der++", "ewc", "mas", "l2", "lwf", "l2p"]
+METHODS = ["nmc", "ranpac:small", "acil", "linear-probe", "lora", "er", "der++", "ewc", "mas", "l2", "lwf", "l2p"]
 WIDTH, CLASSES, EARLY = 384, 10, 5
 
 
@@ -52,8 +53,9 @@ def timed_tasks(chosen, count: int) -> tuple[dict[str, list[float]], float, int]
     """Seconds to learn and to answer each of the first tasks, the mean accuracy right after learning, bytes kept."""
     from contune import Learner
     from contune.checks.run import tiny_model
+    from contune.method.catalog import build_method
 
-    learner, right = Learner(tiny_model(), chosen.part), []
+    learner, right = Learner(tiny_model(), build_method(*named(chosen.part))), []
     seconds: dict[str, list[float]] = {"learn": [], "answer": []}
     for number in range(count):
         task = image_task(number, chosen.per_task)

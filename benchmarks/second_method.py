@@ -2,8 +2,8 @@
 
     python benchmarks/second_method.py ../shared --image-size 112
 
-The plain side runs `ranpac` with an empty cache, in float32, contune's side runs it after `nmc` has filled the cache folder
-(which is not timed): ten tasks of CIFAR-100, evaluated after each.
+The plain side runs `ranpac` in its form small with an empty cache, in float32, contune's side runs it after `nmc` has filled
+the cache folder (which is not timed): ten tasks of CIFAR-100, evaluated after each.
 """
 
 import tempfile
@@ -21,7 +21,7 @@ def learn(chosen, method: str, folder: str) -> float:
     from contune.contract.settings import CacheSettings
 
     model = ModelConfig(path=str(chosen.shared / work.VIT), image_size=chosen.image_size)
-    options = {"random_features": 500} if method == "ranpac" else {}
+    options = {"form": "small", "random_features": 500} if method == "ranpac" else {}
     learner = Learner(
         model, method, train={"precision": chosen.precision}, cache=CacheSettings(folder=folder), **options
     )

@@ -13,7 +13,7 @@ TEXT_SETS = ["agnews", "dbpedia", "amazon", "boolq", "copa", "mnli"]
 # what the literature compares on encoders; the other recipes were published for language models
 # fmt: off
 ENCODER_METHODS = [
-    "nmc", "ranpac", "acil", "linear-probe", "dkvb", "lingocl", "sotu", "slca", "slca++",
+    "nmc", "ranpac", "ranpac:small", "acil", "linear-probe", "dkvb", "lingocl", "sotu", "slca", "slca++",
     "mos", "aper", "ease", "lora", "er", "der++", "ewc", "l2", "mas",
     "lwf", "refresh", "finetune", "k-fpf", "gpm", "cuber", "inflora", "sd-lora", "o-lora",
     "c-lora", "rehearsal-free", "lae", "dualprompt", "s-prompts", "l2p", "coda-prompt", "joint",
@@ -115,21 +115,32 @@ def config_of(
     """The configuration of one run: a benchmark in a class order, a method, and the cache that all runs share."""
     whole = {
         **base,
-        "method": {"name": method, **options(method, replayed)},
+        "method": {"name": named(method)[0], **options(method, replayed)},
         "cache": {"folder": str((out / "cache").resolve())},
         "train": train,
     }
     return in_order(whole, order)
 
 
+def named(method: str) -> tuple[str, dict[str, object]]:
+    """The recipe and its form, where one is given behind a colon.
+
+    >>> named("ranpac:small"), named("nmc")
+    (('ranpac', {'form': 'small'}), ('nmc', {}))
+    """
+    name, _, form = method.partition(":")
+    return name, {"form": form} if form else {}
+
+
 def options(method: str, replayed: int | None = None) -> dict[str, object]:
     """The recipe's LoRA in the upper half of the layers, and so many replayed examples in a step, where it has them."""
     from contune.method.catalog import option_defaults, recipes
 
-    usual = option_defaults(recipes()[method])
-    named = isinstance(usual.get("layers"), str)  # `freeze` counts them
+    name, form = named(method)
+    usual = option_defaults(recipes()[name])
+    by_name = isinstance(usual.get("layers"), str)  # `freeze` counts them
     replays = replayed is not None and isinstance(usual.get("batch_size"), int)
-    return ({"layers": "top-half"} if named else {}) | ({"batch_size": replayed} if replays else {})
+    return form | ({"layers": "top-half"} if by_name else {}) | ({"batch_size": replayed} if replays else {})
 
 
 def in_order(config: dict[str, Any], order: int) -> dict[str, Any]:
@@ -157,7 +168,7 @@ def takes_steps(method: str) -> bool:
     """Whether the recipe trains by gradient steps at all."""
     from contune.method.catalog import build_method
 
-    return build_method(method, {}).train.get("epochs", 1) != 0
+    return build_method(*named(method)).train.get("epochs", 1) != 0
 
 
 def train_of(method: str, same: dict[str, object]) -> dict[str, object]:

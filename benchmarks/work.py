@@ -80,9 +80,12 @@ def query_and_value(model) -> list[str]:
     return [name for name in ("query", "value", "q_proj", "v_proj") if name in names]
 
 
-def grown_head(head, width: int, classes: int) -> torch.nn.Linear:
-    """A linear head with rows for `classes`, the old ones kept."""
+def grown_head(head, width: int, classes: int, *, zero: bool = False) -> torch.nn.Linear:
+    """A linear head with rows for `classes`, the old ones kept; new ones as torch starts them, or at zero."""
     grown = torch.nn.Linear(width, classes)
+    if zero:
+        torch.nn.init.zeros_(grown.weight)
+        torch.nn.init.zeros_(grown.bias)
     if head is not None:
         grown.weight.data[: head.out_features], grown.bias.data[: head.out_features] = head.weight.data, head.bias.data
     return grown
@@ -212,4 +215,5 @@ def add_prompt_flags(tasks: int, epochs: int) -> Callable:
 def prompt_settings(chosen, lr: float) -> dict[str, object]:
     """What contune is told about its gradient loop."""
     augmented = {"augment": True, "views": chosen.views} if chosen.views else {}
-    return {"epochs": chosen.epochs, "lr": lr, "batch_size": 32, "precision": chosen.precision, **augmented}
+    shared = {"epochs": chosen.epochs, "lr": lr, "batch_size": 32, "clip": 1.0, "precision": chosen.precision}
+    return {**shared, **augmented}

@@ -18,16 +18,17 @@ from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
 from contune.backbone.precision import matrices
 from contune.checks.run import SETTINGS, accuracy, digit_tasks, tiny_model
+from contune.checks.sizes import checked_method
 from contune.cli import app
 from contune.engine.learner import Learner
-from contune.method.catalog import build_method, class_recipes, recipes
+from contune.method.catalog import class_recipes, recipes
 from contune.run.predict import load_learner
 
 OWN = {"adapter": {"bottleneck": {}}, "rules": ["replay"]}
 
 
 def learner(name: str, precision: str, model: str | None = None) -> Learner:
-    method = build_method(name, {})
+    method = checked_method(name)
     settings = {**SETTINGS, "precision": precision}
     if not method.train.get("epochs", 1):
         settings["epochs"] = 0
@@ -113,7 +114,9 @@ def test_plain_attention_on_a_cpu_in_bf16_alone() -> None:
     assert Backbone.load(config).model.config._attn_implementation == SEAM_NAMES["sdpa"]
 
 
-@pytest.mark.parametrize("method", only(["er"], ["er", "l2p", "o-lora", "ranpac", "slca", "ewc", OWN]))
+@pytest.mark.parametrize(
+    "method", only(["er"], ["er", "l2p", "o-lora", {"name": "ranpac", "form": "small"}, "slca", "ewc", OWN])
+)
 def test_stopped_inside_a_task_it_goes_on_with_the_same_bits(tmp_path: Path, method: object) -> None:
     text = config_text(method, precision="bf16", checkpoint_steps=4, epochs=3)
     whole, broken = run(text, tmp_path / "whole"), run(text, tmp_path / "broken")

@@ -33,7 +33,8 @@ from slow_subset import only
 
 from contune.checks.run import checked_run
 from contune.checks.setting import settings
-from contune.method.catalog import build_method, class_recipes, recipes
+from contune.checks.sizes import checked_method
+from contune.method.catalog import class_recipes, recipes
 
 OTHERS = [(name, setting) for name, setting in kept_settings() if setting != "images"]
 BY_DEFAULT = [
@@ -88,7 +89,7 @@ def test_a_golden_is_there_wherever_a_recipe_is_accepted() -> None:
 
 @pytest.mark.parametrize(("name", "setting"), only(BY_DEFAULT, OTHERS))
 def test_golden_beside_images(name: str, setting: str) -> None:
-    assert_as_kept(name, checked_run(partial(build_method, name, {}), settings()[setting]))
+    assert_as_kept(name, checked_run(partial(checked_method, name), settings()[setting]))
 
 
 @pytest.mark.parametrize(("name", "option", "value"), CHANGES)
@@ -103,7 +104,7 @@ def test_a_changed_option_is_caught_in_writing(name: str, option: str, value: An
 
 def caught_elsewhere(name: str, option: str, value: Any, setting: str) -> None:
     """The golden differs from a run with this option, even where other processors are given room."""
-    found = measured(checked_run(partial(build_method, name, {option: value}), settings()[setting]))
+    found = measured(checked_run(partial(checked_method, name, **{option: value}), settings()[setting]))
     assert differences(golden_of(name)[setting], found, exact=False) != []
 
 

@@ -18,6 +18,7 @@ from contune.checks.common import CHECKS, NO_PEEKING, check_method
 from contune.checks.named import check_part, named_checks, run_checks
 from contune.checks.run import SETTINGS, CheckFailed, checked_run, digit_tasks, tiny_model, trapped
 from contune.checks.setting import settings
+from contune.checks.sizes import checked_method
 from contune.cli import app
 from contune.contract.parts import Head, Router, Rule
 from contune.contract.state import State
@@ -31,7 +32,7 @@ from contune.method.method import Method
 
 @pytest.mark.parametrize("name", class_recipes())
 def test_method(name: str) -> None:
-    trial = checked_run(lambda: build_method(name, {}))
+    trial = checked_run(lambda: checked_method(name))
     assert [f"{title}: {problem}" for title, problem in run_checks(name, trial) if problem] == []
     assert_as_kept(name, trial)
 

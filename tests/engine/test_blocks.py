@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from contune.checks.run import digit_tasks, new_learner, tiny_model
+from contune.checks.sizes import checked_method
 from contune.contract.context import TaskView
 from contune.contract.data import Dataset, Rows
 from contune.contract.processes import Processes
@@ -239,7 +240,7 @@ def test_a_recipe_learns_the_same_from_small_blocks(name: str, monkeypatch: pyte
         with monkeypatch.context() as patch:
             if small:
                 in_blocks_of(20, patch)
-            learner = new_learner(build_method(name, {}), cache=CacheSettings(batch_size=6))
+            learner = new_learner(checked_method(name), cache=CacheSettings(batch_size=6))
             for task in digit_tasks()[:2]:
                 learner.learn(task)
             data = learner.test_dataset(digit_tasks()[0])
@@ -290,7 +291,7 @@ def direct_choice(h: Tensor, y: Tensor, order: Rows) -> float:
 @pytest.mark.parametrize("tasks", [1, 5])
 def test_the_strength_that_ranpac_chooses_on_digits_is_that_of_the_definition(features: int, tasks: int) -> None:
     """All digits: at 600 features, the first of five tasks has fewer rows than features and their only task has more."""
-    learner = Learner(tiny_model(), build_method("ranpac", {"random_features": features}), train={"epochs": 0})
+    learner = Learner(tiny_model(), build_method("ranpac", {"form": "small", "random_features": features}))
     for index, task in enumerate(load_stream(StreamConfig(data="digits", tasks=tasks)).tasks[:2]):
         context = learner.begin(task)
         learner.fit(context, lambda report: None)

@@ -11,6 +11,7 @@ from tiny_models import save_tiny
 from torch import Tensor
 
 from contune.backbone.config import ModelConfig
+from contune.checks.sizes import checked_method
 from contune.contract.settings import CacheSettings
 from contune.engine.kept.folder import CacheFolder, Unfit, made_by
 from contune.engine.learner import Learner
@@ -114,7 +115,7 @@ def test_a_file_is_read_for_its_checksum_again_when_it_has_changed(tmp_path: Pat
 
 @pytest.mark.parametrize("method", ["nmc", "acil", "dkvb", "ranpac", "lora", "l2p"])
 def test_features_that_are_not_finite_are_an_error_in_every_method(method: str, folder: Path) -> None:
-    learner = Learner(ModelConfig(path=str(folder)), method, train={"epochs": 1})
+    learner = Learner(ModelConfig(path=str(folder)), checked_method(method), train={"epochs": 1, "min_steps": 0})
     with torch.no_grad():
         learner.backbone.model.get_parameter("encoder.layer.0.output.dense.weight")[0, 0] = float("nan")
     with pytest.raises(NumericError, match=r"not finite|the loss is nan"):

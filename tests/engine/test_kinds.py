@@ -44,8 +44,10 @@ def results_of(out: Path) -> dict:
     return json.loads((out / "results.json").read_text())
 
 
-@pytest.mark.parametrize("method", ["lora", "er", "ranpac", "l2p", "coda-prompt", "ewc", "o-lora", "lwf"])
-def test_texts_are_learned_class_by_class(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(
+    "method", ["lora", "er", {"name": "ranpac", "form": "small"}, "l2p", "coda-prompt", "ewc", "o-lora", "lwf"]
+)
+def test_texts_are_learned_class_by_class(tmp_path: Path, method: object) -> None:
     out = run(text_config(tmp_path, method, tasks=2), tmp_path / "run")
     results = results_of(out)
     assert results["finished"]

@@ -38,7 +38,7 @@ def test_two_processes_agree_with_one(tmp_path: Path, method: str) -> None:
     values = {
         "model": {"path": tiny_model()},
         "stream": {"data": "digits", "tasks": 5, "per_class": 24},
-        "method": method,
+        "method": {"name": method, **({"form": "small"} if method == "ranpac" else {})},
         "train": {"epochs": 1, "batch_size": 16, "lr": 0.002, "optimizer": "sgd"},
         "device": "cpu",
     }

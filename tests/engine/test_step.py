@@ -98,3 +98,20 @@ def test_replay_by_ratio_is_that_share_of_every_step() -> None:
     context = learner.begin(second)
     chosen = learner.method.rules[0].select(context, 0, 0)["replay"]
     assert len(chosen.rows) / (len(chosen.rows) + 12) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("train", "steps"), [({"min_steps": 10}, 12), ({"min_steps": 3}, 6), ({"batches": 4, "min_steps": 9}, 12)]
+)
+def test_a_task_has_its_fewest_steps_in_whole_passes(train: dict, steps: int) -> None:
+    learner = Learner(tiny_model(), Method(lora(rank=2), Linear()), train={**SETTINGS, "epochs": 2, **train})
+    context = learner.begin(digit_tasks()[0])  # 48 examples, three batches of 16
+    seen: list[int] = []
+    learner.fit(context, lambda report: seen.append(report.steps))
+    assert (context.task.steps, len(seen), set(seen)) == (steps, steps, {steps})
+    assert context.task.epochs == steps / context.task.steps_per_epoch
+
+
+def test_no_passes_stay_none_whatever_the_fewest_steps() -> None:
+    learner = Learner(tiny_model(), Method(lora(rank=2), Linear()), train={**SETTINGS, "epochs": 0, "min_steps": 9})
+    assert learner.begin(digit_tasks()[0]).task.steps == 0

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from contune.checks.run import digit_tasks, new_learner
 from contune.engine.learner import Learner
+from contune.errors import ConfigError
+from contune.head.linear import Linear
 from contune.head.solved import ridge
 from contune.head.solved.class_means import nearest_mean_scores
 from contune.head.solved.ridge import STRENGTHS, best_strength, random_features, ridge_solution
-from contune.method.catalog import build_method
+from contune.method.catalog import build_method, compose
 from contune.numerics.averages import class_sums
 
 
@@ -20,7 +22,7 @@ def joint_ridge(h: torch.Tensor, y: torch.Tensor, strength: float) -> torch.Tens
 
 
 def test_ridge_after_all_tasks_equals_the_joint_solution() -> None:
-    learner = new_learner(build_method("ranpac", {"random_features": 64, "strength": 10.0}))
+    learner = new_learner(build_method("ranpac", {"form": "small", "random_features": 64, "strength": 10.0}))
     features, labels = [], []
     for task in digit_tasks():
         context = learner.begin(task)
@@ -86,7 +88,7 @@ def test_nmc_does_not_depend_on_the_order_of_tasks() -> None:
 
 def strengths_of(chosen: list[float]) -> Learner:
     """RanPAC on the tasks of digits, each of which chooses one of these strengths."""
-    learner = new_learner(build_method("ranpac", {"random_features": 64}))
+    learner = new_learner(build_method("ranpac", {"form": "small", "random_features": 64}))
     for task, strength in zip(digit_tasks(), chosen, strict=False):
         with pytest.MonkeyPatch.context() as patch:
             for name in ("best_strength", "best_strength_of_sums"):
@@ -114,3 +116,25 @@ def test_forgetting_an_earlier_task_leaves_the_strength_of_the_last() -> None:
     learner.forget(digit_tasks()[2])
     expected, found = (each.state().tensors["head/weight"][:, :2] for each in (strengths_of([1.0]), learner))
     assert float((found - expected).norm() / expected.norm()) < 1e-8
+
+
+@pytest.mark.parametrize("spread", [None, 0.0, 0.02])
+def test_rows_of_new_classes_start_as_far_apart_as_is_said(spread: float | None) -> None:
+    learner = new_learner(compose({"adapter": "none", "head": {"linear": {"start_spread": spread}}}))
+    learner.learn(digit_tasks()[0])
+    old = learner.state().tensors["head/weight"].clone()
+    learner.begin(digit_tasks()[1])
+    weight = learner.state().tensors["head/weight"]
+    assert torch.equal(weight[:2], old)
+    deviation, furthest = float(weight[2:].std()), float(weight[2:].abs().max())
+    if spread is None:
+        assert deviation == pytest.approx((1 / 32 / 3) ** 0.5, rel=0.3)
+        assert furthest <= 32**-0.5
+    else:
+        assert deviation == pytest.approx(spread, rel=0.3)
+        assert (furthest > 0) == (spread > 0)
+
+
+def test_a_spread_below_zero_is_refused() -> None:
+    with pytest.raises(ConfigError, match="start_spread"):
+        Linear(start_spread=-0.1)

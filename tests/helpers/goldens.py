@@ -24,7 +24,8 @@ from torch import Tensor
 
 from contune.checks.run import CheckRun, checked_run
 from contune.checks.setting import Setting, settings
-from contune.method.catalog import build_method, recipes
+from contune.checks.sizes import checked_method
+from contune.method.catalog import recipes
 
 FOLDER = Path(__file__).parents[1] / "checks" / "goldens"
 FEW = {  # settings where a few recipes alone have a golden
@@ -56,7 +57,7 @@ def reference() -> str:
 
 def settings_of(name: str) -> list[Setting]:
     """Where a recipe has a golden: everywhere that takes it, but for the settings of `FEW`."""
-    method = partial(build_method, name, {})
+    method = partial(checked_method, name)
     taken = [setting for setting in settings().values() if setting.refusal(method()) is None]
     return [setting for setting in taken if name in FEW.get(setting.name, (name,))]
 
@@ -173,8 +174,7 @@ def measure_all(names: Iterable[str]) -> dict[str, dict[str, Golden]]:
     """What these recipes give here, by recipe and setting."""
     return {
         name: {
-            setting.name: measured(checked_run(partial(build_method, name, {}), setting))
-            for setting in settings_of(name)
+            setting.name: measured(checked_run(partial(checked_method, name), setting)) for setting in settings_of(name)
         }
         for name in names
     }

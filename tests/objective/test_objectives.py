@@ -29,7 +29,9 @@ PAIRS = [(objective, method) for objective in NEW for method in (*GRADIENT, *SOL
 
 @pytest.mark.parametrize(("objective", "method"), PAIRS)
 def test_a_method_learns_measures_and_resumes(objective: str, method: str) -> None:
-    options = {"random_features": 64} if method == "ranpac" else {"gamma": 64} if method == "acil" else {}
+    options = (
+        {"form": "small", "random_features": 64} if method == "ranpac" else {"gamma": 64} if method == "acil" else {}
+    )
     learner = learner_of(objective, method, **options)
     first, second = TASKS[objective]
     learner.learn(first)

@@ -13,6 +13,7 @@ import pytest
 from run_helpers import config_text, resume, run, same_run
 from slow_subset import only
 
+from contune.checks.sizes import check_options
 from contune.method.catalog import class_recipes, recipes
 
 SPAWN = multiprocessing.get_context("forkserver")
@@ -40,7 +41,7 @@ def killed(work: Callable[..., object], arguments: tuple[object, ...], out: Path
     "method", only(["er", "l2p", "ranpac"], class_recipes())
 )  # each resumes to the bit in the common checks as well
 def test_killed_twice_it_ends_with_the_same_bits(tmp_path: Path, method: str) -> None:
-    text = config_text(method, checkpoint_steps=2)
+    text = config_text({"name": method, **check_options(method)}, min_steps=0, checkpoint_steps=2)
     whole, out = run(text, tmp_path / "whole"), tmp_path / "killed"
     places = [killed(run, (text, out), out, 1), killed(resume, (out,), out, 3)]
     assert places[0]

@@ -10,6 +10,7 @@ from contune.checks.common import check_method
 from contune.checks.run import CheckRun, checked_run, same_state
 from contune.checks.setting import Setting, setting_of, settings
 from contune.checks.settings.images import SETTING as IMAGES
+from contune.checks.sizes import checked_method
 from contune.errors import ConfigError, ContuneError, did_you_mean
 from contune.method.catalog import CATEGORIES, build_method, compose, option_defaults, parts, recipes
 from contune.method.method import Method
@@ -79,7 +80,7 @@ def named_checks(name: str, on: str = "all") -> Iterator[Finding]:
 
 def recipe_in(name: str, setting: Setting) -> Offer:
     """A recipe, and why the setting refuses it, or None."""
-    make = partial(build_method, name, {})
+    make = partial(checked_method, name)
     return make, setting.refusal(make())
 
 
@@ -134,7 +135,7 @@ def not_idle(config: dict[str, Any], idle: dict[str, Any], setting: Setting) -> 
 
 def run_checks(name: str, trial: CheckRun | None = None, setting: Setting = IMAGES) -> Iterator[tuple[str, str | None]]:
     """`check_method` for a recipe by its name in one setting, and whether it is documented."""
-    make = partial(build_method, name, {})
+    make = partial(checked_method, name)
     make()  # an unknown name is refused before anything else
     yield from described(name)
     yield from check_method(make, trial, setting)

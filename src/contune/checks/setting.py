@@ -29,7 +29,14 @@ from contune.stream.task import Kind, Task
 if TYPE_CHECKING:
     from contune.checks.run import CheckRun
 
-SETTINGS: dict[str, Any] = {"epochs": 3, "batch_size": 16, "batches": None, "lr": 5e-3, "schedule": "constant"}
+SETTINGS: dict[str, Any] = {
+    "epochs": 3,
+    "min_steps": 0,
+    "batch_size": 16,
+    "batches": None,
+    "lr": 5e-3,
+    "schedule": "constant",
+}
 
 
 class CheckFailed(Exception):

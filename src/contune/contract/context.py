@@ -31,13 +31,18 @@ class TaskView:
 
     @property
     def steps(self) -> int:
-        """Gradient steps that the settings give these data: `settings.epochs` times `steps_per_epoch`."""
-        return self.settings.epochs * self.steps_per_epoch
+        """Gradient steps that the settings give these data: `epochs` times `steps_per_epoch`."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def epochs(self) -> int:
+        """Passes over these data: `settings.epochs`, and more until they come to `settings.min_steps`; 0 stays 0."""
+        return self.settings.epochs_over(len(self.data))
 
     @property
     def steps_per_epoch(self) -> int:
         """Gradient steps of one epoch: `settings.batches`, or as many as pass over the data once."""
-        return self.settings.batches or -(-len(self.data) // self.settings.batch_size)
+        return self.settings.steps_over(len(self.data))
 
 
 @final

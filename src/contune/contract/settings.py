@@ -14,6 +14,9 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: int = Field(5, ge=0, description="passes over the data of each task; methods bring their own number")
+    min_steps: int = Field(
+        0, ge=0, description="fewest steps of a task that trains: passes are added until there are as many; 0: none"
+    )
     batch_size: int = Field(32, ge=1, description="examples of the task in one step, over all processes together")
     batches: int | None = Field(
         None, ge=1, description="steps of an epoch in every task, whatever its size; null: every example once an epoch"
@@ -24,10 +27,11 @@ class TrainSettings(BaseModel):
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="how a step follows from the gradients")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd alone: share of the last step that the next one keeps")
     weight_decay: float = Field(0.0, ge=0, description="how strongly a step pulls what is trained towards 0")
-    schedule: Literal["constant", "cosine", "infinite"] = Field(
-        "constant", description="learning rate within each task; infinite: one fall in the first task, then level"
+    schedule: Literal["constant", "cosine", "quarter-cosine", "infinite"] = Field(
+        "constant",
+        description="learning rate in a task; cosine: half of one, or its first quarter; infinite: one fall in task 1",
     )
-    floor: float = Field(0.0, ge=0, lt=1, description="lowest share of lr, where cosine ends and infinite stays")
+    floor: float = Field(0.0, ge=0, lt=1, description="lowest share of lr, where a cosine ends and infinite stays")
     cooldown: float = Field(0.3, gt=0, le=1, description="infinite: share of the first task's steps in which lr falls")
     warmup: float = Field(
         0.0, ge=0, lt=1, description="share of each task's steps with a linearly rising learning rate"
@@ -71,6 +75,19 @@ class TrainSettings(BaseModel):
         [0, 1, 0]
         """
         return epoch % self.views if self.augment and self.views else None
+
+    def steps_over(self, examples: int) -> int:
+        """Gradient steps of one pass over so many examples: `batches`, or as many as see each of them once."""
+        return self.batches or -(-examples // self.batch_size)
+
+    def epochs_over(self, examples: int) -> int:
+        """Passes over a task of so many examples: `epochs`, and more until they come to `min_steps`; 0 stays 0.
+
+        >>> [TrainSettings(epochs=2, batch_size=10, min_steps=50).epochs_over(examples) for examples in (100, 1000)]
+        [5, 2]
+        """
+        fewest = -(-self.min_steps // max(1, self.steps_over(examples)))
+        return max(self.epochs, fewest) if self.epochs else 0
 
     def with_changes(self, changes: dict[str, Any]) -> "TrainSettings":
         """These settings with some of them replaced, checked again."""

@@ -11,17 +11,28 @@ from contune.contract.context import Context
 from contune.contract.parts import Head, Parameters, Trait
 from contune.contract.randomness import torch_generator
 from contune.contract.state import State
+from contune.errors import ConfigError
 from contune.head.options import HeadLrScale, LossOver
 
 START_SCALE = 1.0  # where a cosine head's learnt factor starts (APER, 2303.07338)
 Kind = Literal["linear", "cosine"]
 
 
-def grown(weight: Tensor | None, rows: int, width: int, generator: torch.Generator) -> Tensor:
-    """`weight` (old rows, width) with new rows below it, uniform in +-1/sqrt(width) as torch starts a linear layer."""
+def grown(
+    weight: Tensor | None, rows: int, width: int, generator: torch.Generator, spread: float | None = None
+) -> Tensor:
+    """`weight` (old rows, width) with new rows below it, uniform in +-1/sqrt(width) as torch starts a linear layer.
+
+    With a `spread` they are normal with that deviation.
+
+    >>> grown(torch.ones(1, 2), 2, 2, torch.Generator(), spread=0.0).tolist()
+    [[1.0, 1.0], [0.0, 0.0]]
+    """
     old = torch.zeros(0, width) if weight is None else weight.detach().cpu()
-    new = torch.rand(rows - len(old), width, generator=generator) * 2 - 1
-    return torch.cat([old, new / width**0.5])
+    shape = (rows - len(old), width)
+    if spread is not None:
+        return torch.cat([old, torch.randn(shape, generator=generator) * spread if spread else torch.zeros(shape)])
+    return torch.cat([old, (torch.rand(shape, generator=generator) * 2 - 1) / width**0.5])
 
 
 def strongest(scores: Callable[[Tensor], Tensor], features: Tensor, width: int) -> Tensor:
@@ -39,6 +50,9 @@ def strongest(scores: Callable[[Tensor], Tensor], features: Tensor, width: int) 
 class Linear(Head):
     """One weight row and one bias per class; where several modules answer, the surest one wins.
 
+    Where a task has few steps, the draw of its rows is still in its answers at the end: released code often starts them
+    at zero or near, `start_spread`, and plain training as torch's linear layers.
+
     Memory: (d + 1) x classes.
     Compute: a matrix product a step.
     """
@@ -53,9 +67,16 @@ class Linear(Head):
         *,
         loss_over: LossOver = "seen",
         lr_scale: HeadLrScale = 1.0,
+        start_spread: Annotated[
+            float | None,
+            "rows of new classes start normal with this deviation, from 0; null: uniform in +-1/sqrt(width)",
+        ] = None,
     ) -> None:
+        if start_spread is not None and start_spread < 0:
+            raise ConfigError(f"start_spread is {start_spread}; give a number from 0, or null for uniform rows")
         self.loss_over = loss_over
         self.lr_scale = lr_scale
+        self.start_spread = start_spread
         self._weight: nn.Parameter | None = None
         self._bias: nn.Parameter | None = None
 
@@ -66,7 +87,8 @@ class Linear(Head):
         bias = torch.zeros(context.task.seen)
         if self._bias is not None:
             bias[:old] = self._bias.detach().cpu()
-        self._set(grown(self._weight, context.task.seen, width, generator), bias, context.model.backbone.device)
+        weight = grown(self._weight, context.task.seen, width, generator, self.start_spread)
+        self._set(weight, bias, context.model.backbone.device)
 
     def _set(self, weight: Tensor, bias: Tensor, device: torch.device) -> None:
         self._weight, self._bias = nn.Parameter(weight.to(device)), nn.Parameter(bias.to(device))
@@ -158,7 +180,10 @@ def auxiliary_head(kind: Kind) -> Linear | Cosine:
 
 @final
 class Auxiliary:
-    """The lent head: it grows where the adapter trains in a task that begins, and is another one after the task."""
+    """The lent head: it grows where the adapter trains in a task that begins, and is another one after the task.
+
+    A cosine says something where classes compete alone; elsewhere a `linear` head is lent in its place.
+    """
 
     def __init__(self, kind: Kind) -> None:
         self._kind: Kind = kind
@@ -167,7 +192,12 @@ class Auxiliary:
     def begin_task(self, context: Context) -> None:
         """Grow to the columns of the task, where the adapter trains."""
         if context.model.adapter_trainable and context.model.adapter.trained():
+            self._choose(context)
             self._head.begin_task(context)
+
+    def _choose(self, context: Context) -> None:
+        if not context.model.objective.traits >= Cosine.needs_traits:
+            self._kind, self._head = "linear", auxiliary_head("linear")
 
     def trained(self) -> Parameters:
         """What is trained of it."""
@@ -189,4 +219,5 @@ class Auxiliary:
         """Take it back from the state of the head that lends it."""
         own = state.inner("lent")
         if own.tensors:
+            self._choose(context)
             self._head.load_state(own, context)

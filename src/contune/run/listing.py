@@ -1,7 +1,7 @@
 """What is there, and what a configuration would do, in tables for the terminal."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -88,7 +88,8 @@ def explanation(config: RunConfig, base: Path) -> Table:
     trained = context.model.trained()
     count = sum(parameter.numel() for parameter in trained.values())
     total = sum(parameter.numel() for parameter in learner.backbone.base_parameters().values())
-    examples = sum(len(task.train) for task in stream.tasks)
+    counts = [len(task.train) for task in stream.tasks]
+    examples = sum(counts)
     tests = sum(len(task.test) for task in stream.tasks)
     layer, depth = context.model.lowest_layer(), learner.backbone.depth
     written = Trait.WRITTEN in learner.objective.traits
@@ -105,7 +106,7 @@ def explanation(config: RunConfig, base: Path) -> Table:
         "trained", f"{count:,} parameters in the first task ({count / total:.2%} of the model), {count * 4:,} bytes"
     )
     table.add_row("where", where(learner, layer, depth))
-    table.add_row("passes", passes(learner, layer, depth, examples, tests, len(stream.tasks)))
+    table.add_row("passes", passes(learner, layer, depth, counts, tests))
     for note in (*stream.notes, *cut_notes(learner.backbone, stream)):
         table.add_row("note", note)
     groups = grouped({name: tuple(parameter.shape) for name, parameter in trained.items()})
@@ -126,11 +127,14 @@ def where(learner: Learner, layer: int, depth: int) -> str:
     return f"layers {layer} to {depth - 1}{below}"
 
 
-def passes(learner: Learner, layer: int, depth: int, examples: int, tests: int, tasks: int) -> str:
-    """An estimate of how many examples go through the model."""
+def passes(learner: Learner, layer: int, depth: int, counts: Sequence[int], tests: int) -> str:
+    """An estimate of how many examples go through the model, from the number that each task has."""
+    examples, tasks = sum(counts), len(counts)
     if layer == depth:
         return f"{examples + tests:,} examples forward, none backward"
     forward = tests * (tasks + 1) // 2 if not learner.method.joint else tests
-    steps = examples * learner.settings.epochs
+    whole = [examples] if learner.method.joint else counts
+    learned = whole[:1] if learner.method.adapt == "first-task" else whole
+    steps = sum(count * learner.settings.epochs_over(count) for count in learned)
     replayed = " (and what rules replay)" if learner.method.rules else ""
     return f"about {steps:,} examples forward and backward{replayed}, {forward:,} more forward in evaluation"

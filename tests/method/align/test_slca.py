@@ -40,7 +40,8 @@ def parts_of(learner: Learner, *names: str) -> State:
 def test_without_alignment_it_is_sequential_training_on_own_classes() -> None:
     rule = slca_learner(alignment_epochs=0)
     train = {**rule.method.train, **RATE}
-    plain = Learner(tiny_model(), Method(full(lr_scale=0.01), Linear(loss_over="own-task")), train=train)
+    head = Linear(loss_over="own-task", start_spread=0.02)
+    plain = Learner(tiny_model(), Method(full(lr_scale=0.01), head), train=train)
     for task in digit_tasks():
         rule.learn(task)
         plain.learn(task)

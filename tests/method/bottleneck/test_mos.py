@@ -87,9 +87,9 @@ def test_merges_by_hand() -> None:
 
 
 @pytest.mark.parametrize("case", ["digits", "bert"])
-def test_every_step_merges_once_with_the_mean_of_all_earlier(case: str) -> None:
+def test_every_step_merges_with_the_mean_of_all_earlier(case: str) -> None:
     first, second, third = tasks_of(case)
-    plain, ours = mos_learner(case, share=0.0), mos_learner(case, share=0.25)
+    plain, ours = mos_learner(case, share=0.0), mos_learner(case, share=0.25, merges=1)
     for learner in (plain, ours):
         learner.learn(first)
     assert same_state(plain.state(), ours.state()) is None, "the first task is not merged"
@@ -99,7 +99,7 @@ def test_every_step_merges_once_with_the_mean_of_all_earlier(case: str) -> None:
         torch.testing.assert_close(got[name], 0.75 * value + 0.25 * earlier[name])
     assert distance(stepped, earlier) > 1e-3
 
-    plain, ours = mos_learner(case, share=0.25), mos_learner(case, share=0.25)
+    plain, ours = (mos_learner(case, share=0.25, merges=1) for _ in range(2))
     for learner in (plain, ours):
         learner.learn(first)
         learner.learn(second)
@@ -111,10 +111,29 @@ def test_every_step_merges_once_with_the_mean_of_all_earlier(case: str) -> None:
         torch.testing.assert_close(got[name], 0.75 * value + 0.25 * mean)
 
 
+def test_by_default_a_step_merges_once_for_each_layer_and_once_more_as_released() -> None:
+    first, second = digit_tasks()[:2]
+    layers = Learner(tiny_model(), "nmc").backbone.depth
+    found = []
+    for merges in (0, 1, layers + 1, None):
+        learner = mos_learner(share=0.25, merges=merges)
+        learner.learn(first)
+        found.append(after_one_step(learner, second))
+        earlier = set_of(learner, 0)
+    stepped, _, by_number, by_default = found
+    for name, value in stepped.items():
+        by_hand = value
+        for _ in range(layers + 1):
+            by_hand = 0.75 * by_hand + 0.25 * earlier[name]
+        torch.testing.assert_close(by_default[name], by_hand)
+        assert torch.equal(by_default[name], by_number[name])
+    assert distance(by_default, earlier) < distance(found[1], earlier)
+
+
 def test_merging_keeps_modules_near_one_another() -> None:
     found = []
     for share in (0.0, 0.1, 0.5):
-        learner = mos_learner(share=share)
+        learner = mos_learner(share=share, merges=1)
         for task in digit_tasks()[:2]:
             learner.learn(task)
         found.append(distance(set_of(learner, 1), set_of(learner, 0)))
@@ -237,7 +256,7 @@ def expected_scores(context: Context, learner: Learner, data: Dataset, learned: 
 
 def answers_of(case: str) -> tuple[Tensor, Tensor, int]:
     """Given and expected probabilities on the test examples of all tasks, and how many rows changed their module."""
-    learner, learned = mos_learner(case), []
+    learner, learned = mos_learner(case, merges=1), []
     for task in tasks_of(case):
         context = learner.begin(task)
         learner.fit(context, lambda report: None)
@@ -312,7 +331,7 @@ def test_before_the_first_mean_module_0_begins() -> None:
 def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(CombinationError, match="adds modules for tasks"):
         compose({"adapter": "lora", "head": "self-refined"})
-    for options in ({"share": 1.5}, {"spread": -1.0}):
+    for options in ({"share": 1.5}, {"spread": -1.0}, {"merges": -1}):
         with pytest.raises(ConfigError, match="give"):
             BottleneckMerged(**options)
     with pytest.raises(ConfigError, match="rounds"):

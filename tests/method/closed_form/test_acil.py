@@ -23,7 +23,7 @@ EXPANSION = 64
 
 def acil_learner(**options: Any) -> Learner:
     train = {**SETTINGS, "epochs": 3 if options.get("first_task") else 0}
-    return Learner(tiny_model(), build_method("acil", {"expansion": EXPANSION, **options}), train=train)
+    return Learner(tiny_model(), build_method("acil", {"expansion": EXPANSION, "gamma": GAMMA, **options}), train=train)
 
 
 def learned(tasks: list[Task] | None = None, **options: Any) -> Learner:
@@ -280,7 +280,7 @@ def test_the_projection_is_that_of_a_torch_layer_and_seeded() -> None:
 
 
 def test_ranpac_searches_on_a_fifth_of_the_task_and_solves_with_all_sums() -> None:
-    learner = Learner(tiny_model(), build_method("ranpac", {"random_features": 40}), train={"epochs": 0})
+    learner = Learner(tiny_model(), build_method("ranpac", {"form": "small", "random_features": 40}))
     learner.learn(digit_tasks()[0])
     context = learner.begin(digit_tasks()[1])
     learner.fit(context, lambda report: None)
@@ -301,14 +301,14 @@ def test_ranpac_searches_on_a_fifth_of_the_task_and_solves_with_all_sums() -> No
 
 
 def test_no_random_features_and_a_huge_strength_is_class_sums() -> None:
-    learner = Learner(tiny_model(), build_method("ranpac", {"random_features": 0, "strength": 1e12}))
+    learner = Learner(tiny_model(), build_method("ranpac", {"form": "small", "random_features": 0, "strength": 1e12}))
     learner.learn(digit_tasks()[0])
     tensors = learner.state().tensors
     assert torch.allclose(tensors["head/weight"] * 1e12, tensors["head/targets"], rtol=1e-6)
 
 
 def test_a_strength_of_zero_is_least_squares_and_not_a_search() -> None:
-    learner = Learner(tiny_model(), build_method("ranpac", {"random_features": 8, "strength": 0.0}))
+    learner = Learner(tiny_model(), build_method("ranpac", {"form": "small", "random_features": 8, "strength": 0.0}))
     learner.learn(digit_tasks()[0])
     assert learner.state().values["head"]["strength"] == 0.0
 

@@ -140,7 +140,7 @@ def test_passes_the_common_checks(form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_learns_texts_in_tasks_of_unequal_size(form: str) -> None:
     tasks = word_tasks()
-    learner = Learner(tiny_folder("bert"), "aper", form=form, train={"epochs": 4, "batch_size": 8})
+    learner = Learner(tiny_folder("bert"), "aper", form=form, train={"epochs": 4, "batch_size": 8, "min_steps": 0})
     for task in tasks:
         learner.learn(task)
     right = np.concatenate([learner.answers(d) == d.labels for d in map(learner.test_dataset, tasks)])

@@ -1,6 +1,6 @@
 """A pool of prompts with keys: each input takes those whose keys are nearest to its query (L2P, arXiv 2112.08654)."""
 
-from typing import Annotated, ClassVar, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from contune.errors import CombinationError, ConfigError
 from contune.numerics.averages import row_mean
 from contune.numerics.keys import nearest_keys
 
+Start = Literal["narrow", "wide"]
+
 
 @final
 class PromptPool(Adapter):
@@ -22,7 +24,8 @@ class PromptPool(Adapter):
 
     Section 4.1: query = the frozen model's own feature; the penalty -`pull` x mean of the summed cosines draws chosen
     keys to their queries (equation 5). Every input chooses for itself, in training too: the released code's vote over
-    the batch would let a prediction depend on its neighbours. Keys and prompts start uniform in [0, 0.01), as there.
+    the batch would let a prediction depend on its neighbours. Keys and prompts start `narrow`, uniform in [0, 0.01), as in
+    the official code, or `wide`, in [-1, 1), as in its PyTorch port and in LAMDA-PILOT.
 
     Memory: pool x (length + 1) x d.
     Compute: a full backward pass; the query is computed once per example and kept.
@@ -39,10 +42,14 @@ class PromptPool(Adapter):
         length: Annotated[int, "tokens of each prompt", "PyTorch port"] = 5,
         top: Annotated[int, "nearest prompts that each input is given, 1 to pool", "PyTorch port"] = 5,
         pull: Annotated[float, "weight of drawing chosen keys to their inputs, from 0", "PyTorch port"] = 0.1,
+        start: Annotated[
+            Start, "where prompts and keys start: in [0, 0.01), or in [-1, 1)", "official code"
+        ] = "narrow",
     ) -> None:
         if not 1 <= top <= pool:
             raise ConfigError(f"top is {top} and pool {pool}; choose at least 1 and at most all prompts of the pool")
         self.pool, self.length, self.top, self.pull = pool, length, top, pull
+        self.start = start
         self._prompts: nn.Parameter | None = None
         self._keys: nn.Parameter | None = None
 
@@ -50,9 +57,13 @@ class PromptPool(Adapter):
         if backbone.feature == "last-token":
             raise CombinationError("a prompt pool needs an encoder: this model reads its last token alone")
         width = backbone.parts.prompt_width
-        prompts = torch.rand(self.pool, self.length, width, generator=torch_generator(seed, "prompts")) * 0.01
-        keys = torch.rand(self.pool, backbone.feature_size, generator=torch_generator(seed, "keys")) * 0.01
+        prompts = self._drawn((self.pool, self.length, width), torch_generator(seed, "prompts"))
+        keys = self._drawn((self.pool, backbone.feature_size), torch_generator(seed, "keys"))
         self._prompts, self._keys = nn.Parameter(prompts.to(backbone.device)), nn.Parameter(keys.to(backbone.device))
+
+    def _drawn(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        uniform = torch.rand(shape, generator=generator)
+        return uniform * 0.01 if self.start == "narrow" else uniform * 2 - 1
 
     def trained(self) -> Parameters:
         if self._prompts is None or self._keys is None:

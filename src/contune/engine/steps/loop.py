@@ -78,7 +78,7 @@ def train(
     load_optimizer_tensors(optimizer, trained, memory or {})
     settings, per_epoch = context.task.settings, context.task.steps_per_epoch
     context.model.adapter.train_mode(True)
-    for epoch in range(done // per_epoch, settings.epochs):
+    for epoch in range(done // per_epoch, context.task.epochs):
         generator = numpy_generator(settings.seed, "order", context.task.index, epoch)
         lengths = context.task.data.prepared.lengths
         group, count = settings.group_by_length, settings.batches

@@ -41,15 +41,18 @@ def rate_of(context: Context, part: str, name: str) -> float:
 def rate_factor(settings: TrainSettings, step: int, steps: int, *, first: bool = True) -> float:
     """Share of the full learning rate at `step` of a task's `steps` (from 0), by `schedule`.
 
-    Linear warm-up, then `constant`, or half a cosine down to `floor` (re-warming and re-decaying in every task), or
-    `infinite` (arXiv 2403.08763, section 7): the first task warms up and cools down to `floor` within the share
-    `cooldown` of its steps, and from there the rate stays, in all later tasks too.
+    Linear warm-up, then `constant`, or half a cosine down to `floor` (re-warming and re-decaying in every task), or its
+    first quarter alone, which falls ever faster (CODA-Prompt's released schedule), or `infinite` (arXiv 2403.08763,
+    section 7): the first task warms up and cools down to `floor` within the share `cooldown` of its steps, and from there
+    the rate stays, in all later tasks too.
 
     >>> infinite = TrainSettings(schedule="infinite", floor=0.1, warmup=0.25, cooldown=0.5)
     >>> [round(rate_factor(infinite, step, 8), 2) for step in range(8)]
     [0.5, 1.0, 1.0, 0.87, 0.55, 0.23, 0.1, 0.1]
     >>> rate_factor(infinite, 0, 8, first=False)
     0.1
+    >>> [round(rate_factor(TrainSettings(schedule="quarter-cosine"), step, 4), 2) for step in range(4)]
+    [1.0, 0.92, 0.71, 0.38]
     """
     if settings.schedule == "infinite" and not first:
         return settings.floor
@@ -58,9 +61,11 @@ def rate_factor(settings: TrainSettings, step: int, steps: int, *, first: bool =
         return (step + 1) / warm
     if settings.schedule == "constant":
         return 1.0
-    falling = steps - warm if settings.schedule == "cosine" else int(settings.cooldown * steps)
+    falling = int(settings.cooldown * steps) if settings.schedule == "infinite" else steps - warm
     share = min((step - warm) / max(1, falling), 1.0)
-    return settings.floor + (1 - settings.floor) * 0.5 * (1 + math.cos(math.pi * share))
+    quarter = settings.schedule == "quarter-cosine"
+    left = math.cos(math.pi / 2 * share) if quarter else 0.5 * (1 + math.cos(math.pi * share))
+    return settings.floor + (1 - settings.floor) * left
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

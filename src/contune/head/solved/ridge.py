@@ -19,7 +19,7 @@ from contune.contract.parts import Head, Parameters, Trait
 from contune.contract.randomness import numpy_generator, torch_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
-from contune.head.linear import Auxiliary
+from contune.head.linear import Auxiliary, Kind
 from contune.head.solved.class_means import require_learned
 
 Start = Literal["normal", "kaiming-uniform"]
@@ -225,11 +225,12 @@ class Ridge(Head):
         random_features: Annotated[int, "random ReLU features to regress on; 0: the features themselves"] = 0,
         strength: Annotated[float | None, "ridge, from 0; null: searched on a fifth of each task", "RanPAC"] = None,
         projection: Annotated[Start, "how random features are drawn; kaiming-uniform is ACIL's", "RanPAC"] = "normal",
+        auxiliary: Annotated[Kind, "head that trains a first-task adapter, then dropped"] = "linear",
     ) -> None:
         if random_features < 0 or (strength is not None and strength < 0):
             raise ConfigError(f"random_features is {random_features} and strength {strength}; neither may be below 0")
         self.random_features, self.strength, self.projection = random_features, strength, projection
-        self._lent = Auxiliary("linear")
+        self._lent = Auxiliary(auxiliary)
         self._gram = torch.zeros(0, 0, dtype=torch.float64)
         self._targets = torch.zeros(0, 0, dtype=torch.float64)
         self._weight = torch.zeros(0, 0, dtype=torch.float64)

@@ -38,11 +38,11 @@ def refresh(
 
     Memory: as the host, plus one value per trained entry.
     Compute: one more forward and backward pass a step, and `examples` passes a task.
-    Defaults: of the move the released code's, of the replay those of method der++. The loss is over all classes
-    seen, as there.
+    Defaults: of the move the released code's (its present version moves before the step, as the paper and as here; its
+    first one moved after it), of the replay those of method der++, of the loop ours. The loss is over all classes seen,
+    as there.
     Differs:
-    - Moves come before the step, as the paper writes, not after it as in the released code.
-    - The Fisher information is measured on `examples` examples.
+    - The Fisher information is measured on `examples` examples of a task, in the released code on all of them.
     - What is trained is the LoRA of method lora.
 
     >>> [rule.name for rule in refresh().rules]

@@ -31,11 +31,13 @@ def slca_plus_plus(
     Samples of a class learned k tasks ago shrink by 1 / (1 + r k), r uniform around `head_scale` +- 0.01; to answer,
     its head row sees features times 1 + `head_scale` k.
 
-    Use it in place of slca where the whole model is too much to train.
+    Use it in place of slca where the whole model is too much to train. Where classes repeat, as in domain-incremental
+    streams, a class that has come back answers without a factor while the samples of its earlier times still shrink, so
+    the two no longer fit: set `head_scale` 0 there.
 
     Memory: as slca for the statistics, plus about a percent of the model.
     Compute: a full backward pass, then `alignment_epochs` x classes head steps.
-    Defaults: the released code's, with fewer epochs.
+    Defaults: the released code's, with 5 epochs, which are ours and fewer.
     Differs:
     - Norms and LoRA share one rate, 0.1 of the head's, in every task; the released LoRA has 0.5 in the first.
     - The factor on a head's features applies to answers alone, as in the released code, and not in the alignment.

@@ -29,7 +29,8 @@ def ewc(
 
     Memory: the trained tensors twice more.
     Compute: `examples` backward passes a task, one sum a step.
-    Defaults: ours; what strength suits depends on the model, on what is trained and on the learning rate. The loss is over
+    Defaults: strength, examples, the LoRA, rate and epochs are ours: what strength suits depends on the model, on what
+    is trained and on the learning rate, and the paper and its many ports have one for each data set. The loss is over
     the task's own classes as in LibContinual: the paper's tasks share their outputs or are named.
     Differs:
     - What is trained is the LoRA of method lora, not the whole network.

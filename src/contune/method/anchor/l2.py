@@ -27,7 +27,8 @@ def l2(
 
     Memory: the trained tensors once more.
     Compute: one sum a step.
-    Defaults: ours; the paper's strength comes from a sweep. The loss is over the task's own classes, the paper's FT++.
+    Defaults: strength, the LoRA, rate and epochs are ours; the paper's strength comes from a sweep. The loss is over
+    the task's own classes, the paper's FT++.
     Differs:
     - Old head rows are anchored with the adapter, where the paper anchors the feature extractor alone.
     - What is trained is the LoRA of method lora; `rehearsal-free` is nearer to the paper.

@@ -31,8 +31,9 @@ def lwf(
 
     Memory: the trained tensors once more.
     Compute: one more forward pass a step.
-    Defaults: weight 1, temperature 2, a warm-up and the loss over the task's own classes as in the paper; that the warm-up
-    is a fifth of the steps is ours, where the paper's goes on until it converges.
+    Defaults: weight 1, temperature 2, a warm-up and the loss over the task's own classes as in the paper; that the
+    warm-up is a fifth of the steps is ours, where the paper's goes on until it converges; the LoRA, rate and epochs are
+    ours. Ports weigh the distance otherwise: mammoth's default is 0.5.
     Differs:
     - What is trained is the LoRA of method lora.
     - The distance has the factor temperature^2 of knowledge distillation, which the paper's has not.

@@ -29,7 +29,8 @@ def mas(
 
     Memory: the trained tensors twice more.
     Compute: `examples` backward passes a task, one sum a step.
-    Defaults: ours; the loss is over the task's own classes, as the paper has a head for each task.
+    Defaults: strength, examples, the LoRA, rate and epochs are ours; the loss is over the task's own classes, as the
+    paper has a head for each task.
     Differs:
     - What is trained is the LoRA of method lora.
 

@@ -33,7 +33,7 @@ def i_lora(
     Memory: a second copy of what is trained, a third between tasks, and the examples.
     Compute: up to twice a step for the rehearsed half, and two more forward passes on it.
     Defaults: weight 1 and 500 examples as released. The released `decay` of 0.25 would keep little more than the last
-    two steps, so it is 0.99 here, over a plain mean in the first hundred steps.
+    two steps, so it is 0.99 here, over a plain mean in the first hundred steps; rate and epochs are ours.
     Differs:
     - The released code's average reads and writes the fast LoRA alone, so its slow one never moves; here it does.
     - The distance is the paper's, two-sided; `target: larger` is the code's.

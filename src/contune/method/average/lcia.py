@@ -38,7 +38,8 @@ def lcia(
 
     Memory: a LoRA and up to `keep` texts for every kind of instruction, and two copies of a LoRA in training.
     Compute: as lora.
-    Defaults: threshold and fallback as released; rank 128 and rate 2e-4 there, for models of 7B, are 8 and 1e-3 here.
+    Defaults: threshold and fallback as released; rank 128 and rate 2e-4 there, for models of 7B, are 8 and 1e-3 here,
+    with 5 epochs; `keep` and the routing are ours.
     Differs:
     - The weight really is computed from gradients, where the released code, as it is run, seems to find none and takes
       0.99 and 0.01; how often it falls back to `fallback` is remembered by the rule.

@@ -20,8 +20,9 @@ def finetune(
 
     Memory: the optimizer's two copies of the model.
     Compute: a full backward pass.
-    Defaults: the model learns at a hundredth of the head's rate (SLCA, arXiv 2303.05118, section 3.2). The loss
-    is over the task's own classes as in LAMDA-PILOT; `seen`, as in mammoth, turns every old class away and forgets more.
+    Defaults: the model learns at a hundredth of the head's rate (SLCA, arXiv 2303.05118, section 3.2); rate and epochs
+    are ours. The loss is over the task's own classes as in LAMDA-PILOT; `seen`, as in mammoth, turns every old class
+    away and forgets more.
 
     >>> finetune().adapter.name
     'full'

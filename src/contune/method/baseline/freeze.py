@@ -25,7 +25,7 @@ def freeze(
     Memory: the optimizer's two copies of what trains.
     Compute: a full backward pass, from the second task on only down to the lowest layer that trains.
     Defaults: 3 layers, from the second task on, as in the released configurations for continual instruction tuning; for
-    safety alignment those have 6 layers from the first task on.
+    safety alignment those have 6 layers from the first task on. Rates and epochs are ours.
     Differs:
     - The released code sets the rate of what rests to zero; here it takes no part at all.
     - No early stop.

@@ -22,6 +22,7 @@ def joint(
 
     Memory: as lora, and the data of all tasks.
     Compute: a step as that of lora.
+    Defaults: those of lora, so ours; one pass over all tasks has as many steps as lora takes over the stream.
 
     >>> joint().joint
     True

@@ -12,6 +12,7 @@ def linear_probe() -> Method:
 
     Memory: the head.
     Compute: features are computed once per example, then a matrix product a step.
+    Defaults: rate and epochs are ours; the loss is over all classes seen.
 
     >>> linear_probe().rules
     ()

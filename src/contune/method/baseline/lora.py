@@ -24,8 +24,8 @@ def lora(
 
     Memory: rank (d_in + d_out) per wrapped matrix.
     Compute: a backward pass down to the lowest wrapped layer.
-    Defaults: rank and alpha are ours, queries and values the paper's choice. The loss is over the task's own classes as in
-    LAMDA-PILOT's finetune; `seen` turns every old class away and forgets more.
+    Defaults: rank, alpha, rate and epochs are ours, queries and values the paper's choice. The loss is over the task's
+    own classes as in LAMDA-PILOT's finetune; `seen` turns every old class away and forgets more.
 
     >>> lora(rank=4).adapter.name
     'lora'

@@ -28,7 +28,8 @@ def stable_finetune(
 
     Memory: the optimizer's two copies of what trains; the states below frozen layers are cached.
     Compute: a full backward pass down to the lowest layer that trains.
-    Defaults: decay 0.9 of the 0.8 and 0.9 tried; Adam is bias-corrected as it is.
+    Defaults: decay 0.9 of the paper's 0.8 and 0.9, its warm-up over a tenth of the steps; Adam is bias-corrected as it
+    is; rates and epochs are ours.
     Differs:
     - The paper learns one task.
     - The rate falls as half a cosine, there linearly.

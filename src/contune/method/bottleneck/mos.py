@@ -15,6 +15,7 @@ def mos(
     *,
     size: Annotated[int, BottleneckMerged] = 16,
     share: Annotated[float, BottleneckMerged] = 0.1,
+    merges: Annotated[int | None, BottleneckMerged] = None,
     spread: Annotated[float, BottleneckMerged] = 0.1,
     dropout: Annotated[float, BottleneckMerged] = 0.1,
     rounds: Annotated[int, SelfRefined] = 4,
@@ -41,7 +42,7 @@ def mos(
     Defaults: the released code's for CIFAR-100, 5 classes a task: batch 48, 20 epochs, SGD with cosine rate 0.03, the
     head at a tenth of it; images are cropped and flipped there too (set train.augment).
     Differs:
-    - A step merges once (see adapter bottleneck-merged).
+    - All merges of a step come after it (see adapter bottleneck-merged).
     - Before the next task the head goes back to what it was before the alignment, as in SLCA, where the released code
       goes on from the aligned one.
     - Task sizes may be unequal and classes may come back.
@@ -70,6 +71,6 @@ def mos(
         "schedule": "cosine",
         "clip": None,
     }
-    adapter = BottleneckMerged(size=size, share=share, spread=spread, dropout=dropout, layers=layers)
+    adapter = BottleneckMerged(size=size, share=share, merges=merges, spread=spread, dropout=dropout, layers=layers)
     head = SelfRefined(lr_scale=0.1, rounds=rounds, ensemble=ensemble)
     return Method(adapter, head, (alignment,), train=train)

@@ -25,7 +25,7 @@ def dkvb(
 
     Memory: books x pairs x (key_size + classes); the paper has 256 codebooks of 4096 pairs.
     Compute: features once per example, then a search for the nearest keys.
-    Defaults: ours.
+    Defaults: ours, all of them, for small machines: the paper has 256 codebooks of 4096 pairs.
     Differs:
     - The paper learns its keys by vector quantisation on another data set; here they are random around the first task,
       or its k-means.

@@ -26,7 +26,7 @@ def lingocl(
 
     Memory: one embedding per class, and the map between widths where they differ.
     Compute: as lora, and one text pass per class.
-    Defaults: scale and template are ours, the paper's are not known to us.
+    Defaults: scale and template are ours, the paper's are not known to us; so are the LoRA, rate and epochs.
     Differs:
     - The paper adds its targets to eleven methods; here they are added to LoRA.
     - The paper takes CLIP's text encoder, which must be saved as a text model of its own (head option `feature:

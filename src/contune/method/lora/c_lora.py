@@ -27,7 +27,7 @@ def c_lora(
 
     Memory: rank (d_in + d_out) per wrapped matrix and task.
     Compute: as lora, plus rank x tasks x d_in x d_out per matrix and step.
-    Defaults: rank and strength are our choice; the paper's strength is for a diffusion model.
+    Defaults: rank, strength, rate and epochs are our choice; the paper's strength is for a diffusion model.
     Differs:
     - A classifier in place of text-to-image generation, so the paper's random token embeddings are left out.
     - A projection that makes queries, keys and values in one is wrapped whole.

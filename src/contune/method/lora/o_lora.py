@@ -26,8 +26,8 @@ def o_lora(
 
     Memory: rank (d_in + d_out) per wrapped matrix and task.
     Compute: as lora, plus rank^2 x tasks x d_in per matrix.
-    Defaults: rank 8, alpha 32, strength 0.5 with the L1 form of the released code. The loss is over the task's own classes,
-    as in the paper a task's prompts name its own options alone.
+    Defaults: rank 8, alpha 32, strength 0.5 with the L1 form of the released code; rate and epochs are ours. The loss
+    is over the task's own classes, as in the paper a task's prompts name its own options alone.
     Differs:
     - An encoder with a growing linear head in place of a text-to-text model; in language streams the model answers
       itself.

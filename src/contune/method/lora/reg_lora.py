@@ -29,7 +29,7 @@ def reg_lora(
     Memory: rank (d_in + d_out) per wrapped matrix and task, and `share` of its entries as places per task.
     Compute: as lora, plus the product B A per matrix and step.
     Defaults: strength 2500 and share 0.02 of the released code, for LoRAs of rank 128 and alpha 256 in all linear
-    layers of a 7B model; rank 8 keeps alpha / rank = 2.
+    layers of a 7B model; rank 8 keeps alpha / rank = 2. Rate and epochs are ours.
     Differs:
     - The finished LoRAs stay beside the weights and are not merged into them, which answers the same.
     - Places are a set; their mean is over the matrices that there are and not over a fixed 224.

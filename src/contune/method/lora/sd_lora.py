@@ -22,8 +22,8 @@ def sd_lora(
 
     Memory: rank (d_in + d_out) per wrapped matrix and task, one number per task.
     Compute: as lora; old tasks cost one more low-rank product however many there are, of rank `rank` x tasks.
-    Defaults: rank 10, magnitude 0.8, and SGD with momentum 0.9 of the released code for CIFAR-100, with fewer epochs.
-    The loss is over the task's own classes.
+    Defaults: rank 10, magnitude 0.8, and SGD with momentum 0.9 of the released code for CIFAR-100; 5 epochs are ours
+    and fewer. The loss is over the task's own classes.
     Differs:
     - As the released code, one magnitude per task for all layers, and all of them start again with every task unless
       `magnitudes` is carry.

@@ -30,7 +30,8 @@ def slm(
 
     Memory: `keys_per_task` increments and keys per task, 0.9 million weights in BERT-base.
     Compute: a pass of the frozen model over every example, kept.
-    Defaults: sizes of the released code for BERT; its learning rates are 2e-4 to 1e-3.
+    Defaults: sizes of the released code for BERT; its learning rates are 2e-4 to 1e-3. `key_steps`, `key_lr` and the
+    epochs are ours.
     Differs:
     - Queries are the model's own frozen features, the paper's those of a sentence encoder (MPNet), whose width the
       groups divide; here zeros fill the last group.

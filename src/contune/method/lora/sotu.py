@@ -27,7 +27,7 @@ def sotu(
 
     Memory: `keep` of the weights per task, the base once more, and classes x d.
     Compute: a full backward pass, and one forward pass over every task.
-    Defaults: share, rates and whether to rescale are our choice; the paper's are not known to us.
+    Defaults: share, rates, epochs and whether to rescale are our choice; the paper's are not known to us.
     Differs:
     - The whole model is fine-tuned, where the paper also allows adapters.
 

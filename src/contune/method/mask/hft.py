@@ -24,8 +24,8 @@ def hft(
 
     Memory: the model in place of the base, and half of the gradients and moments of full fine-tuning.
     Compute: a backward pass without the gradients of half of the matrices.
-    Defaults: half of the matrices as in the paper; the rates are this library's for full fine-tuning (the paper's runs
-    take 2e-5 on a 7B model).
+    Defaults: half of the matrices as in the paper; rates and epochs are this library's for full fine-tuning (the
+    paper's runs take 2e-5 on a 7B model).
     Differs:
     - Models with other numbers of matrices than Llama's share them out by the same rule.
     - A classifier has its head, which always trains.

@@ -31,7 +31,7 @@ def lt_sft(
     chosen.
     Compute: twice that of full fine-tuning, and more with `iterations`.
     Defaults: exactly `share` of all weights together is chosen; 0.076 is the paper's for mBERT, the code's default is
-    0.01. `l1` 0.1 is recalled for the paper's languages.
+    0.01. `l1` 0.1 is recalled for the paper's languages. Rates, epochs and `iterations` are ours.
     Differs:
     - Both phases take the epochs that are set.
     - Moves are masked, not gradients alone, so weight decay may be used; ties never raise the number of weights.

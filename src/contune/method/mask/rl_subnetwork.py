@@ -28,8 +28,8 @@ def rl_subnetwork(
 
     Memory: the model in place of the base; a copy of it while a task is learned, or a bit per weight with `tuned`.
     Compute: twice that of full fine-tuning, once with `tuned`.
-    Defaults: the paper's tolerance. Weights are compared in float32; versions stored in bf16 look sparser than they
-    are, since small updates round to nothing (arXiv 2509.04259).
+    Defaults: the paper's tolerance; rates and epochs are ours. Weights are compared in float32; versions stored in bf16
+    look sparser than they are, since small updates round to nothing (arXiv 2509.04259).
     Differs:
     - A stream of tasks; overlap of their masks far above chance is the paper's finding, and means that tasks meet in
       the same weights.

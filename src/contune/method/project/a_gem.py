@@ -24,7 +24,7 @@ def a_gem(
 
     Memory: the examples, the same number for any number of tasks.
     Compute: one more forward and backward pass per step.
-    Defaults: ours.
+    Defaults: ours, all of them; the paper keeps a number of examples for every class.
     Differs:
     - What is trained is the LoRA of method lora.
     - A reservoir over all examples in place of a ring per class.

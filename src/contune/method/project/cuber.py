@@ -28,8 +28,8 @@ def cuber(
     (queries, keys and values share theirs): 0.35 GB of gradients a task in ViT-B/16, so name few `layers` in long
     streams.
     Compute: a full backward pass, two products with a basis per layer and step, two more passes over each task.
-    Defaults: `overlap`, `agreement` and `strength` are set by us. Gains on old tasks are reported for small networks
-    with a head per task.
+    Defaults: the threshold is GPM's; `growth`, `overlap`, `agreement`, `strength`, `examples`, rates and epochs are
+    ours. Gains on old tasks are reported for small networks with a head per task.
     Differs:
     - A pretrained model at a slow rate in place of a small network from scratch.
     - One head over all classes, each learned against its own task's alone, where the paper names the task.

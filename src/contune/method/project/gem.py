@@ -25,7 +25,8 @@ def gem(
 
     Memory: the examples, growing with the tasks.
     Compute: one more forward and backward pass per old task and step, over `batch_size` of its examples.
-    Defaults: 256 examples a task and margin 0.5 are the paper's (section 4).
+    Defaults: 256 examples a task and margin 0.5 are the paper's (section 4); `batch_size`, the LoRA and the loop are
+    ours.
     Differs:
     - What is trained is the LoRA of method lora, whose gradients are small enough to keep one per old task at hand;
       they are those of its factors: the geometry is that of (A, B), not of their product.

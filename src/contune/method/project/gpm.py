@@ -23,12 +23,14 @@ def gpm(
     Memory: at most d_in^2 / 2 values per linear layer (queries, keys and values share theirs), the model in place of
     the base, and d_in^2 values in float64 per layer at the end of a task.
     Compute: a full backward pass, two products with the basis per layer and step, one more pass over each task.
-    Defaults: threshold 0.97 as in the paper for CIFAR-100.
+    Defaults: threshold 0.97 as in the paper for CIFAR-100; `growth`, rates and epochs are ours, as this library's for
+    full fine-tuning.
     Differs:
     - A pretrained model at a slow rate in place of a small network from scratch.
     - Moves are projected, which for the paper's plain SGD is the same.
     - All examples and not a sample give the subspaces.
     - The threshold approaches 1 instead of growing in a line.
+    - A subspace has the fewest directions that reach the threshold; the released code keeps one fewer after the first task.
     - Norms, biases, embeddings and convolutions learn in the first task only.
     - The paper names the task at prediction; here the head answers over all classes, each learned against its own
       task's alone.

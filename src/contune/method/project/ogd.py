@@ -25,7 +25,7 @@ def ogd(
 
     Memory: `size` times the trained tensors for every task, 0.25 GB a task in ViT-B/16.
     Compute: two products with all of it per step.
-    Defaults: 200 gradients a task as in the paper.
+    Defaults: 200 gradients a task as in the paper; the LoRA, rate and epochs are ours.
     Differs:
     - What is trained is the LoRA of method lora.
     - Steps are projected and not gradients, which for the paper's plain SGD is the same.

@@ -29,7 +29,7 @@ def osf(
     n).
     Compute: a full backward pass, an SVD of every weight at each task's beginning, four products with thin matrices per
     weight and step.
-    Defaults: the shares are the paper's as far as we know them.
+    Defaults: the shares are the paper's as far as we know them; rates, epochs and `examples` are ours.
     Differs:
     - The weight itself is trained between two projectors and not its factors U_l, S_l, V_l. The weights that can be
       reached are the same, those that differ by (1 - U_h U_h^T) M (1 - V_h V_h^T), but the optimizer walks in other

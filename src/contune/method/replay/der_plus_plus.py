@@ -30,8 +30,8 @@ def der_plus_plus(
 
     Memory: the examples and their logits.
     Compute: up to three times a step.
-    Defaults: alpha 0.1 and beta 0.5 are typical of the paper's table of settings. The loss is over all classes
-    seen, as in the paper's code.
+    Defaults: alpha 0.1 and beta 0.5 are typical of the paper's table of settings; size, batch, the LoRA and the loop
+    are ours. The loss is over all classes seen, as in the paper's code.
     Differs:
     - Logits are taken at the end of the example's task, in the deterministic view, not when it is first learned.
     - What is trained is the LoRA of method lora.

@@ -33,7 +33,7 @@ def er(
 
     Memory: the examples.
     Compute: up to twice a step.
-    Defaults: ours; the loss is over all classes seen, as in the paper and in mammoth.
+    Defaults: ours, all of them; the loss is over all classes seen, as in the paper and in mammoth.
     Differs:
     - Replayed rows come beside the new ones and not in place of some, so that a step grows.
     - What is trained is the LoRA of method lora.

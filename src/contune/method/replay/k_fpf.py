@@ -27,7 +27,7 @@ def k_fpf(
 
     Memory: `size` examples, and the whole model, which replaces the base.
     Compute: as plain fine-tuning, plus phases x iterations x batch_size examples a task.
-    Defaults: numbers of phases and iterations are our choice, the paper's are not known to us.
+    Defaults: numbers of phases and iterations, rates and epochs are our choice, the paper's are not known to us.
     Differs:
     - Phases are counted per task, as the length of the stream is not known.
     - Layer norms stand for batch norms.

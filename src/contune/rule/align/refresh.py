@@ -52,7 +52,9 @@ class Refresh(Rule):
     Memory: F, one value per trained entry.
     Compute: one more forward and backward pass a step, and one pass per example of F.
     Differs:
-    - The released code moves after the step that learned the batch, the paper and this rule before.
+    - The released code moves up the loss with its model in training mode, so through dropout and batch statistics of its
+      own; here one forward pass is made as the step's.
+    - F is measured on `examples` of the task's examples, in the released code on all of them.
     """
 
     name: ClassVar[str] = "refresh"

@@ -50,7 +50,7 @@ class FreezeFirst(Rule):
         self._resting = False
 
     def select(self, context: Context, epoch: int, step: int) -> Mapping[str, Selection]:
-        first = frozen_epochs(context.task.settings.epochs, self.share, self.epochs)
+        first = frozen_epochs(context.task.epochs, self.share, self.epochs)
         self._resting = context.task.index > 0 and epoch < first  # told anew at each step, so there is no state to save
         return {}
 
