@@ -108,7 +108,8 @@ def test_a_reversed_decay_would_be_noticed() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_decay_of_one_is_finetune_to_the_bit(case: str) -> None:
-    plain, gentle = learner_of(case, "finetune"), learner_of(case, build_method("stable-finetune", {"decay": 1.0}))
+    plain = learner_of(case, build_method("finetune", {"loss_over": "seen"}))
+    gentle = learner_of(case, build_method("stable-finetune", {"decay": 1.0}))
     for task in tasks_of(case)[:2]:
         plain.learn(task)
         gentle.learn(task)
