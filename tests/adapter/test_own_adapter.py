@@ -7,7 +7,7 @@ import pytest
 from torch import Tensor, nn
 
 from contune.backbone.backbone import Backbone
-from contune.backbone.linear import is_linear, linear_layers
+from contune.backbone.linear import Matrix, is_linear, linear_layers
 from contune.checks.common import check_method
 from contune.checks.run import digit_tasks, new_learner
 from contune.contract.capability import BaseMatrices, LinearWeights, find
@@ -47,6 +47,9 @@ class LastBlock(Adapter):
     def linear(self) -> Mapping[str, nn.Module]:
         assert self.block is not None
         return linear_layers(self.block, self.weights)
+
+    def matrices(self) -> Mapping[str, Matrix]:
+        return {name: Matrix(self.weights[name], layer) for name, layer in self.linear().items()}
 
     def lowest_layer(self, backbone: Backbone) -> int:
         return backbone.depth - 1

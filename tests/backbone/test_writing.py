@@ -13,6 +13,7 @@ from tiny_models import WRITERS, byte_tokenizer, save_tiny
 from contune.backbone.backbone import Backbone
 from contune.backbone.config import ModelConfig
 from contune.backbone.reader.language import first_bytes
+from contune.checks.architectures.models import save_architecture
 from contune.checks.tiny_models import MAX_POSITIONS
 from contune.engine.learner import Learner
 from contune.errors import DataError
@@ -216,3 +217,23 @@ def test_text_before_a_piece_gives_way_to_it_and_is_no_cut(tmp_path: Path) -> No
     prepared = backbone.prepare([document("cde", before="abcdefghijkl")])
     assert backbone.language.reader.tokenizer.decode(prepared.texts.tokens(0).tolist()) == "<s>ghijklcde"  # type: ignore[attr-defined]
     assert prepared.truncated == 0
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "gemma2", "gemma3", "llama"])
+def test_padding_does_not_stand_between_soft_prompts_and_a_text(architecture: str, tmp_path: Path) -> None:
+    """A layer that sees few positions back would count it, so that an answer would depend on the longest row beside it."""
+    # Tied embeddings of this size would repeat the last token, whatever the layers say.
+    folder = save_architecture(architecture, tmp_path / "m", initializer_range=0.5, tie_word_embeddings=False)
+    backbone = Backbone.load(ModelConfig(path=str(folder)), reads="chat")
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randn(4, backbone.parts.prompt_width, generator=generator)
+    prepared = backbone.prepare(["hi", "a question much longer than the window of any layer"])
+
+    def written(*rows: int) -> list[list[int]]:
+        asked = backbone.prompts_only([(prepared, np.array(rows))], max_new_tokens=10)
+        return backbone.features(asked, prompts=prompts).tolist()
+
+    assert written(0) == written(0, 1)[:1]
+    assert written(1) == written(0, 1)[1:]
+    plain = backbone.prompts_only([(prepared, np.array([0]))], max_new_tokens=10)
+    assert written(0) != backbone.features(plain).tolist(), "prompts change nothing, so that nothing was tried"

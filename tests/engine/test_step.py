@@ -85,7 +85,15 @@ def test_schedules_join_where_they_should() -> None:
     infinite = TrainSettings(schedule="infinite", warmup=0.2, cooldown=0.5, floor=0.25)
     rates = [rate_factor(infinite, step, 1000) for step in range(1000)]
     assert (rates[199], rates[700], rates[-1]) == (1.0, 0.25, 0.25)
-    assert {rate_factor(infinite, step, 1000, first=False) for step in range(1000)} == {0.25}
+    assert {rate_factor(infinite, step, 1000, task=1) for step in range(1000)} == {0.25}
+    last = infinite.with_changes({"anneal_task": 3, "annealing": 0.2})
+    assert {rate_factor(last, step, 1000, task=1) for step in range(1000)} == {0.25}
+    rates = [rate_factor(last, step, 1000, task=2) for step in range(1000)]
+    assert rates[799] == 0.25
+    assert rates[899] == pytest.approx(0.25 * 0.1**0.5)  # exponential: half of the way in logarithms
+    assert rates[999] == pytest.approx(0.025)
+    with pytest.raises(ValueError, match="no level to fall from"):
+        TrainSettings(schedule="cosine", anneal_task=2)
     with pytest.raises(ValueError, match="floor 0"):
         TrainSettings(schedule="infinite")
 

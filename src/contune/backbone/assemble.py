@@ -1,7 +1,7 @@
 """Putting a backbone together: load, look inside with one forward pass, choose the feature, make the reader."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 # Models whose output is not yet normed: they norm the class token alone, so contune applies that norm to all positions.
 _NORM_AFTER: dict[str, str] = {"clip_vision_model": "post_layernorm"}
+HEAD = "language head "  # before the names of tensors outside the model below the head
 # Tokens of a prompt and its answer, where neither the user nor the model sets a lower limit.
 LONGEST_CONVERSATION = 2048
 # What the first position's learned vector is called in stock image models.
@@ -49,7 +50,7 @@ class Assembly:
     `forward` runs the model on named inputs and gives the states (B, L, width) after the final norm. `leading`
     positions of an image are no patches. `input_name` is what the model calls its main input, and `blank` (1, ...) stands
     for values of it that are not needed, such as pixels; a model that reads tokens has none.
-    `tensors` are the model's own, `outside` those of its language head.
+    `tensors` are the model's own, `outside` those of its language head. `encoder`: the layers that a decoder reads.
     """
 
     model: "PreTrainedModel"
@@ -68,6 +69,7 @@ class Assembly:
     device: torch.device
     language: LanguageModel | None = None
     outside: dict[str, Tensor] = field(default_factory=dict)
+    encoder: Sequence[nn.Module] = ()
     ready: Ready = field(default_factory=Ready)
 
 
@@ -150,7 +152,7 @@ def assemble_language(config: ModelConfig, whole: Any, tokenizer: Any) -> Assemb
     states, anatomy, prompt_width = probe(decoder, forward, **sample)
     inner = base_tensors(model)
     known = {id(tensor) for tensor in inner.values()}
-    outer = {f"language head {name}": t for name, t in base_tensors(whole).items() if id(t) not in known}
+    outer = {f"{HEAD}{name}": t for name, t in base_tensors(whole).items() if id(t) not in known}
     return Assembly(
         model=model,
         modality="chat",
@@ -168,7 +170,16 @@ def assemble_language(config: ModelConfig, whole: Any, tokenizer: Any) -> Assemb
         blank=None,
         device=whole.device,
         language=language_model(whole, reader, states, sample, config.path),
+        encoder=encoder_layers(whole) if both else (),
     )
+
+
+def encoder_layers(whole: Any) -> list[nn.Module]:
+    """The layers of the encoder of a model with a decoder."""
+    encoder = whole.get_encoder()
+    # BART's configuration counts both stacks; T5's own counts of its encoder are those of the encoder's.
+    count = getattr(whole.config, "encoder_layers", None) or encoder.config.num_hidden_layers
+    return list(find_layers(encoder, int(count), type(encoder).__name__))
 
 
 def assemble_image(config: ModelConfig, model: Any, settings: dict[str, Any]) -> Assembly:

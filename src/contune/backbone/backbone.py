@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from contune.backbone import pooling
-from contune.backbone.assemble import Assembly, assemble
+from contune.backbone.assemble import HEAD, Assembly, assemble
 from contune.backbone.attention import interface as seam
 from contune.backbone.base import tensors_hash
 from contune.backbone.config import Feature, ModelConfig, Precision
 from contune.backbone.layers import changed_input, input_of, started_at
 from contune.backbone.precision import cast_frozen, computing
-from contune.backbone.reader.generation import LanguageModel
+from contune.backbone.reader.generation import LanguageModel, before_text
 from contune.backbone.reader.inputs import Encoded, ModelInputs, Prepared, Rows
 from contune.backbone.reader.packing import packing_of, require_packing, shared_rows
 from contune.backbone.steady import require_steady
@@ -142,6 +142,11 @@ class Backbone:
         return list(self.parts.anatomy.layers)
 
     @property
+    def encoder_layers(self) -> list[nn.Module]:
+        """The layers of the encoder that a decoder reads, in order; none where there is one stack."""
+        return list(self.parts.encoder)
+
+    @property
     def attention(self) -> list[nn.Module]:
         """For every layer, the module whose keys and values a prefix joins; see `kv_width` for their width."""
         self._require_seam()
@@ -162,9 +167,8 @@ class Backbone:
 
     def prepare(self, inputs: Inputs) -> Prepared:
         """Tokenise texts, or check images; once per example. Raises `DataError` naming the first row that is wrong."""
-        if self.parts.reader.longest is None:
-            return self.parts.reader.prepare(inputs)
-        return self.parts.ready.get(inputs, self.parts.reader.prepare)
+        reader, ready = self.parts.reader, self.parts.ready
+        return reader.prepare(inputs) if reader.longest is None else ready.get(inputs, reader.prepare)
 
     def collate(
         self,
@@ -265,9 +269,7 @@ class Backbone:
             return language.generate(inputs, None, mask)
         prompts = self._batch_of_prompts(prompts, inputs, None)
         words: Tensor = self.model.get_input_embeddings()(inputs.ids)
-        # Between padding on the left and the text, prompts would be cut off from it; so they come first.
-        wide = torch.cat([mask.new_ones(prompts.shape[:2]), mask], dim=1)
-        return language.generate(inputs, torch.cat([prompts, words], dim=1), wide)
+        return language.generate(inputs, *before_text(prompts, words, mask))
 
     @property
     def language(self) -> LanguageModel:
@@ -300,8 +302,13 @@ class Backbone:
         return tensors_hash({**self.parts.tensors, **self.parts.outside})
 
     def base_parameters(self) -> dict[str, nn.Parameter]:
-        """The base parameters by the names they had when loaded, also after adapters were injected around them."""
-        return {name: value for name, value in self.parts.tensors.items() if isinstance(value, nn.Parameter)}
+        """The base parameters by the names they had when loaded, also after adapters were injected around them.
+
+        Those of a language head, tied or not, are among them.
+        """
+        outside = {name.removeprefix(HEAD): value for name, value in self.parts.outside.items()}
+        every = {**self.parts.tensors, **outside}
+        return {name: value for name, value in every.items() if isinstance(value, nn.Parameter)}
 
     def _forward(self, inputs: ModelInputs, mask: Tensor | None, prompts: Tensor | None, pixels_needed: bool) -> Tensor:
         with computing(self.precision, self.device):

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from torch import Tensor, nn
 
 from contune.backbone.backbone import Backbone
+from contune.backbone.linear import Matrix
 from contune.backbone.reader.inputs import ModelInputs
 from contune.contract.state import State
 
@@ -76,15 +77,15 @@ class LinearWeights(Protocol):
 
 @runtime_checkable
 class BaseMatrices(Protocol):
-    """Trains weights of the model's own linear layers.
+    """Trains matrices of the model itself.
 
     `matrices_only`: it trains these weights and nothing else.
     """
 
     matrices_only: bool
 
-    def linear(self) -> Mapping[str, nn.Module]:
-        """The linear layers whose weights are trained now, by the trained names of these weights."""
+    def matrices(self) -> Mapping[str, Matrix]:
+        """The model's matrices that are trained now, those of experts among them, by the trained names of their weights."""
 
 
 @runtime_checkable

@@ -24,17 +24,29 @@ class TrainSettings(BaseModel):
     lr: float = Field(
         1e-3, gt=0, description="learning rate, of which a part takes a multiple where it has an lr_scale"
     )
-    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="how a step follows from the gradients")
+    optimizer: Literal["adamw", "adam", "sgd"] = Field(
+        "adamw", description="how a step follows from the gradients; its moments start anew in every task"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd alone: share of the last step that the next one keeps")
     weight_decay: float = Field(0.0, ge=0, description="how strongly a step pulls what is trained towards 0")
     schedule: Literal["constant", "cosine", "quarter-cosine", "infinite"] = Field(
         "constant",
-        description="learning rate in a task; cosine: half of one, or its first quarter; infinite: one fall in task 1",
+        description="learning rate in a task; cosine: half of one, or its first quarter; infinite: one fall in task 1, then "
+        "level to anneal_task",
     )
     floor: float = Field(0.0, ge=0, lt=1, description="lowest share of lr, where a cosine ends and infinite stays")
     cooldown: float = Field(0.3, gt=0, le=1, description="infinite: share of the first task's steps in which lr falls")
+    anneal_task: int | None = Field(
+        None,
+        ge=1,
+        description="infinite: the task, counted from 1, at whose end lr falls to a tenth of floor; null: none",
+    )
+    annealing: float = Field(0.1, gt=0, le=1, description="infinite: share of anneal_task's steps in which lr falls so")
     warmup: float = Field(
-        0.0, ge=0, lt=1, description="share of each task's steps with a linearly rising learning rate"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of each task's steps with a linearly rising learning rate; infinite: of the first task's",
     )
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null for none")
     augment: bool = Field(
@@ -60,6 +72,11 @@ class TrainSettings(BaseModel):
         if self.schedule == "infinite" and not self.floor:
             raise ValueError(
                 "schedule is infinite and floor 0, so later tasks would learn nothing; give floor, such as 0.1"
+            )
+        if self.anneal_task is not None and self.schedule != "infinite":
+            raise ValueError(
+                f"anneal_task is {self.anneal_task}, but schedule {self.schedule} has no level to fall from; set schedule: "
+                "infinite, or leave anneal_task out"
             )
         return self
 

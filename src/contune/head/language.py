@@ -1,4 +1,4 @@
-"""The model's own language head: scores of the next token, frozen like the model; answers are written, not chosen."""
+"""The model's own language head: scores of the next token; answers are written, not chosen."""
 
 from collections.abc import Callable
 from typing import ClassVar, final
@@ -15,10 +15,12 @@ SPARE_TOKENS = 8  # beyond the longest answer that was learned: room to be wrong
 
 @final
 class Language(Head):
-    """Scores (T, V) of each of the T tokens to predict, from the states before them; nothing of it is trained.
+    """Scores (T, V) of each of the T tokens to predict, from the states before them.
 
-    Takes the place of a linear head where answers are written. Remembers how long the longest answer of the training
-    data was, in tokens: what is written gets that much room and a little more, and no test answer is looked at for it.
+    It is the model's and rests with the model: adapters that train all weights train it too, whether it is tied to the
+    embeddings or not, and others leave it. Takes the place of a linear head where answers are written. Remembers how long
+    the longest answer of the training data was, in tokens: what is written gets that much room and a little more, and no
+    test answer is looked at for it.
     """
 
     name: ClassVar[str] = "language"

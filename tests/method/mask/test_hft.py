@@ -52,7 +52,7 @@ def resting_modules(learner: Learner, role: str) -> list[list[str]]:
         [
             path
             for path, module in layer.named_modules()
-            if role_of(path, module) == role and base[id(module.weight)] in frozen
+            if role_of(path, module, multiplies=is_linear(module)) == role and base[id(module.weight)] in frozen
         ]
         for layer in learner.backbone.layers
     ]

@@ -8,6 +8,7 @@ from resume_helpers import difference_after_a_stop
 from torch import Tensor
 from word_tasks import tiny_folder, word_tasks
 
+from contune.adapter.weights.linear_layers import linear_layers
 from contune.adapter.weights.subset import full
 from contune.checks.run import SETTINGS, digit_tasks, same_state, tiny_model
 from contune.contract.context import Context
@@ -86,6 +87,7 @@ def test_only_principal_entries_move(case: str, train: dict[str, Any]) -> None:
             still = before[name] == after[name]
             assert bool(still[~mask].all()), "an entry outside the mask has moved"
             assert float(still[mask].float().mean()) < 0.05
+        assert {name for name in before if name.startswith("adapter.")} == linear, "LIFT trains matrices alone"
         assert all(not torch.equal(after[name], before[name]) for name in before if name not in masks)
 
 
@@ -135,11 +137,11 @@ def test_an_equal_mask_changes_nothing() -> None:
     assert same_state(*ends) is None
 
 
-def test_with_the_whole_matrix_it_is_full_fine_tuning() -> None:
+def test_with_whole_matrices_it_trains_them_freely() -> None:
     learner = lift_learner(rank=64, train={**SGD, "weight_decay": 0.0})
     plain = Learner(
         tiny_model(),
-        build_method("finetune", {"lr_scale": 1.0, "loss_over": "seen"}),
+        Method(linear_layers(lr_scale=1.0), Linear()),
         train={**SGD, "weight_decay": 0.0},
     )
     for task in digit_tasks()[:2]:
@@ -173,7 +175,7 @@ def test_entries_that_join_start_with_moments_of_zero() -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    with pytest.raises(CombinationError, match="weights of the model's own linear layers"):
+    with pytest.raises(CombinationError, match="trains matrices of the model itself"):
         compose({"adapter": "lora", "rules": ["principal-mask"]})
     with pytest.raises(ConfigError, match="at least 1"):
         PrincipalMask(filter_rank=0)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from contune.backbone.backbone import Backbone
 from contune.backbone.linear import linear_layers
-from contune.backbone.targets import key_value_modules, resolve_layers, target_modules
+from contune.backbone.targets import Stack, key_value_modules, resolve_layers, target_modules
 from contune.contract.capability import LinearWeights
 from contune.contract.context import Context
 from contune.contract.data import Batch
-from contune.contract.options import Alpha, Dropout, Layers, Rank, Targets
+from contune.contract.options import Alpha, Dropout, Layers, Rank, Stacks, Targets
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import derived_seed
 from contune.contract.state import State
@@ -93,13 +93,23 @@ class PeftAdapter(Adapter):
 
 
 def inject(backbone: Backbone, config: "PeftConfig", name: str, seed: int) -> "PeftModel":
-    """Put a `peft` adapter into the backbone's model; its start values depend on `seed` alone."""
+    """Put a `peft` adapter into the backbone's model; its start values depend on `seed` alone.
+
+    Raises `ConfigError` where `peft` refuses the modules, such as those that Mamba multiplies by without calling them.
+    """
     from peft import PeftModel
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is on its way out
         torch.manual_seed(seed)
-        model = PeftModel(backbone.stock, config, adapter_name=name, autocast_adapter_dtype=False)
+        try:
+            model = PeftModel(backbone.stock, config, adapter_name=name, autocast_adapter_dtype=False)
+        except ValueError as error:
+            wanted = sorted({each.rsplit(".", 1)[-1] for each in getattr(config, "target_modules", None) or ()})
+            why = str(error).splitlines()[0]
+            raise ConfigError(
+                f"peft cannot adapt {wanted} of {backbone.config.path} ({why}); set targets to a list of those that it can"
+            ) from error
     return model.eval()
 
 
@@ -146,6 +156,7 @@ def lora(
     dropout: Dropout = 0.0,
     targets: Annotated[Targets, "LoRA (2106.09685), section 7.1"] = "query-value",
     layers: Layers = "all",
+    stacks: Stacks = "both",
 ) -> Adapter:
     """Low-rank updates W + (alpha / rank) B A (arXiv 2106.09685, section 4.1), one for the whole stream.
 
@@ -156,20 +167,26 @@ def lora(
     """
 
     def config(backbone: Backbone) -> "PeftConfig":
-        return lora_config(backbone, rank, alpha, dropout, targets, layers)
+        return lora_config(backbone, rank, alpha, dropout, targets, layers, stacks)
 
     return PeftAdapter("lora", config, layers, linear=True)
 
 
 def lora_config(
-    backbone: Backbone, rank: int, alpha: float, dropout: float, targets: str | list[str], layers: str | list[int]
+    backbone: Backbone,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: str | list[str],
+    layers: str | list[int],
+    stacks: Stack = "both",
 ) -> "PeftConfig":
     """The `peft` configuration of a LoRA in the named places."""
     from peft import LoraConfig
 
     if rank < 1:
         raise ConfigError(f"rank is {rank}; give at least 1")
-    modules = target_modules(backbone, targets, layers)
+    modules = target_modules(backbone, targets, layers, stacks)
     return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules)
 
 

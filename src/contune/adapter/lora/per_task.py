@@ -15,7 +15,7 @@ from contune.backbone.targets import resolve_layers
 from contune.contract.capability import Lifetime
 from contune.contract.context import Context
 from contune.contract.data import Batch
-from contune.contract.options import Alpha, Dropout, Layers, Rank, Targets
+from contune.contract.options import Alpha, Dropout, Layers, Rank, Stacks, Targets
 from contune.contract.parts import Adapter, Parameters
 from contune.contract.randomness import derived_seed
 from contune.contract.state import State
@@ -46,8 +46,10 @@ class LoraPerTask(Adapter):
         dropout: Dropout = 0.0,
         targets: Annotated[Targets, "released code"] = "query-value",
         layers: Layers = "all",
+        stacks: Stacks = "both",
     ) -> None:
         self.rank, self.alpha, self.dropout, self.targets, self.layers = rank, alpha, dropout, targets, layers
+        self.stacks = stacks
         self.scale = alpha / rank if rank else 0.0
         self._wrapped: PeftModel | None = None
         self._seed = 0
@@ -61,7 +63,7 @@ class LoraPerTask(Adapter):
 
     def attach(self, backbone: Backbone, seed: int) -> None:
         self._seed = seed
-        config = lora_config(backbone, self.rank, self.alpha, self.dropout, self.targets, self.layers)
+        config = lora_config(backbone, self.rank, self.alpha, self.dropout, self.targets, self.layers, self.stacks)
         self._wrapped = inject(backbone, config, "default", derived_seed(seed, "adapter", 0))
 
     def begin_task(self, context: Context) -> None:

@@ -7,7 +7,8 @@ from torch import nn
 
 from contune.adapter.weights.subset import Choice, ParameterSubset
 from contune.adapter.wrapper import Around
-from contune.contract.capability import LinearWeights, require
+from contune.backbone.linear import Matrix
+from contune.contract.capability import BaseMatrices, LinearWeights, require
 from contune.contract.context import Context
 from contune.contract.options import Layers, LrScale
 from contune.contract.parts import Adapter, Parameters
@@ -50,6 +51,11 @@ class FreezableParameters(Around):
         """The linear layers whose weights are trained now, by the names of these weights."""
         trained = self.trained()
         return {name: module for name, module in require(self.inner, LinearWeights).linear().items() if name in trained}
+
+    def matrices(self) -> Mapping[str, Matrix]:
+        """The model's matrices that are trained now, experts among them, by their names."""
+        trained = self.trained()
+        return {name: one for name, one in require(self.inner, BaseMatrices).matrices().items() if name in trained}
 
     def state(self) -> State:
         return State(self.inner.state().tensors, {"frozen": self.frozen})

@@ -1,6 +1,6 @@
 """Half fine-tuning: in every task a fresh random half of the model's matrices rests (HFT, arXiv 2404.18466)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, final
 
 import numpy as np
@@ -11,7 +11,8 @@ from contune.adapter.wrapper import Around
 from contune.backbone.backbone import Backbone
 from contune.backbone.layers import is_norm
 from contune.backbone.linear import is_linear
-from contune.backbone.targets import resolve_layers
+from contune.backbone.targets import chosen_layers
+from contune.backbone.targets import matrices as matrices_of
 from contune.contract.capability import Freezable, Lifetime, require
 from contune.contract.context import Context
 from contune.contract.options import Layers, LrScale
@@ -23,15 +24,19 @@ Role = Literal["attention", "feed-forward", "norm"]
 Groups = Mapping[Role, Sequence[Sequence[tuple[str, ...]]]]
 
 
-def role_of(path: str, module: nn.Module) -> Role | None:
+def role_of(path: str, module: nn.Module, *, multiplies: bool) -> Role | None:
     """What a module inside a layer is, by its path there and its kind; None for what has no weights of these kinds.
 
-    >>> role_of("attention.output.dense", nn.Linear(1, 1)), role_of("output.dense", nn.Linear(1, 1))
-    ('attention', 'feed-forward')
+    `multiplies`: whether one of its tensors is a matrix of the model.
+
+    >>> role_of("attention.output.dense", nn.Linear(1, 1), multiplies=True)
+    'attention'
+    >>> role_of("mlp.experts", nn.Module(), multiplies=True), role_of("norm", nn.LayerNorm(1), multiplies=False)
+    ('feed-forward', 'norm')
     """
     if is_norm(module):
         return "norm"
-    if is_linear(module):
+    if multiplies:
         return "attention" if "attn" in path.lower() or "attention" in path.lower() else "feed-forward"
     return None
 
@@ -57,9 +62,11 @@ class Half(Around):
     """Trains all weights but those that rest in this task: of each layer a random `share` of the matrices, whole.
 
     Two of four attention matrices rest per layer; of an odd number, such as three of a gated MLP, one more in half of
-    the layers, drawn. Norms likewise. A projection that makes queries, keys and values in one counts as one matrix. A
-    bias goes with its matrix. Embeddings, the last norm and layer scales always train, as the paper's default is recalled
-    to be. Half is by the number of matrices: the share of weights is near it, not it.
+    the layers, drawn. Norms likewise. A projection that makes queries, keys and values in one counts as one matrix, and
+    so do the experts of a layer that are kept in one tensor: all of them rest, or none. A bias goes with its matrix.
+    Layers are those of the encoder and of the decoder. Embeddings, the language head, the last norm and layer scales
+    always train, as the paper's default is recalled to be. Half is by the number of matrices: the share of weights is near
+    it, not it.
 
     Every task draws anew, so no tensor is safe for good: after t tasks the share 1 - 2^-t has been trained. What rests has
     no gradient and no optimizer state, so that nothing moves it. Memory: the model in place of the base; half of the
@@ -88,8 +95,9 @@ class Half(Around):
         self.inner.attach(backbone, seed)
         names = {id(parameter): name for name, parameter in self.inner.trained().items()}
         roles: tuple[Role, ...] = ("attention", "feed-forward", "norm")
-        chosen = [backbone.layers[index] for index in resolve_layers(self.layers, backbone.depth)]
-        self._groups = {role: [matrices_of(layer, role, names) for layer in chosen] for role in roles}
+        chosen = chosen_layers(backbone, self.layers)
+        known = {id(one.weight) for one in matrices_of(backbone).values()}
+        self._groups = {role: [members(layer, role, names, known) for layer in chosen] for role in roles}
 
     def begin_task(self, context: Context) -> None:
         if context.model.adapter_trainable:
@@ -102,11 +110,18 @@ class Half(Around):
         return require(self.inner, Freezable).frozen
 
 
-def matrices_of(layer: nn.Module, role: Role, names: Mapping[int, str]) -> list[tuple[str, ...]]:
-    """The modules of a layer that have this role, each as the names of its own tensors."""
+def members(layer: nn.Module, role: Role, names: Mapping[int, str], known: Collection[int]) -> list[tuple[str, ...]]:
+    """What of a layer has this role, each as the names of the tensors that rest together.
+
+    `known` are the identities of the model's matrices. A module's tensors rest together, but experts one tensor at a time,
+    each with the bias that is named after it.
+    """
     found = []
     for path, module in layer.named_modules():
-        own = tuple(names[id(parameter)] for parameter in module.parameters(recurse=False) if id(parameter) in names)
-        if own and role_of(path, module) == role:
-            found.append(own)
+        own = {id(value): names[id(value)] for value in module.parameters(recurse=False) if id(value) in names}
+        matrices = [name for key, name in own.items() if key in known]
+        if own and role_of(path, module, multiplies=bool(matrices)) == role:
+            apart = len(matrices) > 1 and not is_linear(module)
+            together = [[name for name in own.values() if name.startswith(one)] for one in matrices]
+            found += [tuple(each) for each in (together if apart else [list(own.values())])]
     return found

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from contune.adapter.weights.depths import Stability, depths_below_head, start_anew
 from contune.backbone.backbone import Backbone
 from contune.backbone.layers import is_norm
-from contune.backbone.linear import linear_layers
-from contune.backbone.targets import resolve_layers
+from contune.backbone.linear import Matrix, tables_of
+from contune.backbone.targets import chosen_layers, head_parameters, resolve_layers
+from contune.backbone.targets import matrices as matrices_of
 from contune.contract.capability import BaseMatrices, LinearWeights
 from contune.contract.context import Context
 from contune.contract.data import Batch
@@ -27,8 +28,9 @@ class ParameterSubset(Adapter):
 
     With `layers` only what lies in those layers is trained, and the layers below them can be cached. `stability` lowers
     rates, freezes or starts anew by depth. Layers that rest from the first task on are cached too; those that learned
-    before they rest are not, since what is cached is the model as it was loaded. `matrices`: whether weights of linear
-    layers are among what it picks, or are all that it picks.
+    before they rest are not, since what is cached is the model as it was loaded. `matrices`: whether the matrices of the
+    model (`contune.backbone.targets.matrices`) are among what it picks, or are all that it picks. `tables`: whether
+    embeddings and the language head may be picked, which are one tensor in many models and are picked alike in all.
     """
 
     def __init__(
@@ -39,13 +41,15 @@ class ParameterSubset(Adapter):
         lr_scale: float,
         stability: Stability = Stability(),  # noqa: B008  frozen, and never changed
         matrices: Literal["none", "some", "only"] = "some",
+        tables: bool = True,
     ) -> None:
         self.name = name  # type: ignore[misc]  # one class serves three names of the configuration
         self.lr_scale = lr_scale
         self.layers = layers
         self.matrices_only = matrices == "only"
         self._has_matrices = matrices != "none"
-        self._model: nn.Module | None = None
+        self._tables = tables
+        self._matrices: dict[str, Matrix] = {}
         self._choice = choice
         self._stability = stability
         self._chosen: dict[str, nn.Parameter] = {}
@@ -57,20 +61,13 @@ class ParameterSubset(Adapter):
         return None if ability in (LinearWeights, BaseMatrices) and not self._has_matrices else super().offers(ability)
 
     def attach(self, backbone: Backbone, seed: int) -> None:
-        self._seed, self._model = seed, backbone.model
+        self._seed, self._matrices = seed, matrices_of(backbone)
         how, depth = self._stability, backbone.depth
         if how.needs_depths:
             self._depths = depths_below_head(backbone)
             how.require_reset(depth)
-        owners = {id(p): m for m in backbone.model.modules() for p in m.parameters(recurse=False)}
-        inside = {
-            id(p) for index in resolve_layers(self.layers, backbone.depth) for p in backbone.layers[index].parameters()
-        }
-        for name, parameter in sorted(backbone.base_parameters().items()):
-            frozen = how.frozen_from == 0 and self._depths and how.rests(self._depths[name], depth)
-            if frozen or not self._choice(name, owners[id(parameter)]):
-                continue
-            if self.layers == "all" or id(parameter) in inside:
+        for name, parameter in sorted(self._candidates(backbone).items()):
+            if how.frozen_from or not self._depths or not how.rests(self._depths[name], depth):
                 parameter.requires_grad_(True)
                 self._chosen[name] = parameter
         if not self._chosen:
@@ -78,6 +75,20 @@ class ParameterSubset(Adapter):
                 f"adapter {self.name!r} finds nothing to train in {backbone.config.path}: "
                 "this model has no such parameters; take lora or another adapter"
             )
+
+    def _candidates(self, backbone: Backbone) -> Parameters:
+        """What is picked, by name and kind and place."""
+        owners = {id(p): m for m in backbone.stock.modules() for p in m.parameters(recurse=False)}
+        inside = {id(p) for layer in chosen_layers(backbone, self.layers) for p in layer.parameters()}
+        rest = set() if self._tables else tables_of(backbone.stock) | {id(p) for p in head_parameters(backbone)}
+        return {
+            name: value
+            for name, value in backbone.base_parameters().items()
+            if (self.layers == "all" or id(value) in inside)
+            and id(value) not in rest
+            and (name in self._matrices or not self.matrices_only)
+            and self._choice(name, owners[id(value)])
+        }
 
     def begin_task(self, context: Context) -> None:
         if self._stability.reset and context.task.index == 0:
@@ -111,8 +122,12 @@ class ParameterSubset(Adapter):
 
     def linear(self) -> Mapping[str, nn.Module]:
         """The linear layers whose weights are trained now, by the names of these weights."""
-        assert self._model is not None
-        return linear_layers(self._model, self.trained())
+        return {name: one.module for name, one in self.matrices().items() if one.is_layer}
+
+    def matrices(self) -> Mapping[str, Matrix]:
+        """The model's matrices that are trained now, experts among them, by their names."""
+        trained = self.trained()
+        return {name: one for name, one in self._matrices.items() if name in trained}
 
     def rate(self, name: str) -> float:
         return self.lr_scale * self._stability.decay ** self._depths.get(name, 0)
@@ -147,6 +162,8 @@ def full(
     reset: Annotated[int, "top layers that start anew when the first task begins; 0: none"] = 0,
 ) -> Adapter:
     """Every weight of the base model, at a hundredth of the head's learning rate (SLCA, arXiv 2303.05118, section 3.2).
+
+    Where the model answers in writing, its language head is trained with it, whether tied to the embeddings or not.
 
     `decay`, `frozen` with `frozen_from`, and `reset` train it more gently by depth (arXiv 2112.07869), as the methods
     stable-finetune and freeze do.

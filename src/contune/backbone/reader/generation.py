@@ -91,6 +91,26 @@ class LanguageModel:
         return found[:, given:]
 
 
+def before_text(prompts: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Prompts (B, n, d) right before the text in words (B, L, d): what stands there (B, n + L, d), and its mask.
+
+    `mask` (B, L) is true on tokens. Padding on the left stays left of the prompts: between them and the text it would
+    count in a sliding window, so that what a row sees of its prompts would depend on the other rows.
+
+    >>> prompts, words = torch.tensor([[[8.0]], [[9.0]]]), torch.tensor([[[1.0], [2.0]], [[0.0], [3.0]]])
+    >>> wide, seen = before_text(prompts, words, torch.tensor([[True, True], [False, True]]))
+    >>> wide[..., 0].tolist(), seen.int().tolist()
+    ([[8.0, 1.0, 2.0], [0.0, 9.0, 3.0]], [[1, 1, 1], [0, 1, 1]])
+    """
+    count = prompts.shape[1]
+    place = torch.arange(count + mask.shape[1], device=mask.device)
+    start = mask.int().argmax(dim=1, keepdim=True)
+    order = torch.where(place < start, place + count, torch.where(place < start + count, place - start, place))
+    wide = torch.cat([prompts, words], dim=1)
+    seen = torch.cat([mask.new_ones(prompts.shape[:2]), mask], dim=1)
+    return wide.gather(1, order[..., None].expand_as(wide)), seen.gather(1, order)
+
+
 def score_rule(raw: Tensor, scores: Tensor, cap: float | None, name: str) -> tuple[float, float | None]:
     """The factor and cap that turn the head's raw scores into the model's own; `ConfigError` where none does.
 

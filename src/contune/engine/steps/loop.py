@@ -88,7 +88,7 @@ def train(
             selections = {TASK: Selection(context.task.data, order[number])}
             for rule in rules:
                 selections |= rule.select(context, epoch, step)
-            set_rate(optimizer, rate_factor(settings, step, steps, first=context.task.index == 0))
+            set_rate(optimizer, rate_factor(settings, step, steps, task=context.task.index))
             loss = take_step(context, rules, processes, optimizer, selections, (epoch, step))
             ledger.steps += 1
             rows = sum(len(selection.rows) for selection in selections.values())

@@ -38,23 +38,30 @@ def rate_of(context: Context, part: str, name: str) -> float:
     return context.model.router.lr_scale
 
 
-def rate_factor(settings: TrainSettings, step: int, steps: int, *, first: bool = True) -> float:
+def rate_factor(settings: TrainSettings, step: int, steps: int, *, task: int = 0) -> float:
     """Share of the full learning rate at `step` of a task's `steps` (from 0), by `schedule`.
 
     Linear warm-up, then `constant`, or half a cosine down to `floor` (re-warming and re-decaying in every task), or its
     first quarter alone, which falls ever faster (CODA-Prompt's released schedule), or `infinite` (arXiv 2403.08763,
     section 7): the first task warms up and cools down to `floor` within the share `cooldown` of its steps, and from there
-    the rate stays, in all later tasks too.
+    the rate stays, in all later tasks too. At the end of the task `anneal_task` it falls exponentially to a tenth of that,
+    within the share `annealing` of that task's steps.
 
     >>> infinite = TrainSettings(schedule="infinite", floor=0.1, warmup=0.25, cooldown=0.5)
     >>> [round(rate_factor(infinite, step, 8), 2) for step in range(8)]
     [0.5, 1.0, 1.0, 0.87, 0.55, 0.23, 0.1, 0.1]
-    >>> rate_factor(infinite, 0, 8, first=False)
-    0.1
     >>> [round(rate_factor(TrainSettings(schedule="quarter-cosine"), step, 4), 2) for step in range(4)]
     [1.0, 0.92, 0.71, 0.38]
+    >>> last = TrainSettings(schedule="infinite", floor=0.1, anneal_task=2, annealing=0.5)
+    >>> [round(rate_factor(last, step, 4, task=1), 4) for step in range(4)]
+    [0.1, 0.1, 0.0316, 0.01]
     """
-    if settings.schedule == "infinite" and not first:
+    if settings.anneal_task == task + 1:
+        start = steps - max(1, int(settings.annealing * steps))
+        fallen = max(0, step + 1 - start) / (steps - start)
+        level = rate_factor(settings.with_changes({"anneal_task": None}), step, steps, task=task)
+        return level * math.pow(0.1, fallen)
+    if settings.schedule == "infinite" and task:
         return settings.floor
     warm = int(settings.warmup * steps)
     if step < warm:

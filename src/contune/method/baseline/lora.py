@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from contune.adapter.lora.peft_adapter import lora as lora_adapter
-from contune.contract.options import Alpha, Dropout, Layers, Rank, Targets
+from contune.contract.options import Alpha, Dropout, Layers, Rank, Stacks, Targets
 from contune.head.linear import Linear
 from contune.head.options import LossOver
 from contune.method.method import Method
@@ -16,6 +16,7 @@ def lora(
     dropout: Dropout = 0.0,
     targets: Annotated[Targets, "paper, section 7.1"] = "query-value",
     layers: Layers = "all",
+    stacks: Stacks = "both",
     loss_over: Annotated[LossOver, "LAMDA-PILOT's finetune"] = "own-task",
 ) -> Method:
     """Train one LoRA (arXiv 2106.09685) and a growing head on each task in turn; what most people do, and it forgets.
@@ -30,5 +31,5 @@ def lora(
     >>> lora(rank=4).adapter.name
     'lora'
     """
-    adapter = lora_adapter(rank=rank, alpha=alpha, dropout=dropout, targets=targets, layers=layers)
+    adapter = lora_adapter(rank=rank, alpha=alpha, dropout=dropout, targets=targets, layers=layers, stacks=stacks)
     return Method(adapter, Linear(loss_over=loss_over), train={"lr": 2e-3, "epochs": 5})

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from contune.adapter.lora.per_task import LoraPerTask
-from contune.contract.options import Alpha, Dropout, Layers, Rank, Targets
+from contune.contract.options import Alpha, Dropout, Layers, Rank, Stacks, Targets
 from contune.head.linear import Linear
 from contune.head.options import LossOver
 from contune.method.method import Method
@@ -19,6 +19,7 @@ def o_lora(
     targets: Annotated[Targets, "released code"] = "query-value",
     loss_over: Annotated[LossOver, "paper, task by task"] = "own-task",
     layers: Layers = "all",
+    stacks: Stacks = "both",
 ) -> Method:
     """Give each task its own LoRA, freeze the finished ones, and penalise overlap of their input directions.
 
@@ -36,7 +37,7 @@ def o_lora(
     >>> o_lora().rules[0].name
     'orthogonality'
     """
-    adapter = LoraPerTask(rank=rank, alpha=alpha, dropout=dropout, targets=targets, layers=layers)
+    adapter = LoraPerTask(rank=rank, alpha=alpha, dropout=dropout, targets=targets, layers=layers, stacks=stacks)
     return Method(
         adapter, Linear(loss_over=loss_over), (Orthogonality(strength=strength),), train={"lr": 1e-3, "epochs": 5}
     )

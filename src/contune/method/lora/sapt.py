@@ -41,7 +41,6 @@ def sapt(
       dropped when it has written, so one text per prompt must hold prompt and answer to count.
     - Padding does not count in the query; gradients go through old blocks.
     - The held attention is on all vectors of a task in every step.
-    - In a model with an encoder, LoRAs sit in the decoder, as those of every adapter here.
     - The head of a class stream is not protected.
 
     >>> sapt().adapter.name

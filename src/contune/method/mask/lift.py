@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from contune.adapter.weights.subset import full
+from contune.adapter.weights.linear_layers import linear_layers
 from contune.contract.options import Layers
 from contune.head.linear import Linear
 from contune.method.method import Method
@@ -17,9 +17,11 @@ def lift(
     interval: Annotated[int, PrincipalMask] = 400,
     choice: Annotated[Choice, PrincipalMask] = "low-rank",
     layers: Layers = "all",
-    lr_scale: Annotated[float, full] = 0.01,
+    lr_scale: Annotated[float, linear_layers] = 0.01,
 ) -> Method:
     """Fine-tune, of every matrix, the few entries that are largest in its low-rank part, and leave all others.
+
+    Embeddings, the language head, norms and biases rest, as in the released code and its configurations.
 
     Use it where full fine-tuning learns best and should change as few weights as a LoRA has. Keep `weight_decay` 0: it
     would act on the mask alone.
@@ -32,10 +34,12 @@ def lift(
     - The paper learns one task; here each takes its mask from the weights that the last one left, so overlapping masks
       are what old tasks can lose.
     - Moments are dense (see rule principal-mask), the randomised SVD is left out, and a classifier's head trains.
+    - Routers of experts are among the matrices, and experts kept in one tensor are masked one by one; the released code
+      knows linear layers alone.
 
     >>> lift().rules[0].name
     'principal-mask'
     """
     rule = PrincipalMask(rank=rank, filter_rank=filter_rank, interval=interval, choice=choice)
-    adapter = full(layers=layers, lr_scale=lr_scale)
+    adapter = linear_layers(layers=layers, lr_scale=lr_scale)
     return Method(adapter, Linear(), (rule,), train={"lr": 1e-2, "epochs": 5})

@@ -2,12 +2,10 @@
 
 from typing import Annotated, Literal
 
-from torch import nn
-
 from contune.adapter.lora.peft_adapter import lora
 from contune.adapter.lora.per_task import LoraPerTask
 from contune.adapter.weights.subset import ParameterSubset
-from contune.contract.options import Alpha, Dropout, Layers, LrScale, Rank, Targets
+from contune.contract.options import Alpha, Dropout, Layers, LrScale, Rank, Stacks, Targets
 from contune.contract.parts import Adapter, Rule
 from contune.head.linear import Linear
 from contune.method.method import Method
@@ -29,13 +27,14 @@ def migu(
     strength: Annotated[float, Orthogonality] = 0.5,
     targets: Annotated[Targets, "released T5 runs"] = "query-value",
     layers: Layers = "all",
+    stacks: Stacks = "both",
     lr_scale: Annotated[LrScale, "SLCA (2303.05118), section 3.2"] = 0.01,
 ) -> Method:
     """Move, after the first task, only the rows of each weight whose outputs are largest on the task in hand.
 
     Tasks of different kind light up different units, so they change different rows; nothing is frozen for good, and
     nothing is kept between tasks. What is trained is one LoRA, one LoRA per task with O-LoRA's penalty (`strength`), or
-    all weights but embeddings (`lr_scale`).
+    all weights but embeddings and the language head (`lr_scale`), which models with experts refuse.
 
     Use it on top of another way to train where neither examples nor task names are at hand. With `masked` 0 the carrier
     is left alone.
@@ -57,9 +56,9 @@ def migu(
         rules = (*rules, Orthogonality(strength=strength))
     adapter: Adapter
     if carrier == "lora":
-        adapter = lora(rank=rank, alpha=alpha, dropout=dropout, targets=targets, layers=layers)
+        adapter = lora(rank=rank, alpha=alpha, dropout=dropout, targets=targets, layers=layers, stacks=stacks)
     elif carrier == "o-lora":
-        adapter = LoraPerTask(rank=rank, alpha=alpha, dropout=dropout, targets=targets, layers=layers)
+        adapter = LoraPerTask(rank=rank, alpha=alpha, dropout=dropout, targets=targets, layers=layers, stacks=stacks)
     else:
-        adapter = ParameterSubset("full", lambda _name, owner: not isinstance(owner, nn.Embedding), layers, lr_scale)
+        adapter = ParameterSubset("full", lambda _name, _owner: True, layers, lr_scale, tables=False)
     return Method(adapter, Linear(), rules, train={"lr": 1e-2 if carrier == "full" else 1e-3, "epochs": 5})

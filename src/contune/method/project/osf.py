@@ -39,7 +39,8 @@ def osf(
     - Shares are of the smaller dimension (the scripts: of the larger, which can freeze a matrix whole), and one
       singular vector always learns.
     - The first task is protected as well, unless `from_start` is false.
-    - Biases, norms and embeddings stay as they are.
+    - Biases, norms, embeddings and the language head stay as they are. Experts kept in one tensor are split one by one and
+      keep the mean share.
     - A head of classes, each learned against its own task's, stands in for a language model's.
 
     >>> osf().rules[0].name

@@ -18,7 +18,7 @@ from contune.contract.randomness import torch_generator
 from contune.contract.state import State, on_device
 from contune.numerics.masks import held_updates, masked_gradients, most_active, require_share, rows_of, sampled
 from contune.numerics.subspaces import token_rows
-from contune.rule.linear import linear_modules
+from contune.rule.linear import linear_modules, require_watched
 
 
 @final
@@ -62,6 +62,7 @@ class ActivationMask(Rule):
         self._step = 0
 
     def begin_task(self, context: Context) -> None:
+        require_watched(context, self.name)
         self._sums, self._masks = {}, {}
 
     def select(self, context: Context, epoch: int, step: int) -> Mapping[str, Selection]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, final
 
+import torch
 from torch import Tensor
 
 from contune.contract.capability import BaseMatrices, Need
@@ -13,18 +14,18 @@ from contune.contract.randomness import torch_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.numerics.masks import Choice, all_unpacked, held_updates, masked_gradients, packed, principal
-from contune.rule.linear import linear_modules
+from contune.rule.linear import slices, trained_matrices
 
 
 @final
 class PrincipalMask(Rule):
-    """Of every linear weight only the largest entries of its low-rank part move (LIFT, arXiv 2506.00772).
+    """Of every matrix only the largest entries of its low-rank part move (LIFT, arXiv 2506.00772).
 
     The part is of rank `filter_rank`, and as many entries move as a LoRA of rank `rank` has. The mask is taken of the
     weights as a task finds them, and again after every `interval` steps of the task; nothing is kept between tasks.
     Principal weights are not the largest weights. A matrix with no more weights than the LoRA would have is trained
-    whole. Biases, norms and embeddings that the adapter trains are not masked, as in the released code, nor is the
-    head.
+    whole. Experts kept in one tensor are masked one by one. Biases, norms and embeddings that the adapter trains are not
+    masked, nor is the head: the released code freezes them, as adapter `linear-layers` does.
 
     Masked gradients are zero and masked moves are none, so momentum and weight decay change nothing that rests. Moments
     are dense tensors with zeros where nothing ever moved: this saves no memory, where the released optimizer keeps
@@ -61,10 +62,14 @@ class PrincipalMask(Rule):
 
     def _found(self, context: Context, step: int) -> dict[str, Tensor]:
         masks = {}
-        for name in linear_modules(context, BaseMatrices):
-            generator = torch_generator(context.task.settings.seed, "principal mask", context.task.index, step, name)
-            weight = context.model.trained()[name].detach()
-            masks[name] = principal(weight, self.rank, self.filter_rank, self.choice, generator)
+        for name, matrix in trained_matrices(context).items():
+            found = []
+            for part, weight in slices(name, matrix.weight.detach()).items():
+                generator = torch_generator(
+                    context.task.settings.seed, "principal mask", context.task.index, step, part
+                )
+                found.append(principal(weight, self.rank, self.filter_rank, self.choice, generator))
+            masks[name] = found[0] if matrix.weight.dim() == 2 else torch.stack(found)
         return masks
 
     def select(self, context: Context, epoch: int, step: int) -> Mapping[str, Selection]:

@@ -17,7 +17,7 @@ from contune.contract.randomness import numpy_generator
 from contune.contract.state import InputMemory, State, on_device
 from contune.errors import ConfigError
 from contune.numerics.subspaces import Subspace, closing_threshold, project_out
-from contune.rule.linear import linear_modules, still
+from contune.rule.linear import linear_modules, require_watched, still
 from contune.rule.project.gradient_projection import check_shares
 
 Regime = Literal["apart", "agrees", "differs"]
@@ -140,6 +140,7 @@ class Cuber(Rule):
         self._protected: dict[str, Subspace] = {}
 
     def begin_task(self, context: Context) -> None:
+        require_watched(context, self.name)
         known = {name for gradients in self._gradients for name in gradients}
         names = sorted(known & set(context.model.trained()))
         if names:

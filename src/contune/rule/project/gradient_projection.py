@@ -10,7 +10,7 @@ from contune.contract.passes import input_moments
 from contune.contract.state import InputMemory, State
 from contune.errors import ConfigError
 from contune.numerics.subspaces import closing_threshold, project_out
-from contune.rule.linear import linear_modules, still
+from contune.rule.linear import linear_modules, require_watched, still
 
 
 def check_shares(**shares: float) -> None:
@@ -52,6 +52,9 @@ class GradientProjection(Rule):
         self._memory = InputMemory()
         self._transposed: list[str] = []
         self._tasks = 0
+
+    def begin_task(self, context: Context) -> None:
+        require_watched(context, self.name)
 
     def updates(self, context: Context, updates: Tensors) -> Tensors:
         if not self._tasks:

@@ -18,7 +18,7 @@ from contune.contract.randomness import numpy_generator
 from contune.contract.state import State
 from contune.errors import ConfigError
 from contune.numerics.subspaces import Subspace, complement, project_out, token_rows
-from contune.rule.linear import linear_modules, still
+from contune.rule.linear import slices, still, trained_matrices
 
 SLACK = 1e-9  # a ratio such as 0.29 of 100 singular values is 28.999... in floating point
 
@@ -126,15 +126,22 @@ def similarities(context: Context, modules: Mapping[str, nn.Module], examples: i
     return {name: total / max(tally.counts[name], 1) for name, total in tally.sums.items()}
 
 
+def watched(context: Context) -> dict[str, nn.Module]:
+    """The linear layers among the matrices that are trained now."""
+    return {name: one.module for name, one in trained_matrices(context).items() if one.is_layer}
+
+
 @final
 class SingularSubspace(Rule):
-    """Takes out of every step of a linear weight what touches its strongest singular vectors (OSF, arXiv 2504.07097).
+    """Takes out of every step of a matrix what touches its strongest singular vectors (OSF, arXiv 2504.07097).
 
     When a task begins every weight is split by its singular values, W = U_h S_h V_h^T + U_l S_l V_l^T, and until the
     task ends it may change by (1 - U_h U_h^T) M (1 - V_h V_h^T) alone: for x in the span of V_h, W x stays, and for any
     x the part of W x in the span of U_h. How many singular vectors a layer keeps follows from how alike its inputs and
     outputs were in the last task: the ratio is `minimum` + I (`target` - `minimum`), I being 1 on average over layers.
     A ratio above 1 - 1 / full rank leaves one singular vector to learn with. Ratios are of the smaller dimension.
+    Experts kept in one tensor are split one by one; what they and their router read and give is not seen, so they keep
+    the mean ratio, `target`.
 
     What is projected is the step, not the gradient: with AdamW a projected gradient leaves the subspace again. Tensors
     of the adapter that are no linear weights rest while weights are protected. Directions learned in one task are
@@ -174,26 +181,29 @@ class SingularSubspace(Rule):
         )
 
     def begin_task(self, context: Context) -> None:
-        modules = linear_modules(context, BaseMatrices)
         if self.from_start and not self._similarities:
-            self._similarities = similarities(context, modules, self.examples)
+            self._similarities = similarities(context, watched(context), self.examples)
         ratios = retained_ratios(self._similarities, self.minimum, self.target)
-        self._sides = {
-            name: Sides.of(weight, retained_rank(ratios[name], min(weight.shape)))
-            for name, weight in context.model.trained().items()
-            if name in modules and name in ratios
-        }
+        self._sides = {}
+        for name, matrix in sorted(trained_matrices(context).items()):
+            ratio = ratios.get(name) if matrix.is_layer or not ratios else self.target
+            if ratio is not None:
+                for part, weight in slices(name, matrix.weight).items():
+                    self._sides[part] = Sides.of(weight, retained_rank(ratio, min(weight.shape)))
 
     def updates(self, context: Context, updates: Tensors) -> Tensors:
         if not self._sides:
             return updates
-        allowed = dict(still(updates, self._sides))
-        return allowed | {n: between(allowed[n], sides) for n, sides in self._sides.items() if n in allowed}
+        whole = {name.partition("[")[0] for name in self._sides}
+        allowed = dict(still(updates, whole))
+        for name in whole & set(allowed):
+            found = [between(move, self._sides[part]) for part, move in slices(name, allowed[name]).items()]
+            allowed[name] = found[0] if allowed[name].dim() == 2 else torch.stack(found)
+        return allowed
 
     def end_task(self, context: Context) -> None:
         self._sides = {}
-        modules = linear_modules(context, BaseMatrices)
-        if modules:
+        if modules := watched(context):
             self._similarities = similarities(context, modules, self.examples)
 
     def state(self) -> State:

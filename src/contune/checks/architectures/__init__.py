@@ -1,0 +1,1 @@
+"""The same methods on tiny random models of many architectures that write."""
