@@ -153,8 +153,9 @@ def test_a_run_from_a_file_to_answers(objective: str, tmp_path: Path) -> None:
     assert (out / "report.html").stat().st_size > 10_000
     explained = runner.invoke(app, ["explain", str(config)])
     assert f"objective: {objective}" in explained.output
-    if objective != "tag":
-        (tmp_path / "new.txt").write_text("aaaa cccc\n")
-        answered = runner.invoke(app, ["predict", str(out), str(tmp_path / "new.txt")])
-        assert answered.exit_code == 0, answered.output
-        assert "prediction" in json.loads(answered.output.splitlines()[0])
+    new = tmp_path / ("new.jsonl" if objective == "tag" else "new.txt")
+    new.write_text('{"tokens": ["aaaa", "cccc"]}\n' if objective == "tag" else "aaaa cccc\n")
+    answered = runner.invoke(app, ["predict", str(out), str(new)])
+    assert answered.exit_code == 0, answered.output
+    prediction = json.loads(answered.output.splitlines()[0])["prediction"]
+    assert objective != "tag" or len(prediction.split()) == 2

@@ -45,7 +45,7 @@ def predict_file(
 ) -> Iterator[tuple[str, str]]:
     """Each input's name and answer; `say` is told how many inputs were cut."""
     learner = load_learner(directory)
-    inputs, names = _inputs(source, find_modality(learner.backbone.modality))
+    inputs, names = _inputs(source, find_modality(learner.backbone.modality), learner.objective.name)
     longest = learner.backbone.parts.reader.longest
     cut = 0 if longest is None else learner.backbone.prepare(inputs).truncated
     if cut:
@@ -55,12 +55,12 @@ def predict_file(
     yield from zip(names, learner.predict(inputs, task=task), strict=True)
 
 
-def _inputs(source: Path, modality: Modality) -> tuple[Inputs, list[str]]:
+def _inputs(source: Path, modality: Modality, objective: str) -> tuple[Inputs, list[str]]:
     asked_with = {modality.name, *modality.asked_with}
     if "text" in asked_with and source.suffix == ".txt":
         texts = lines_of(source)
         return texts, texts
-    found = read_inputs(source)
+    found = read_inputs(source, objective=objective if modality.asked_for else "classify")
     if found.modality not in asked_with:
         raise DataError(f"{source} holds {found.modality} inputs but the run's model reads {modality.name}")
     return found.inputs, [str(place) for place in found.places]

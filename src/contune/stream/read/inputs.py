@@ -29,12 +29,17 @@ class UnlabelledInputs:
 
 
 def read_inputs(
-    path: Path, *, text: str | None = None, image: str | None = None, skip_bad: bool = False
+    path: Path,
+    *,
+    text: str | None = None,
+    image: str | None = None,
+    skip_bad: bool = False,
+    objective: str = "classify",
 ) -> UnlabelledInputs:
     """Read a table file, one image, or a folder with images directly in it.
 
-    `text` and `image` name the input column of a table; it is found by its usual names otherwise. Raises DataError for
-    a file that cannot be read and, unless `skip_bad`, for the first bad row.
+    `text` and `image` name the input column of a table; it is found by its usual names otherwise, those of rows of words
+    where `objective` is tag. Raises DataError for a file that cannot be read and, unless `skip_bad`, for the first bad row.
     """
     if path.is_dir() or file_modality(path.name) is not None:
         modality, rows, bad = _file_rows(path)
@@ -45,7 +50,7 @@ def read_inputs(
                 "and folders of images"
             )
         named = ("text", (text,)) if text is not None else ("image", (image,)) if image is not None else None
-        modality, rows, bad = unlabelled_rows(read_table(path), Columns(input=named))
+        modality, rows, bad = unlabelled_rows(read_table(path), Columns(input=named, objective=objective))
     rows, unreadable = decode_rows(rows, find_modality(modality))
     notes = settle_bad_rows([*bad, *unreadable], skip_bad=skip_bad)
     if not rows:
