@@ -31,8 +31,7 @@ class TrainSettings(BaseModel):
     weight_decay: float = Field(0.0, ge=0, description="how strongly a step pulls what is trained towards 0")
     schedule: Literal["constant", "cosine", "quarter-cosine", "infinite"] = Field(
         "constant",
-        description="learning rate in a task; cosine: half of one, or its first quarter; infinite: one fall in task 1, then "
-        "level to anneal_task",
+        description="learning rate in a task; cosine: half of one, or its first quarter; infinite: one fall in task 1",
     )
     floor: float = Field(0.0, ge=0, lt=1, description="lowest share of lr, where a cosine ends and infinite stays")
     cooldown: float = Field(0.3, gt=0, le=1, description="infinite: share of the first task's steps in which lr falls")
