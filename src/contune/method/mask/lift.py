@@ -29,7 +29,7 @@ def lift(
     Memory: the model in place of the base, its moments, and a bit per weight while a task is learned.
     Compute: a full backward pass, and an exact SVD of every matrix per task and `interval` steps.
     Defaults: rank 32 with filter rank 16 as released for an 8B model; of a matrix with sides of 768 that is 8 percent.
-    Other released runs have rank 128 and filter rank 32 to 64, intervals of 10 to 2000. Rates and epochs are ours.
+    Other released runs have rank 128 and filter rank 32 to 128, intervals of 10 to 2000. Rates and epochs are ours.
     Differs:
     - The paper learns one task; here each takes its mask from the weights that the last one left, so overlapping masks
       are what old tasks can lose.
