@@ -19,7 +19,7 @@ Everything a version needs is on the disk before its own record is; its record i
 import fcntl
 import getpass
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -52,15 +52,15 @@ class Folder:
         self.log = Log(path / "log.jsonl")
 
     @staticmethod
-    def create(path: Path, config: Mapping[str, Any], root: Mapping[str, Any]) -> "Folder":
-        """A new folder with version 0, whole or not at all; `root` is what that version's record holds."""
+    def create(path: Path, config: Mapping[str, Any], root: Callable[["Folder"], Mapping[str, Any]]) -> "Folder":
+        """A new folder with version 0, whole or not at all; `root` writes what that version holds and gives its record."""
         with fresh_folder(path) as temporary:
             for name in ("objects", "refs", *RECORDS):
                 (temporary / name).mkdir()
             new = Folder(temporary)
             write_bytes(temporary / "config.json", sealed(config))
-            new.put_version(root)
-            write_bytes(temporary / "refs" / "live", root["id"].encode() + b"\n")
+            first = new.put_version(root(new))
+            write_bytes(temporary / "refs" / "live", first.encode() + b"\n")
         return Folder(path)
 
     @staticmethod
@@ -92,10 +92,6 @@ class Folder:
     def config(self) -> Record:
         """What the folder was made with."""
         return read_sealed(self.path / "config.json")
-
-    def config_id(self) -> str:
-        """The hash of that."""
-        return digest(self.config())
 
     # Records
 
