@@ -55,6 +55,7 @@ class LivingModel:
         method: str | Mapping[str, Any] | None = None,
         *,
         run: str | Path | None = None,
+        changes: Sequence[str] = (),
         say: Say = silent,
         observer: Observer | None = None,
         **keys: Any,
@@ -62,11 +63,13 @@ class LivingModel:
         """A new folder with version 0, which knows nothing yet, or what a finished `run` knows.
 
         `keys` are those of the configuration: `kind`, `objective`, `train`, `columns`, `held_out`, `policy`, `gate` and
-        `device`. Raises ConfigError where they do not fit, and RunDirectoryError where the folder is taken.
+        `device`; `changes` are more of them, as `key.inner=value`. Raises ConfigError where they do not fit, and
+        RunDirectoryError where the folder is taken.
         """
         given = None if model is None else {"path": str(model)}
         own = {"model": given, "method": dict(method) if isinstance(method, Mapping) else method, **keys}
-        return LivingModel(started(Path(path), own, None if run is None else Path(run)), say=say, observer=observer)
+        folder = started(Path(path), own, None if run is None else Path(run), changes)
+        return LivingModel(folder, say=say, observer=observer)
 
     @staticmethod
     def open(path: str | Path, *, say: Say = silent, observer: Observer | None = None, **changes: Any) -> "LivingModel":
@@ -89,8 +92,8 @@ class LivingModel:
         """Learn from new examples; where the gate says so, the new version answers from now on.
 
         `data` and `test` are files, rows in Python as `Stream.of` takes them, or a task. Without `test`, the configured
-        share is set aside by a hash of each example. `labels` renames what the data calls its classes. Without `gate` it becomes a
-        candidate. Data that the live version has just learned is not learned again but with `again`.
+        share is set aside by a hash of each example. `labels` renames what the data calls its classes. Without `gate` it
+        becomes a candidate. Data that the live version has just learned is not learned again but with `again`.
         """
         name = name or name_of(data, len(self.folder.order()))
         task, brought, notes = read_update(data, test, name, self.config, dict(labels or {}))

@@ -1,6 +1,6 @@
 """Version 0: a folder that knows nothing yet, or what a finished run knows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from contune.run.config import read_resolved
 from contune.run.folder.directory import RunDirectory
 
 
-def started(path: Path, given: Mapping[str, Any], run: Path | None) -> Folder:
+def started(path: Path, given: Mapping[str, Any], run: Path | None, changes: Sequence[str] = ()) -> Folder:
     """The new folder. Whatever does not fit is refused before it is there."""
     require_free(path)
-    config = living_config({**(from_run(run) if run else {}), **{k: v for k, v in given.items() if v is not None}})
+    own = {key: value for key, value in given.items() if value is not None}
+    config = living_config({**(from_run(run) if run else {}), **own}, changes)
     config = config.model_copy(update={"model": placed(config.model)})
     learner = Workshop(Folder(path), config).new()
     if learner.method.joint:
@@ -32,11 +33,11 @@ def started(path: Path, given: Mapping[str, Any], run: Path | None) -> Folder:
         learner.load_state(state)
         require_policy(state, config.policy, config)
         classes = list(learner.class_names)
-    own = digest({**config.lasting, "base": learner.base_hash})
-    values = {"format": 1, "config": config.model_dump(mode="json"), "base_hash": learner.base_hash, "id": own}
+    lasting = digest({**config.lasting, "base": learner.base_hash})
+    values = {"format": 1, "config": config.model_dump(mode="json"), "base_hash": learner.base_hash, "id": lasting}
     kind = "empty" if run is None else "from a run"
     return Folder.create(
-        path, values, lambda folder: root_version(own, folder.states.put(state) if state else None, classes, kind)
+        path, values, lambda folder: root_version(lasting, folder.states.put(state) if state else None, classes, kind)
     )
 
 
