@@ -34,16 +34,18 @@ def history_table(rows: "list[Row]") -> Any:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("", "name", "after", "learned", "tested", "gate", "gain", "forgot", "by", "made", "keeps"):
+    for heading in ("", "name", "learned", "tested", "gate", "gain", "forgot", "made", "keeps"):
         right = heading in ("learned", "tested", "gain", "forgot")
-        table.add_column(heading, justify="right" if right else "left", no_wrap=right or heading in ("", "made"))
+        table.add_column(
+            heading, justify="right" if right else "left", no_wrap=heading != "name", min_width=len(heading)
+        )
     for row in rows:
         mark = f"[bold]{row.number} <[/bold]" if row.live else f"{row.number} x" if row.retired else str(row.number)
-        after = "–" if row.parent is None else str(row.parent)
         counts = (f"{row.learned:,}", f"{row.tested:,}")
         shares = (percent(row.gain), percent(row.forgetting))
+        gate = "unsure" if row.outcome == "not enough evidence" else row.outcome or "–"
         kept = row.kept.replace("learned: ", "").replace("tested: ", "").replace("; ", "/")
-        table.add_row(mark, row.name, after, *counts, row.outcome or "–", *shares, row.actor, row.at[:10], kept)
+        table.add_row(mark, row.name, *counts, gate, *shares, row.at[:10], kept)
     return table
 
 
