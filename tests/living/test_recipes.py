@@ -24,7 +24,11 @@ def home_of(recipe: str) -> Setting | None:
 
 def lived(path: Path, recipe: str, setting: Setting, updates: int = 2, **options: int) -> LivingModel:
     train = dict(setting.train) if build_method(recipe, {}).train.get("epochs", 1) else {**setting.train, "epochs": 0}
-    own = {"objective": setting.objective, "kind": setting.kinds[0], "train": {**train, "epochs": min(train["epochs"], 1)}}
+    own = {
+        "objective": setting.objective,
+        "kind": setting.kinds[0],
+        "train": {**train, "epochs": min(train["epochs"], 1)},
+    }
     model = LivingModel.create(path, setting.model(), {"name": recipe, **options}, device="cpu", **own)
     for number, task in enumerate((setting.tasks() * 4)[:updates]):
         model.update(task, name=f"update {number}", gate=False)

@@ -100,11 +100,13 @@ class Folder:
         name = name or digest(value)
         path = self.path / room / f"{name}.json"
         if not path.exists():
+            self.objects.flush()
             write_bytes(path, sealed(value))
         return name
 
     def replace(self, room: str, name: str, value: Mapping[str, Any]) -> None:
         """Write a record again with other content."""
+        self.objects.flush()
         write_bytes(self.path / room / f"{name}.json", sealed(value))
 
     def get(self, room: str, name: str) -> Record:
