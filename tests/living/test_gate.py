@@ -101,6 +101,10 @@ def test_a_new_suite_that_is_answered_as_before_is_no_gain() -> None:
     same = np.repeat([1.0, 0.0], [90, 10])
     assert decide([Suite("may", same, same, new=True)]).outcome == "not enough evidence"
     assert decide([Suite("may", same, same, new=True)], GateRules(gain=False)).outcome == "promote"
+    known = np.repeat([1.0, 0.0], [97, 3])  # three wrong answers cannot show a gain, whatever becomes of them
+    assert decide([Suite("may", known, known, new=True)]).outcome == "promote"
+    few = np.zeros(4)
+    assert decide([Suite("may", few, few + 1, new=True)]).outcome == "not enough evidence"
 
 
 def test_nothing_to_measure_by_is_no_evidence() -> None:

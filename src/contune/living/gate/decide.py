@@ -161,11 +161,23 @@ def doubts(compared: Sequence[Compared], mean: float | None, low: float | None, 
             said.append(
                 f"{found.name} seems to have lost more than {points(rules.suite_margin)} points: {flips(found)}"
             )
-        if whole and found.new and rules.gain and harm_p(found.won, found.lost) > rules.alpha:
+        if whole and found.new and not gained(found, rules):
             said.append(f"{found.name} is not shown to be answered better than before: {shares(found)}, {flips(found)}")
         if whole and found.new and found.candidate < rules.floor:
             said.append(f"{found.name} is below the floor: {below(found, rules)}")
     return said
+
+
+def gained(found: Compared, rules: GateRules) -> bool:
+    """Whether a new suite is shown to be answered better than before, or was answered so well that nobody could show it.
+
+    >>> known = Compared("june", 64, 1.0, 1.0, 0, 0, 1.0, 1.0, True, 0.0, 0.0)
+    >>> gained(known, GateRules())
+    True
+    """
+    wrong = round((1 - found.live) * found.n)
+    full = found.live >= rules.floor and harm_p(wrong, 0) > rules.alpha and found.candidate >= found.live
+    return not rules.gain or full or harm_p(found.won, found.lost) <= rules.alpha
 
 
 def evidence(compared: Sequence[Compared], mean: float | None, low: float | None, rules: GateRules) -> list[str]:

@@ -23,7 +23,10 @@ class GateRules(BaseModel):
     )
     alpha: float = Field(0.05, gt=0, lt=0.5, description="chance of a false alarm, over all suites and slices together")
     floor: float = Field(0.5, ge=0, le=1, description="share of the new suite that must be answered rightly")
-    gain: bool = Field(True, description="the new suite must be answered better than by the version that answers now")
+    gain: bool = Field(
+        True,
+        description="the new suite must be answered better than before, where so many were wrong that it could show",
+    )
     slices: Literal["none", "classes"] = Field(
         "none", description="classes: harm is looked for in every class of every suite as well"
     )
