@@ -106,3 +106,16 @@ def test_what_was_not_swept_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model.gc()
     assert model.verify() == []
     assert not files_with(tmp_path / "seen", PLANTED["text"])
+
+
+def test_forgetting_twice_retires_what_the_first_left(tmp_path: Path) -> None:
+    model = lived(tmp_path / "seen", SUMS)
+    first = model.forget(classes=["delivery"])
+    second = model.forget(classes=["login"])
+    assert (first.way, second.way) == ("subtracted", "subtracted")
+    assert first.version in model.folder.retired()
+    assert {one.label for one in model.predict(["zz zz parcel late", "012345 password"])} <= {"refund", "invoice"}
+    assert model.verify() == []
+    kept = model.folder.version(first.version)["state"]
+    model.folder.objects.path(kept).write_bytes(b"put back by a backup")
+    assert any("still there" in said or "damaged" in said for said in model.verify())

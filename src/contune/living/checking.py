@@ -46,6 +46,24 @@ def problems(folder: Folder) -> list[str]:
         return found + [problem for name in folder.objects.names() if (problem := object_problem(folder, name))]
     found += object_problems(folder)
     check(lambda: unswept(folder))
+    check(lambda: retired_problems(folder))
+    return found
+
+
+def retired_problems(folder: Folder) -> list[str]:
+    """Certificates hold: what versions that held forgotten examples had for themselves is gone, and none of them answers."""
+    uses, live, found = used(folder), folder.live(), []
+    for name in sorted(folder.retired()):
+        version = folder.version(name)
+        own = [block for block in (version["state"], *version["answers"].values()) if block and block not in uses]
+        if any(folder.objects.path(block).exists() for block in own):
+            found.append(
+                f"blocks of version {version['name']!r}, which held what was forgotten, are still there; run contune gc"
+            )
+        if name == live:
+            found.append(
+                f"version {version['name']!r} answers, though it held what was forgotten; roll back to another"
+            )
     return found
 
 

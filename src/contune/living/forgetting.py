@@ -78,7 +78,6 @@ def forget(
         new, way = learned_again(shop, folder.version(str(held[0]["parent"])), after, rows), "learned again"
     number = folder.order().index(new["id"])
     retired = tuple(name for name in folder.order() if name != new["id"] and has_seen(folder, name, rows))
-    retired = tuple(name for name in retired if way != "learned again" or name not in ids_of(folder, new))
     certificate = Certificate(what, way, tuple(sorted(rows)), new["id"], number, retired, now(), actor())  # type: ignore[arg-type]
     name = folder.put("certificates", asdict(certificate))
     if new["id"] == live["id"]:
@@ -87,11 +86,6 @@ def forget(
         folder.move(new["id"], "forgot", command, certificate=name, retired=list(retired), reason=what)
     clear(folder, shop.config.policy)
     return certificate
-
-
-def ids_of(folder: Folder, version: Record) -> set[str]:
-    """The ids of a version and its ancestors."""
-    return {one["id"] for one in line_of(folder, version)}
 
 
 def wanted(
@@ -125,8 +119,7 @@ def holds(folder: Folder, version: Record, rows: set[str]) -> bool:
 
 def has_seen(folder: Folder, name: str, rows: set[str]) -> bool:
     """Whether a version or one of its ancestors has learned one of the examples."""
-    line = line_of(folder, folder.version(name))
-    return any(holds(folder, version, rows) for version in line) and line[-1].get("without") is None
+    return any(holds(folder, version, rows) for version in line_of(folder, folder.version(name)))
 
 
 def can_subtract(shop: Workshop, line: Sequence[Record], held: Sequence[Record]) -> bool:
@@ -156,7 +149,7 @@ def subtracted(shop: Workshop, live: Record, held: Sequence[Record], rows: set[s
     manifest = {
         **live, "id": new, "parent": live["id"], "kind": "forget", "name": "forgotten", "data": None, "forgot": forgot,
         "suite": None, "before": None, "state": state, "suites": kept, "answers": answers, "found": {},
-        "at": now(), "actor": actor(), "cost": learner.ledger.values(), "without": sorted(rows),
+        "at": now(), "actor": actor(), "cost": learner.ledger.values(),
     }  # fmt: skip
     folder.put_version(manifest)
     return manifest

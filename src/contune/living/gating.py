@@ -8,6 +8,7 @@ import numpy as np
 from contune.errors import ConfigError
 from contune.living.gate.decide import Suite, Verdict, decide
 from contune.living.gate.power import power_of
+from contune.living.gate.rules import GateRules
 from contune.living.learning import Answers, Workshop, get_answers, put_answers
 from contune.living.store.folder import Folder, Record, actor, now
 from contune.living.store.sealed import digest
@@ -17,9 +18,9 @@ from contune.stream.task import Task
 Say = Callable[[str], None]
 
 
-def gate_id(live: str, candidate: str) -> str:
-    """What the record of a verdict is called."""
-    return digest({"live": live, "candidate": candidate})
+def gate_id(live: str, candidate: str, rules: GateRules) -> str:
+    """What the record of a verdict is called: other rules make another one."""
+    return digest({"live": live, "candidate": candidate, "rules": rules.model_dump(mode="json")})
 
 
 def ask_gate(shop: Workshop, candidate: Record, say: Say, new: Task | None = None) -> Verdict:
@@ -38,7 +39,7 @@ def ask_gate(shop: Workshop, candidate: Record, say: Say, new: Task | None = Non
     verdict = decide(suites, shop.config.gate)
     own = {suite: put_answers(folder, found) for suite, found in before.items() if suite not in live["answers"]}
     made = {"live": live["id"], "candidate": candidate["id"], "at": now(), "actor": actor(), "suites": list(before)}
-    name = gate_id(live["id"], candidate["id"])
+    name = gate_id(live["id"], candidate["id"], shop.config.gate)
     if not folder.has("gates", name):
         folder.put("gates", {**made, "verdict": verdict.values(), "answers": own}, name)
         folder.log.add("gate", version=candidate["id"], live=live["id"], gate=name, outcome=verdict.outcome, at=now())
