@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from contune.engine.predictor import Scores as Scores
     from contune.engine.session import Results as Results
     from contune.engine.session import Session as Session
+    from contune.living.model import Answer as Answer
+    from contune.living.model import LivingModel as LivingModel
     from contune.method.method import Method as Method
     from contune.stream.build import load_stream as load_stream
     from contune.stream.config import StreamConfig as StreamConfig
@@ -36,10 +38,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Adapter": "contune.contract.parts",
+    "Answer": "contune.living.model",
     "Context": "contune.contract.context",
     "Examples": "contune.stream.task",
     "Head": "contune.contract.parts",
     "Learner": "contune.engine.learner",
+    "LivingModel": "contune.living.model",
     "Method": "contune.method.method",
     "ModelConfig": "contune.backbone.config",
     "Objective": "contune.contract.objective",

@@ -13,20 +13,28 @@ from contune.errors import RunDirectoryError
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well, it takes the place of `path` in one step.
 
-    A reader, or a process that starts after a kill, sees the old file or the new one and never a part.
+    A reader, or a process that starts after a kill, sees the old file or the new one and never a part. Without `flush` that
+    holds for kills but not for a power cut: whoever writes many files flushes them together, before anything names them.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if flush:
+            sync_file(temporary)
         temporary.replace(path)
-        sync_folder(path.parent)
+        if flush:
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file's content to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -71,9 +79,9 @@ def require_free(out: Path) -> None:
         raise RunDirectoryError(f"{out} exists already and is never overwritten; name a new folder")
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, flush: bool = True) -> None:
     """Write a whole file atomically."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, flush=flush) as temporary:
         temporary.write_bytes(data)
 
 

@@ -1,18 +1,24 @@
 """Every code block of the documentation runs, and the catalogue is up to date."""
 
+import os
 import re
 import runpy
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 from word_tasks import tiny_folder
 
 from contune.checks.common import check_method
 from contune.checks.named import run_checks
+from contune.checks.settings.texts import text_model
+from contune.cli import app
 from contune.cli.plugins import load_plugins
 from contune.head.linear import Linear
+from contune.living.config import Policy
 from contune.method.catalog import build_part
 from contune.method.method import Method
 from contune.run.config import RunConfig
@@ -43,6 +49,27 @@ def test_python_blocks_about_language_run() -> None:
     scope: dict[str, object] = {"MODEL": str(tiny_folder("llama-writer"))}
     exec(compile(code, "docs/language-models.md", "exec"), scope)
     assert len(scope["answers"]) == 1  # type: ignore[arg-type]
+
+
+def test_the_story_of_a_living_model_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # nobody pulls the plug here
+    page = (ROOT / "docs" / "living-model.md").read_text()
+    scope: dict[str, Any] = {}
+    for language, block in re.findall(r"```(python|bash|yaml)\n(.*?)```", page, re.DOTALL):
+        if language == "python":
+            exec(compile(block, "docs/living-model.md", "exec"), scope)
+        elif language == "yaml":
+            assert Policy.model_validate(yaml.safe_load(block)).days == 90
+        for line in block.splitlines() if language == "bash" else ():
+            command, _, code = line.partition("# exit code ")
+            words = shlex.split(command.replace("$MODEL", text_model()))
+            done = CliRunner().invoke(app, words[1:])
+            assert done.exit_code == int(code or 0), f"{line}: {done.output} {done.exception}"
+    assert scope["answers"][0].label == "login"
+    assert [(row.number, row.live) for row in scope["model"].history()][-1] == (8, False)
+    assert scope["model"].predict(["great service, thanks! ticket 8"])[0].label != "praise"
+    assert "Held back by the gate: april" in (tmp_path / "support.html").read_text()
 
 
 YAML_PAGES = (

@@ -1,6 +1,7 @@
 """The command line: the only place with options.
 
 Exit codes: 0 well; 1 failed; 2 configuration; 3 data; 4 run directory; 5 not finite; 130 stopped, and resumable.
+The gate of a living model ends with 0 promote, 3 blocked or 4 not enough evidence.
 One file for each group of commands; torch is imported when a command needs it, so that `contune --help` is instant.
 """
 
@@ -9,6 +10,8 @@ import sys
 import typer
 
 from contune.cli import look, merge, models, new, results, run
+from contune.cli.living import change, inbox
+from contune.cli.living import look as living
 from contune.cli.screen import never_fail_to_print
 from contune.errors import ContuneError
 
@@ -30,6 +33,9 @@ app.command()(look.schema)
 app.command()(look.explain)
 app.command()(look.check)
 app.command()(new.new)
+LIVING = (change.create, change.update, change.gate, change.promote, change.rollback, living.history, living.diff)
+for about_living in (*LIVING, change.forget, inbox.watch, living.verify, change.gc):
+    app.command(rich_help_panel="A living model")(about_living)
 
 
 def main() -> None:

@@ -5,16 +5,23 @@ from typing import Annotated
 
 import typer
 
+from contune.cli.living.common import is_living, opened
 from contune.cli.screen import print_rich
 from contune.errors import ConfigError
 
 
 def report(
-    directories: Annotated[list[Path], typer.Argument(help="One or more run directories.")],
+    directories: Annotated[list[Path], typer.Argument(help="One or more run directories, or a living model's folder.")],
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
     figures: Annotated[Path | None, typer.Option(help="Also write every plot as SVG and PNG to this folder.")] = None,
 ) -> None:
-    """Write one self-contained HTML file about one run, or several side by side."""
+    """Write one self-contained HTML file about one run, several side by side, or a living model."""
+    if len(directories) == 1 and is_living(directories[0]):
+        from contune.living.pages.page import write_page
+
+        model, _ = opened(directories[0], None)
+        typer.echo(write_page(model.folder, model.config, out))
+        return
     from contune.run.report.report import write_figures, write_report
 
     typer.echo(write_report(directories, out))

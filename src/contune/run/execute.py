@@ -44,7 +44,12 @@ class Interrupted(ContuneError):
 
 def make_method(config: RunConfig) -> Method:
     """The method a configuration names or composes."""
-    method = {"name": config.method} if isinstance(config.method, str) else dict(config.method or {})
+    return method_of(config.method or {})
+
+
+def method_of(given: str | Mapping[str, Any]) -> Method:
+    """A recipe by its name, a recipe with options under `name`, or parts."""
+    method = {"name": given} if isinstance(given, str) else dict(given)
     if "name" in method:
         name = str(method.pop("name"))
         return build_method(name, method)

@@ -23,7 +23,12 @@ Format = Literal["peft", "merged", "safetensors"]
 def export_run(directory: Path, out: Path, form: Format) -> list[str]:
     """Write what a run has learned to the new folder `out`; gives the names of the files."""
     require_free(out)
-    learner = load_learner(directory)
+    return export_learner(load_learner(directory), out, form)
+
+
+def export_learner(learner: Learner, out: Path, form: Format) -> list[str]:
+    """Write what a learner knows to the new folder `out`; gives the names of the files."""
+    require_free(out)
     with fresh_folder(out) as folder:
         WRITERS[form](learner, folder)
         write_surroundings(learner, folder, form)

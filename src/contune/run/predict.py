@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from contune.backbone.config import ModelConfig
+from contune.contract.objective import Prediction
 from contune.engine.learner import Learner
 from contune.errors import DataError, RunDirectoryError
 from contune.run.config import read_resolved
@@ -44,7 +45,13 @@ def predict_file(
     directory: Path, source: Path, task: int | None, say: Callable[[str], None] = lambda _text: None
 ) -> Iterator[tuple[str, str]]:
     """Each input's name and answer; `say` is told how many inputs were cut."""
-    learner = load_learner(directory)
+    yield from answered(load_learner(directory), source, task, say)
+
+
+def answered(
+    learner: Learner, source: Path, task: int | None, say: Callable[[str], None] = lambda _text: None
+) -> Iterator[tuple[str, Prediction]]:
+    """Each input's name and a learner's answer to it."""
     inputs, names = _inputs(source, find_modality(learner.backbone.modality), learner.objective.name)
     longest = learner.backbone.parts.reader.longest
     cut = 0 if longest is None else learner.backbone.prepare(inputs).truncated

@@ -146,7 +146,8 @@ def write_plot(plot: Plot, folder: Path) -> list[Path]:
     return written
 
 
-def _canvas(width: float, height: float) -> tuple[Any, Any]:
+def canvas(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many inches with one plot in it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
@@ -163,7 +164,7 @@ def heat_map(
 
     cells = np.array([[np.nan if value is None else value for value in row] for row in values], dtype=np.float64)
     rows, columns = cells.shape
-    figure, axes = _canvas(width, width * (0.9 if not title else 0.95))
+    figure, axes = canvas(width, width * (0.9 if not title else 0.95))
     colours = LinearSegmentedColormap.from_list("heat", HEAT)
     masked = np.ma.masked_invalid(cells)
     if columns <= MOST_NUMBERED:
@@ -216,7 +217,7 @@ def accuracy_over_tasks(
     groups: Sequence[MethodRuns], styles: Sequence[int], joint: MethodRuns | None, width: float = 5.4
 ) -> Any:
     """Average accuracy on the tasks seen so far, after each task; a band of ± one deviation over runs."""
-    figure, axes = _canvas(width, width * 0.56)
+    figure, axes = canvas(width, width * 0.56)
     tasks = max(group.runs[0].tasks for group in groups)
     for group, number in zip(groups, styles, strict=True):
         rows = range(1, min(len(run.matrix) for run in group.runs) + 1)
@@ -271,7 +272,7 @@ def _legend(figure: Any, always: bool = True) -> None:
 
 def learned_and_final(learned: Sequence[float | None], final: Sequence[float | None], width: float = 5.4) -> Any:
     """For each task how well it was learned and what is left of it; the line between the two is what was lost."""
-    figure, axes = _canvas(width, width * 0.5)
+    figure, axes = canvas(width, width * 0.5)
     tasks = range(1, len(final) + 1)
     first = np.array([np.nan if value is None else value for value in learned])
     last = np.array([np.nan if value is None else value for value in final])
@@ -292,7 +293,7 @@ def final_by_task(
     groups: Sequence[MethodRuns], styles: Sequence[int], joint: MethodRuns | None, width: float = 5.4
 ) -> Any:
     """Accuracy on each task at the end: how much is left of the first tasks, and how well the last were learned."""
-    figure, axes = _canvas(width, width * 0.56)
+    figure, axes = canvas(width, width * 0.56)
     tasks = max(group.runs[0].tasks for group in groups)
     shown = [(group, series_style(number)) for group, number in zip(groups, styles, strict=True)]
     if joint is not None:
@@ -317,7 +318,7 @@ def learned_and_kept(
     """One row a method: learning accuracy (hollow), average accuracy at the end (filled), the loss between them."""
     labels = [clean(group.label, 24) for group in groups]
     height = 0.42 * len(groups) + 1.05
-    figure, axes = _canvas(width, height)
+    figure, axes = canvas(width, height)
     lowest = 1.0
     for row, (group, number) in enumerate(zip(groups, styles, strict=True)):
         colour = series_style(number)["color"]
@@ -348,7 +349,7 @@ def learned_and_kept(
 
 def accuracy_on_the_way(points: Sequence[tuple[int, float]], width: float = 5.4) -> Any:
     """Accuracy over all tests seen so far, by the number of examples that had come."""
-    figure, axes = _canvas(width, width * 0.42)
+    figure, axes = canvas(width, width * 0.42)
     examples, values = [count for count, _ in points], [100 * value for _, value in points]
     axes.plot(examples, values, color=SERIES[0], linewidth=1.4, marker="o" if len(points) < 25 else None, markersize=3)
     axes.set(xlabel="examples so far", ylabel="accuracy in percent", xlim=(0, max(examples)), ylim=(0, 100))
@@ -359,7 +360,7 @@ def accuracy_on_the_way(points: Sequence[tuple[int, float]], width: float = 5.4)
 
 def training_loss(losses: Sequence[float], width: float = 5.4) -> Any:
     """The logged training losses in order, at most 400 points."""
-    figure, axes = _canvas(width, width * 0.36)
+    figure, axes = canvas(width, width * 0.36)
     step = -(-len(losses) // 400)
     parts = [losses[start : start + step] for start in range(0, len(losses), step)]
     axes.plot(range(0, len(losses), step), [sum(part) / len(part) for part in parts], color=SERIES[0], linewidth=1.2)

@@ -1,9 +1,7 @@
 """The report: one HTML file that needs nothing else, for one run or several."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, final
 
@@ -13,11 +11,12 @@ from contune._files import write_text
 from contune.metric.definitions import DEFINITIONS, Definition
 from contune.metric.predictions import ClassForgetting
 from contune.run.report.compare import Comparison, Difference, MethodRuns, compare, config_differences, describe_seeds
-from contune.run.report.figures import Plot, inline_svg, write_plot
+from contune.run.report.figures import Plot, write_plot
+from contune.run.report.page import render_page, stylesheet
 from contune.run.report.plots import Detail, detail_plots, matrix_plots, overview_plots, read_details
 from contune.run.report.record import Run
 from contune.run.report.tables import NONE, columns, percent, show_cost
-from contune.run.report.words import describe_comparison, describe_group, share, signed_points
+from contune.run.report.words import describe_comparison, describe_group
 
 MOST_CLASSES = 20
 TILES = ("last_accuracy", "learning_accuracy", "forgetting", "average_incremental_accuracy")
@@ -109,21 +108,7 @@ class DetailView:
 
 def render(comparison: Comparison) -> str:
     """The report as HTML."""
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-    from markupsafe import Markup
-
-    def load(name: str) -> str:
-        return files("contune.run.report").joinpath(name).read_text(encoding="utf-8")
-
-    environment = Environment(
-        autoescape=True, loader=FunctionLoader(load), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"share": share, "signed": signed_points}
-    # The one place where text enters unescaped: matplotlib escapes what it draws, and `inline_svg` its label.
-    environment.globals["svg"] = lambda plot: Markup(inline_svg(plot))
-    page = environment.get_template("report.html.j2").render(_page(comparison), css=Markup(load("report.css")))
-    # Control characters and lone surrogates may stand in names but not in HTML.
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", page)
+    return render_page("contune.run.report", "report.html.j2", _page(comparison), stylesheet())
 
 
 def _page(comparison: Comparison) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Commands about a living model: a folder that new data comes to."""

@@ -1,0 +1,1 @@
+"""Pages about a living model: one HTML file that needs nothing else."""
