@@ -31,6 +31,6 @@ EASY: dict[str, Any] = {"floor": 0.3, "margin": 0.3, "suite_margin": 0.9, "resam
 def living(path: Path, method: Any = "ranpac", **keys: Any) -> LivingModel:
     """A living model that learns in milliseconds."""
     if method == "ranpac":
-        method = {"name": "ranpac", "random_features": 64}
+        method = {"name": "ranpac", "form": "small", "random_features": 64}
     own = {"device": "cpu", "gate": EASY, "train": {"epochs": 0} if isinstance(method, dict) else {"epochs": 2}, **keys}
     return LivingModel.create(path, text_model(), method, **own)

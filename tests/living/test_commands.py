@@ -36,7 +36,16 @@ def support(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rules = [word for key, value in EASY.items() for word in ("--set", f"gate.{key}={value}")]
     folder = home / "support"
     (home / "policy.yaml").write_text("suites: raw\nbuffer: raw\n")
-    method = ["--model", text_model(), "--method", "ranpac", "--set", "method.random_features=64"]
+    method = [
+        "--model",
+        text_model(),
+        "--method",
+        "ranpac",
+        "--set",
+        "method.form=small",
+        "--set",
+        "method.random_features=64",
+    ]
     made = run("create", folder, *method, "--policy", home / "policy.yaml", "--set", "device=cpu", *rules)
     assert made.exit_code == 0, made.output
     files = {
@@ -129,7 +138,9 @@ def test_the_page_is_whole_and_asks_nobody(support: Path, tmp_path: Path) -> Non
 
 def test_names_are_escaped(tmp_path: Path) -> None:
     rules = {"device": "cpu", "gate": EASY, "train": {"epochs": 0}}
-    model = LivingModel.create(tmp_path / "support", text_model(), {"name": "ranpac", "random_features": 16}, **rules)
+    model = LivingModel.create(
+        tmp_path / "support", text_model(), {"name": "ranpac", "form": "small", "random_features": 16}, **rules
+    )
     rows = tickets(0, ("refund", "delivery"), each=10)
     model.update([{**row, "label": f"<b>{row['label']}"} for row in rows], name="<script>alert(1)</script>")
     page = render(model.folder, model.config)

@@ -15,7 +15,7 @@ from contune.stream.task import Stream
 
 MONTHS = [("refund", "delivery"), ("login", "refund"), ("invoice", "delivery")]
 ER = {"name": "er", "size": 30}
-SUMS = {"name": "ranpac", "random_features": 32, "strength": 100.0}
+SUMS = {"name": "ranpac", "form": "small", "random_features": 32, "strength": 100.0}
 PLANTED = {"text": "planted 4711", "label": "delivery"}
 
 

@@ -79,7 +79,7 @@ def test_five_hundred_kills_leave_old_or_new(tmp_path: Path) -> None:
 def points_of_an_update(tmp_path: Path, chosen: Callable[[int], list[int]]) -> None:
     """Fail at some points of a whole update, each in every way; the same command arrives at the same version."""
     rows = tickets(1, ("login",), each=40)
-    start = living(tmp_path / "start", {"name": "ranpac", "random_features": 16})
+    start = living(tmp_path / "start", {"name": "ranpac", "form": "small", "random_features": 16})
     assert start.update(tickets(0, ("refund", "delivery"), each=20), name="january").promoted
     whole = tmp_path / "whole"
     shutil.copytree(start.folder.path, whole)
@@ -110,7 +110,7 @@ def test_every_point_of_an_update(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_gc_may_be_stopped_anywhere(error: str, tmp_path: Path) -> None:
-    model = living(tmp_path / "start", {"name": "ranpac", "random_features": 16})
+    model = living(tmp_path / "start", {"name": "ranpac", "form": "small", "random_features": 16})
     model.update(tickets(0, ("refund", "delivery"), each=20), name="january")
     for at in range(3):
         model.folder.objects.put(f"left over {at}".encode())

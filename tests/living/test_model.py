@@ -65,7 +65,7 @@ def test_the_life_of_a_model(tmp_path: Path) -> None:
 
 
 def test_what_is_learned_is_the_same_as_in_one_run(tmp_path: Path) -> None:
-    for method in ({"name": "ranpac", "random_features": 32}, {"name": "er", "size": 30}):
+    for method in ({"name": "ranpac", "form": "small", "random_features": 32}, {"name": "er", "size": 30}):
         train = {"epochs": 0} if method["name"] == "ranpac" else {"epochs": 1}
         months = [tickets(month, MONTHS[month % 5], each=6) for month in range(10)]
         model = living(tmp_path / str(method["name"]), method, train=train, held_out=0.0)
