@@ -14,7 +14,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from contune.serve.keeper import Keeper, Reply
+from contune.serve.keeper import Held, Reply
 
 SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -67,23 +67,25 @@ class Measures:
         """A right label."""
         self._feedback.inc()
 
-    def followed(self, keeper: Keeper) -> None:
+    def followed(self, held: Held) -> None:
         """What the keeper stands at, after it may have changed."""
         before, failed = self._seen
-        if before and before != keeper.standing.id:
+        version, problem = held.loaded.version, held.problem
+        if before and before != version.id:
             self._swaps.inc()
-        if keeper.problem is not None and failed != keeper.tried:
+        if problem is not None and failed != held.tried:
             self._failed.inc()
-        self._seen = keeper.standing.id, keeper.tried if keeper.problem is not None else None
-        self._version.set(keeper.standing.number)
-        self._stale.set(keeper.problem is not None)
+        self._seen = version.id, None if problem is None else held.tried
+        self._version.set(version.number)
+        self._stale.set(problem is not None)
 
     def latency(self) -> tuple[float, float] | None:
         """Median and 99th percentile in seconds over the last 1,000 answered requests, None before the first."""
         return None if not self._recent else (quantile(self._recent, 0.5), quantile(self._recent, 0.99))
 
-    def text(self, waiting: int) -> bytes:
+    def text(self, waiting: int, held: Held) -> bytes:
         """All of it in Prometheus' text format."""
+        self.followed(held)
         self._waiting.set(waiting)
         text: bytes = generate_latest(self.registry)
         return text

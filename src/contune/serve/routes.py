@@ -83,7 +83,7 @@ class Routes:
 
     async def metrics(self, request: Request) -> Response:
         """Counters."""
-        text = self._service.measures.text(self._service.batcher.waiting)
+        text = self._service.measures.text(self._service.batcher.waiting, self._service.keeper.held)
         return Response(text, headers={"Content-Type": TEXT_TYPE})
 
     async def reload(self, request: Request) -> Response:
@@ -94,13 +94,13 @@ class Routes:
     async def promote(self, request: Request) -> Response:
         """Let a version answer."""
         body = await self._body(request, PromoteBody)
-        step = self._service.move(body.version, body.reason, lambda model, to: model.promote(to, body.reason))
+        step = self._service.move(body.version, lambda model, to: model.promote(to, body.reason))
         return as_json(await step)
 
     async def rollback(self, request: Request) -> Response:
         """Go back."""
         body = await self._body(request, RollbackBody)
-        step = self._service.move(body.version, body.reason, lambda model, to: model.rollback(to, reason=body.reason))
+        step = self._service.move(body.version, lambda model, to: model.rollback(to, reason=body.reason))
         return as_json(await step)
 
     async def _body(self, request: Request, form: type[B]) -> B:

@@ -37,7 +37,7 @@ class Service:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.keeper = self._thread.submit(Keeper, path, **changes).result()
         self.batcher = Batcher(self.keeper.answer, self._thread, limits, self.measures.batch)
-        self.measures.followed(self.keeper)
+        self.measures.followed(self.keeper.held)
         self._watcher: asyncio.Task[None] | None = None
         self._rows: tuple[Any, list[Row]] = (None, [])
         self._writing = asyncio.Lock()
@@ -83,17 +83,17 @@ class Service:
                 self.measures.feedback()
         return {"request_id": body.request_id, "kept": "text" if self.config.policy.allows_raw else "hash"}
 
-    async def move(self, version: str | int | None, reason: str, step: Step) -> Mapping[str, Any]:
+    async def move(self, version: str | int | None, step: Step) -> Mapping[str, Any]:
         """Let another version answer, once it is loaded and has answered a probe."""
         name = None if version is None else str(version)
-        number = await self.batcher.between(lambda: self.keeper.move(name, reason, step))
-        self.measures.followed(self.keeper)
+        number = await self.batcher.between(lambda: self.keeper.move(name, step))
+        self.measures.followed(self.keeper.held)
         return {"version": number}
 
     async def reload(self) -> Mapping[str, Any]:
         """Follow the folder's pointer at once, also where that has failed before."""
         swapped = await self.batcher.between(self.keeper.reload)
-        self.measures.followed(self.keeper)
+        self.measures.followed(self.keeper.held)
         return {"swapped": swapped, **self.standing()}
 
     def standing(self) -> Mapping[str, Any]:
@@ -120,12 +120,12 @@ class Service:
             with contextlib.suppress(Exception):  # a folder that cannot be read now may be readable in a moment
                 if await asyncio.to_thread(self._moved):
                     await self.batcher.between(self.keeper.follow)
-                    self.measures.followed(self.keeper)
+                    self.measures.followed(self.keeper.held)
 
     def _moved(self) -> bool:
         named = (self.path / "refs" / "live").read_text(encoding="utf-8").strip()
-        keeper = self.keeper
-        return named != keeper.tried or (keeper.problem is not None and named == keeper.standing.id)
+        held = self.keeper.held
+        return named != held.tried or (held.problem is not None and named == held.loaded.version.id)
 
     def _line(self, body: FeedbackBody, request: Request, label: str) -> dict[str, Any]:
         """A line for the next update: the columns that the model reads, and where it comes from."""
