@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import importlib.util
+import json
 import os
 import signal
 import socket
@@ -92,3 +93,24 @@ def test_help_teaches() -> None:
     text = " ".join(CliRunner().invoke(app, ["serve", "--help"]).output.split())
     for said in ("/v1/predict", "curl", "SIGTERM", "--token-file"):
         assert said in text
+
+
+def test_the_commands_in_deploy_are_commands() -> None:
+    """Options that the image and the unit give are there, and the unit waits longer than the server drains."""
+    pytest.importorskip("fastapi")
+    from contune.serve.server import DRAIN_SECONDS
+
+    image = (SOURCES.parent / "deploy" / "Dockerfile").read_text()
+    unit = (SOURCES.parent / "deploy" / "contune-serve.service").read_text()
+    entry, words = (
+        json.loads(line.split(" ", 1)[1]) for line in image.splitlines() if line.startswith(("ENTRY", "CMD"))
+    )
+    (line,) = (line for line in unit.splitlines() if line.startswith("ExecStart="))
+    described = " ".join(CliRunner().invoke(app, ["serve", "--help"]).output.split())
+    for given in ([*entry, *words], ["contune", *line.split()[1:]]):
+        assert given[:2] == ["contune", "serve"]
+        options = [word for word in given if word.startswith("--")]
+        assert "--token-file" in options
+        assert [word for word in options if word not in described] == []
+    (seconds,) = (line.partition("=")[2] for line in unit.splitlines() if line.startswith("TimeoutStopSec="))
+    assert int(seconds) > DRAIN_SECONDS
