@@ -122,7 +122,7 @@ async def refused(_request: Request, error: Refusal) -> Response:
 
 async def wrong(_request: Request, error: ContuneError) -> Response:
     """What contune says of a request: the folder stands against it (409), or it makes no sense (422)."""
-    return as_json({"error": str(error)}, 409 if isinstance(error, RunDirectoryError) else 422)
+    return as_json({"error": " ".join(str(error).split())}, 409 if isinstance(error, RunDirectoryError) else 422)
 
 
 async def no_route(_request: Request, error: HTTPException) -> Response:

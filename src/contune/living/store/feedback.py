@@ -15,6 +15,7 @@ from typing import Any
 from contune._files import sync_folder, write_bytes
 
 Line = Mapping[str, Any]
+BLOCK = 2**16  # bytes that are read at once
 
 
 def add_feedback(folder: Path, line: Line) -> Path:
@@ -26,10 +27,9 @@ def add_feedback(folder: Path, line: Line) -> Path:
     with kept_out(room):
         path = room / f"{time.strftime('%Y-%m-%d', time.gmtime())}.jsonl"
         new = not path.exists()
-        whole = b"" if new else path.read_bytes()
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            os.ftruncate(handle, whole.rfind(b"\n") + 1)
+            os.ftruncate(handle, end_of_lines(handle))
             os.lseek(handle, 0, os.SEEK_END)
             data = json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
             if os.write(handle, data) != len(data):
@@ -40,6 +40,18 @@ def add_feedback(folder: Path, line: Line) -> Path:
         if new:
             sync_folder(room)
     return path
+
+
+def end_of_lines(handle: int) -> int:
+    """Where the last whole line of a file ends; reads no more of it than the part of a line that comes after."""
+    end = os.lseek(handle, 0, os.SEEK_END)
+    while end > 0:
+        start = max(end - BLOCK, 0)
+        found = os.pread(handle, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def drop_feedback(folder: Path, gone: Callable[[Line], bool]) -> int:
