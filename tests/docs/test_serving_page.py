@@ -93,8 +93,9 @@ def test_the_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_page_names_every_route() -> None:
     pytest.importorskip("fastapi")
+    from contune.serve.openai.routes import WrittenRoutes
     from contune.serve.routes import Routes
 
     page = (ROOT / "docs" / "serving.md").read_text()
-    for _, path, *_ in Routes(None).table():  # type: ignore[arg-type]
+    for _, path, *_ in [*Routes(None).table(), *WrittenRoutes(None).table()]:  # type: ignore[arg-type]
         assert f"{path.removeprefix('/admin/')}`" in page or path == "/style.css"

@@ -19,7 +19,15 @@ from contune.serve.access import check_access
 from contune.serve.bodies import FeedbackBody, PredictBody, PromoteBody, RollbackBody, read_body
 from contune.serve.limits import Limits, Refusal
 
-POSTS = ("/v1/predict", "/v1/feedback", "/admin/promote", "/admin/rollback", "/admin/reload")
+POSTS = (
+    "/v1/predict",
+    "/v1/feedback",
+    "/admin/promote",
+    "/admin/rollback",
+    "/admin/reload",
+    "/v1/completions",
+    "/v1/chat/completions",
+)
 TEXT = st.text(st.characters(exclude_categories=()), max_size=40)  # lone surrogates and control characters too
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,

@@ -15,6 +15,7 @@ from contune.errors import ContuneError, RunDirectoryError
 from contune.serve.access import check_access
 from contune.serve.bodies import Body
 from contune.serve.limits import Limits, Refusal
+from contune.serve.openai.routes import WrittenRoutes
 from contune.serve.routes import Routes, as_json
 from contune.serve.service import Service
 
@@ -50,7 +51,7 @@ def app(
 
     made = FastAPI(title="contune", docs_url=None, redoc_url=None, lifespan=life, redirect_slashes=False)
     paths = {"/openapi.json"}
-    for method, path, handler, form, about in Routes(service).table():
+    for method, path, handler, form, about in [*Routes(service).table(), *WrittenRoutes(service).table()]:
         extra = None if form is None else {"requestBody": body_schema(form)}
         options = {"methods": [method], "summary": about, "openapi_extra": extra, "response_model": None}
         made.add_api_route(path, handler, **options)

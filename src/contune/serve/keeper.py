@@ -19,17 +19,18 @@ PROBE = "a"
 class Asked(NamedTuple):
     """The inputs of one request, and the task where tasks are named."""
 
-    inputs: Sequence[str]
+    inputs: Sequence[Any]
     task: int | None = None
 
 
 class Version(NamedTuple):
-    """Which version: its number, id and name, and how many updates it has learned, none in version 0."""
+    """Which version: its number, id and name, how many updates it has learned, none in version 0, and whether it writes."""
 
     number: int
     id: str
     name: str
     learned: int
+    writes: bool = False
 
 
 class Loaded(NamedTuple):
@@ -94,7 +95,8 @@ class Keeper:
         if not modality.holds(PROBE) and "text" not in modality.asked_with:
             raise ConfigError(f"contune serve answers texts, and {model.config.model.path} reads {modality.noun}")
         record = model.folder.version(name)
-        found = Version(model.folder.order().index(name), name, record["name"], learner.learned)
+        number = model.folder.order().index(name)
+        found = Version(number, name, record["name"], learner.learned, modality.conversations)
         predictor = learner.predictor()
         if found.learned and len(predictor.predict([PROBE], task=0 if names_tasks(learner.kind) else None)) != 1:
             raise ConfigError(f"version {found.number} does not answer a probe")

@@ -13,7 +13,7 @@ def render_start(service: Service, rows: Sequence[Row]) -> str:
     """The page as HTML. All rules of its look are in /style.css, because the policy of the page allows no other."""
     measures = service.measures
     values = {
-        "title": service.path.resolve().name,
+        "title": service.name,
         "sentences": headline(rows, next(row for row in rows if row.live)),
         "standing": service.standing(),
         "rows": list(reversed(rows)),

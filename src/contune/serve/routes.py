@@ -10,7 +10,7 @@ from fastapi import Request, Response
 
 from contune.run.report.page import stylesheet
 from contune.serve.bodies import B, Body, FeedbackBody, PredictBody, PromoteBody, RollbackBody, read_body
-from contune.serve.limits import Refusal, check_length
+from contune.serve.limits import Limits, Refusal, check_length
 from contune.serve.measures import TEXT_TYPE
 from contune.serve.page import render_start
 from contune.serve.service import Service
@@ -60,11 +60,11 @@ class Routes:
 
     async def predict(self, request: Request) -> Response:
         """Labels and scores."""
-        return as_json(await self._service.predict(await self._body(request, PredictBody)))
+        return as_json(await self._service.predict(await read_request(request, PredictBody, self._service.limits)))
 
     async def feedback(self, request: Request) -> Response:
         """A right label."""
-        return as_json(await self._service.feedback(await self._body(request, FeedbackBody)))
+        return as_json(await self._service.feedback(await read_request(request, FeedbackBody, self._service.limits)))
 
     async def versions(self, request: Request) -> Response:
         """The history, as `contune history --json` has it, and the number of the version that answers here."""
@@ -93,31 +93,31 @@ class Routes:
 
     async def promote(self, request: Request) -> Response:
         """Let a version answer."""
-        body = await self._body(request, PromoteBody)
+        body = await read_request(request, PromoteBody, self._service.limits)
         step = self._service.move(body.version, lambda model, to: model.promote(to, body.reason))
         return as_json(await step)
 
     async def rollback(self, request: Request) -> Response:
         """Go back."""
-        body = await self._body(request, RollbackBody)
+        body = await read_request(request, RollbackBody, self._service.limits)
         step = self._service.move(body.version, lambda model, to: model.rollback(to, reason=body.reason))
         return as_json(await step)
 
-    async def _body(self, request: Request, form: type[B]) -> B:
-        """The body of a request, no longer and no slower than the limits allow."""
-        limits = self._service.limits
-        require_json(request)
-        said = request.headers.get("content-length", "0")
-        check_length(int(said) if said.isdecimal() and len(said) < 20 else limits.body_bytes + 1, limits)
-        data = bytearray()
-        try:
-            async with asyncio.timeout(limits.body_seconds):
-                async for chunk in request.stream():
-                    data += chunk
-                    check_length(len(data), limits)
-        except TimeoutError:
-            raise Refusal(408, f"the body did not arrive within {limits.body_seconds:g} s; send it again") from None
-        return read_body(form, bytes(data))
+
+async def read_request(request: Request, form: type[B], limits: Limits) -> B:
+    """The body of a request, no longer and no slower than the limits allow."""
+    require_json(request)
+    said = request.headers.get("content-length", "0")
+    check_length(int(said) if said.isdecimal() and len(said) < 20 else limits.body_bytes + 1, limits)
+    data = bytearray()
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            async for chunk in request.stream():
+                data += chunk
+                check_length(len(data), limits)
+    except TimeoutError:
+        raise Refusal(408, f"the body did not arrive within {limits.body_seconds:g} s; send it again") from None
+    return read_body(form, bytes(data))
 
 
 def require_json(request: Request) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import math
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, final
@@ -18,7 +18,7 @@ from contune.living.store.feedback import add_feedback
 from contune.living.store.folder import Folder, now
 from contune.serve.batching import Batcher
 from contune.serve.bodies import FeedbackBody, PredictBody, check_label
-from contune.serve.keeper import Asked, Keeper
+from contune.serve.keeper import Asked, Keeper, Reply
 from contune.serve.limits import Limits, Refusal, check_inputs
 from contune.serve.measures import Measures
 from contune.serve.remembered import Remembered, Request
@@ -32,6 +32,7 @@ class Service:
 
     def __init__(self, path: Path, limits: Limits, every: float, **changes: Any) -> None:
         self.path, self.limits, self.every = path, limits, every
+        self.name = path.resolve().name
         self.config: LivingConfig = LivingModel.open(path, **changes).config
         self.measures, self.remembered = Measures(), Remembered()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -58,9 +59,7 @@ class Service:
     async def predict(self, body: PredictBody) -> Mapping[str, Any]:
         """Labels and scores by one version, with the id by which feedback can name them."""
         check_inputs(body.inputs, self.limits)
-        began = time.perf_counter()
-        reply = await self.batcher.ask(Asked(tuple(body.inputs), body.task))
-        self.measures.answered(reply, time.perf_counter() - began)
+        reply = await self.reply(body.inputs, body.task)
         name = uuid.uuid4().hex
         self.remembered.add(name, Request(tuple(body.inputs), reply))
         answers = [
@@ -68,8 +67,19 @@ class Service:
         ]
         return {"request_id": name, "version": reply.version.number, "version_id": reply.version.id, "answers": answers}
 
+    async def reply(self, inputs: Sequence[Any], task: int | None) -> Reply:
+        """What the live version answers to checked inputs, timed."""
+        began = time.perf_counter()
+        reply = await self.batcher.ask(Asked(tuple(inputs), task))
+        self.measures.answered(reply, time.perf_counter() - began)
+        return reply
+
     async def feedback(self, body: FeedbackBody) -> Mapping[str, Any]:
         """Keep a right label for the next update, as far as the policy lets the text be kept."""
+        if self.keeper.standing.writes:
+            raise Refusal(
+                409, "feedback is kept for models that answer with labels; teach this one with contune update"
+            )
         label = check_label(body.label)
         async with self._writing:
             request = self.remembered.find(body.request_id, body.input)
