@@ -255,3 +255,11 @@ def test_three_versions_differ(three: Path) -> None:
     answers = by_version(LivingModel.open(three))
     assert len({tuple(found) for found in answers.values()}) >= 2
     assert answers[1] != answers[2]
+
+
+def test_the_description_has_no_reference_that_leads_nowhere(server: Server) -> None:
+    described = server.get("/openapi.json").json()
+    text = json.dumps(described)
+    assert "$defs" not in text
+    body = described["paths"]["/v1/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["required"] == ["inputs"]

@@ -108,7 +108,24 @@ class Guard:
 
 def body_schema(form: type[Body]) -> dict[str, Any]:
     """A body as OpenAPI describes it."""
-    return {"required": True, "content": {"application/json": {"schema": form.model_json_schema()}}}
+    schema = form.model_json_schema()
+    schema = inlined(schema, schema.pop("$defs", {}))
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
+def inlined(value: Any, parts: Mapping[str, Any]) -> Any:
+    """A schema with its own parts in place of references to them, which would be looked for in the whole document.
+
+    >>> inlined({"items": {"$ref": "#/$defs/A"}}, {"A": {"type": "string"}})
+    {'items': {'type': 'string'}}
+    """
+    if isinstance(value, list):
+        return [inlined(one, parts) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    if "$ref" in value:
+        return inlined(parts[value["$ref"].rpartition("/")[2]], parts)
+    return {key: inlined(one, parts) for key, one in value.items()}
 
 
 def told_refusal(refusal: Refusal) -> Response:
