@@ -11,7 +11,20 @@ from contune.cli import app, main
 HEAVY = ("torch", "transformers", "peft", "numpy", "pandas", "pyarrow", "datasets", "pydantic")
 COMMANDS = ["run", "resume", "report", "compare", "predict", "export", "merge"]
 COMMANDS += ["list", "show", "schema", "explain", "check", "new"]
-COMMANDS += ["create", "update", "gate", "promote", "rollback", "history", "diff", "forget", "watch", "verify", "gc"]
+COMMANDS += [
+    "create",
+    "update",
+    "gate",
+    "promote",
+    "rollback",
+    "history",
+    "diff",
+    "forget",
+    "watch",
+    "verify",
+    "gc",
+    "serve",
+]
 
 
 def seconds_and_heavy(code: str) -> tuple[float, set[str]]:

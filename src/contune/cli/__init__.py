@@ -10,7 +10,7 @@ import sys
 import typer
 
 from contune.cli import look, merge, models, new, results, run
-from contune.cli.living import change, inbox
+from contune.cli.living import change, inbox, serve
 from contune.cli.living import look as living
 from contune.cli.screen import never_fail_to_print
 from contune.errors import ContuneError
@@ -34,7 +34,7 @@ app.command()(look.explain)
 app.command()(look.check)
 app.command()(new.new)
 LIVING = (change.create, change.update, change.gate, change.promote, change.rollback, living.history, living.diff)
-for about_living in (*LIVING, change.forget, inbox.watch, living.verify, change.gc):
+for about_living in (*LIVING, change.forget, inbox.watch, living.verify, change.gc, serve.serve):
     app.command(rich_help_panel="A living model")(about_living)
 
 

@@ -8,6 +8,7 @@ from typing import Any, final
 from contune.errors import RunDirectoryError
 from contune.living.config import Policy
 from contune.living.data.sides import data_id
+from contune.living.store.feedback import drop_old_feedback
 from contune.living.store.folder import RECORDS, Folder, Record, version_id
 from contune.living.store.log import last
 from contune.living.store.sealed import sha256
@@ -201,6 +202,7 @@ def expire(folder: Folder, policy: Policy) -> int:
         return 0
     oldest = datetime.now(UTC) - timedelta(days=policy.days)
     count = 0
+    drop_old_feedback(folder.path, oldest.strftime("%Y-%m-%d"))
     for name in folder.names("data"):
         record = folder.get("data", name)
         if record["state"] is not None and datetime.fromisoformat(record["at"]) < oldest:

@@ -22,6 +22,7 @@ from contune.living.data.sides import Arrived, Counted, input_hashes, only_class
 from contune.living.gating import Say
 from contune.living.history import line_of
 from contune.living.learning import Workshop, learned_task, put_answers, suite_task
+from contune.living.store.feedback import drop_feedback, is_forgotten
 from contune.living.store.folder import Folder, Record, actor, now, version_id
 from contune.living.store.sealed import digest
 from contune.living.updating import ask_suite, make_version, put_suite
@@ -84,6 +85,7 @@ def forget(
         folder.log.add("forgot", version=new["id"], certificate=name, retired=list(retired), at=now(), actor=actor())
     else:
         folder.move(new["id"], "forgot", command, certificate=name, retired=list(retired), reason=what)
+    drop_feedback(folder.path, is_forgotten(rows, set(classes)))
     clear(folder, shop.config.policy)
     return certificate
 

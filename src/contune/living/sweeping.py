@@ -1,6 +1,7 @@
 """What was forgotten leaves every record: data, suites, answers. Driven by the certificates, and harmless when repeated."""
 
 from contune.contract.state import examples_from_state, examples_state
+from contune.living.store.feedback import drop_feedback, is_forgotten
 from contune.living.store.folder import Folder, Record
 
 GONE = "forgotten"
@@ -17,6 +18,7 @@ def sweep(folder: Folder) -> None:
     rows = forgotten(folder)
     if not rows:
         return
+    drop_feedback(folder.path, is_forgotten(rows))
     for room in ("data", "suites"):
         for name in folder.names(room):
             record = folder.get(room, name)

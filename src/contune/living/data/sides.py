@@ -17,13 +17,15 @@ from contune.stream.task import Examples, Task
 
 def input_hashes(examples: Examples) -> list[str]:
     """The hash of every input (n,), whatever its label: equal inputs have equal ones, in every update."""
-    modality = find_modality(examples.modality)
-    found = []
-    for item in examples.inputs:
-        data, shape = modality.content(item)
-        start = f"{modality.hash_name}|{'' if shape is None else list(shape)}|".encode()
-        found.append(hashlib.sha256(start + bytes(data)).hexdigest())
-    return found
+    return [input_hash(item, examples.modality) for item in examples.inputs]
+
+
+def input_hash(item: Any, modality: str) -> str:
+    """The hash of one input of a modality."""
+    kind = find_modality(modality)
+    data, shape = kind.content(item)
+    start = f"{kind.hash_name}|{'' if shape is None else list(shape)}|".encode()
+    return hashlib.sha256(start + bytes(data)).hexdigest()
 
 
 def answers_of(examples: Examples, class_names: Sequence[str]) -> list[str]:

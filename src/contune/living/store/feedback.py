@@ -1,0 +1,92 @@
+"""What users said would have been right: lines of JSON in `feedback/`, a file a day, which `contune update` reads as it is.
+
+What the policy forbids of learned examples it forbids of these too: then a line holds the hash of the input and no text.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from contune._files import sync_folder, write_bytes
+
+Line = Mapping[str, Any]
+BLOCK = 2**16  # bytes that are read at once
+
+
+def add_feedback(folder: Path, line: Line) -> Path:
+    """Append one line, flushed to the disk; gives the file. A part of a line that a kill has left is cut off first.
+
+    Under `feedback` a line says where it comes from, at least the `hash` of the input and the right `label`.
+    """
+    room = folder / "feedback"
+    with kept_out(room):
+        path = room / f"{time.strftime('%Y-%m-%d', time.gmtime())}.jsonl"
+        new = not path.exists()
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.ftruncate(handle, end_of_lines(handle))
+            os.lseek(handle, 0, os.SEEK_END)
+            data = json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+            if os.write(handle, data) != len(data):
+                raise OSError(f"{path} could not be written whole; is the disk full?")
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        if new:
+            sync_folder(room)
+    return path
+
+
+def end_of_lines(handle: int) -> int:
+    """Where the last whole line of a file ends; reads no more of it than the part of a line that comes after."""
+    end = os.lseek(handle, 0, os.SEEK_END)
+    while end > 0:
+        start = max(end - BLOCK, 0)
+        found = os.pread(handle, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def drop_feedback(folder: Path, gone: Callable[[Line], bool]) -> int:
+    """Take the lines that are `gone` out of all files; how many these were."""
+    room = folder / "feedback"
+    if not room.is_dir():
+        return 0
+    count = 0
+    with kept_out(room):
+        for path in sorted(room.glob("*.jsonl")):
+            lines = path.read_bytes().splitlines(keepends=True)
+            left = [line for line in lines if line.endswith(b"\n") and not gone(json.loads(line))]
+            if len(left) < len(lines):
+                count += len(lines) - len(left)
+                write_bytes(path, b"".join(left)) if left else path.unlink()
+    return count
+
+
+def is_forgotten(rows: Set[str], classes: Set[str] = frozenset()) -> Callable[[Line], bool]:
+    """Whether a line is about an example, or a class, that was forgotten."""
+    return lambda line: line["feedback"]["hash"] in rows or line["feedback"]["label"] in classes
+
+
+def drop_old_feedback(folder: Path, oldest: str) -> int:
+    """Drop the files of days before `oldest` (as 2026-11-28); how many these were."""
+    old = [path for path in (folder / "feedback").glob("*.jsonl") if path.stem < oldest]
+    for path in old:
+        path.unlink()
+    return len(old)
+
+
+@contextmanager
+def kept_out(room: Path) -> Iterator[None]:
+    """Keep every other process out that writes feedback."""
+    room.mkdir(exist_ok=True)
+    with (room / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
