@@ -70,9 +70,12 @@ def test_every_set_of_a_run_is_tokenised_once(tmp_path: Path, monkeypatch: pytes
         (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
     data = {"train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl")}
     stream = {"data": data, "tasks": 3, "order_seed": None}
-    run(yaml.safe_dump({"model": {"path": text_model()}, "stream": stream, "method": "nmc"}), tmp_path / "run")
+    text = yaml.safe_dump({"model": {"path": text_model()}, "stream": stream, "method": "nmc"})
+    tasks = load_stream(parse_config(text).stream, base=Path.cwd()).tasks
+    run(text, tmp_path / "run")
     # To count what is cut before anything is trained, to be learned, and to be asked after its own task and all that follow.
-    expected = {tuple(part.inputs): 1 for task in text_tasks() for part in (task.train, task.test)}
+    expected = {tuple(part.inputs): 1 for task in tasks for part in (task.train, task.test)}
+    assert len(expected) == 6
     assert {texts: count for texts, count in sets.items() if texts in expected} == expected
 
 
