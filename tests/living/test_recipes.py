@@ -6,6 +6,7 @@ import pytest
 
 from contune.checks.run import same_state
 from contune.checks.setting import Setting, settings
+from contune.checks.sizes import check_options
 from contune.errors import ContuneError
 from contune.living.checking import sizes
 from contune.living.model import LivingModel
@@ -29,7 +30,9 @@ def lived(path: Path, recipe: str, setting: Setting, updates: int = 2, **options
         "kind": setting.kinds[0],
         "train": {**train, "epochs": min(train["epochs"], 1)},
     }
-    model = LivingModel.create(path, setting.model(), {"name": recipe, **options}, device="cpu", **own)
+    model = LivingModel.create(
+        path, setting.model(), {"name": recipe, **check_options(recipe), **options}, device="cpu", **own
+    )
     for number, task in enumerate((setting.tasks() * 4)[:updates]):
         model.update(task, name=f"update {number}", gate=False)
         model.promote(number + 1, reason="all are taken")
