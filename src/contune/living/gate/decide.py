@@ -108,7 +108,7 @@ def decide(suites: Sequence[Suite], rules: GateRules | None = None) -> Verdict:
     harmed = [found for found in compared if found.adjusted < rules.alpha]
     against = [
         *(f"{found.name} is worse: {flips(found)}, p {found.adjusted:.1g} after Holm" for found in harmed),
-        *([] if high is None or high >= -rules.margin else [f"the mean has lost {mean_of(mean, low, rules)}"]),
+        *([] if high is None or high >= -rules.margin else [f"the mean moved by {mean_of(mean, low, rules)}"]),
         *(f"{one.name} stays below the floor: {below(one, rules)}" for one in compared if hopeless(one, rules)),
     ]
     if against:
