@@ -1,5 +1,9 @@
-"""The one way contune writes a file or a folder: to a temporary name beside it, flushed to the disk, then renamed."""
+"""The one way contune writes a file or a folder: to a temporary name beside it, flushed to the disk, then renamed.
 
+Lines are added to a file in place, and who changes a folder locks it.
+"""
+
+import fcntl
 import hashlib
 import json
 import os
@@ -7,9 +11,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from contune.errors import RunDirectoryError
+
+BLOCK = 2**16  # bytes that are read at once
 
 
 @contextmanager
@@ -61,8 +67,7 @@ def fresh_folder(out: Path) -> Iterator[Path]:
         yield temporary
         for item in sorted(temporary.rglob("*")):
             if item.is_file():
-                with item.open("rb") as file:
-                    os.fsync(file.fileno())
+                sync_file(item)
             else:
                 sync_folder(item)
         sync_folder(temporary)
@@ -93,6 +98,42 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON; NaN and infinities are refused, because JSON has none."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, line: bytes, *, mode: int = 0o644) -> None:
+    """Add a line, its end included, and flush it to the disk; part of a line that a kill has left is cut off first."""
+    new = not path.exists()
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, mode)
+    try:
+        os.ftruncate(handle, end_of_lines(handle))
+        os.lseek(handle, 0, os.SEEK_END)
+        if os.write(handle, line) != len(line):
+            raise OSError(f"{path} could not be written whole; is the disk full?")
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    if new:
+        sync_folder(path.parent)
+
+
+def end_of_lines(handle: int) -> int:
+    """Where the last whole line of a file ends; reads no more of it than the part of a line that comes after."""
+    end = os.lseek(handle, 0, os.SEEK_END)
+    while end > 0:
+        start = max(end - BLOCK, 0)
+        found = os.pread(handle, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def lock(file: IO[str], taken: str) -> None:
+    """Take the lock of an open file; where another process has it, say the sentence `taken`."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RunDirectoryError(taken) from error
 
 
 def file_sha256(path: Path) -> str:

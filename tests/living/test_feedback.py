@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from living_tickets import living, tickets
 
-from contune.living.store import feedback
+from contune import _files
 from contune.living.store.feedback import add_feedback, drop_feedback, is_forgotten
 
 
@@ -23,7 +23,7 @@ def kept(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize("block", [1, 7, 2**16])
 def test_a_part_of_a_line_is_cut_off(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feedback, "BLOCK", block)
+    monkeypatch.setattr(_files, "BLOCK", block)
     path = add_feedback(tmp_path, line(1))
     add_feedback(tmp_path, line(2, text="é" * 100))
     for part in (b'{"text": "a', b"{" * 300):

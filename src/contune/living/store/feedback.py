@@ -5,17 +5,15 @@ What the policy forbids of learned examples it forbids of these too: then a line
 
 import fcntl
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from contune._files import sync_folder, write_bytes
+from contune._files import append_line, write_bytes
 
 Line = Mapping[str, Any]
-BLOCK = 2**16  # bytes that are read at once
 
 
 def add_feedback(folder: Path, line: Line) -> Path:
@@ -26,32 +24,8 @@ def add_feedback(folder: Path, line: Line) -> Path:
     room = folder / "feedback"
     with kept_out(room):
         path = room / f"{time.strftime('%Y-%m-%d', time.gmtime())}.jsonl"
-        new = not path.exists()
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            os.ftruncate(handle, end_of_lines(handle))
-            os.lseek(handle, 0, os.SEEK_END)
-            data = json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-            if os.write(handle, data) != len(data):
-                raise OSError(f"{path} could not be written whole; is the disk full?")
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        if new:
-            sync_folder(room)
+        append_line(path, json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n", mode=0o600)
     return path
-
-
-def end_of_lines(handle: int) -> int:
-    """Where the last whole line of a file ends; reads no more of it than the part of a line that comes after."""
-    end = os.lseek(handle, 0, os.SEEK_END)
-    while end > 0:
-        start = max(end - BLOCK, 0)
-        found = os.pread(handle, end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
 
 
 def drop_feedback(folder: Path, gone: Callable[[Line], bool]) -> int:

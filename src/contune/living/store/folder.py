@@ -16,7 +16,6 @@ intent.json            the move of that pointer that is being made
 Everything a version needs is on the disk before its own record is; its record is there before the pointer can move.
 """
 
-import fcntl
 import getpass
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-from contune._files import fresh_folder, write_bytes
+from contune._files import fresh_folder, lock, write_bytes
 from contune.errors import ConfigError, RunDirectoryError
 from contune.living.store.log import Log, last
 from contune.living.store.objects import Objects
@@ -79,14 +78,9 @@ class Folder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep every other writer out; what a killed command left half done is put right first."""
+        """Keep every other writer out."""
         with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunDirectoryError(
-                    f"{self.path} is being changed by another contune process; wait for it, or stop it first"
-                ) from error
+            lock(file, f"{self.path} is being changed by another contune process; wait for it, or stop it first")
             yield
 
     def config(self) -> Record:

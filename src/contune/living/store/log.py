@@ -1,11 +1,10 @@
 """The log: one line for everything that happened, each with the hash of the line before. Lines are only ever added."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-from contune._files import sync_folder
+from contune._files import append_line
 from contune.errors import RunDirectoryError
 from contune.living.store.sealed import sealed_line, sha256, unsealed
 
@@ -39,19 +38,7 @@ class Log:
         whole = self._whole()
         before = sha256(whole[-1]) if whole else START
         line = {"n": len(whole) + 1, "before": before, "event": event, **values}
-        new = not self.path.exists()
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            os.ftruncate(handle, sum(map(len, whole)))
-            os.lseek(handle, 0, os.SEEK_END)
-            data = sealed_line(line)
-            if os.write(handle, data) != len(data):
-                raise OSError(f"{self.path} could not be written whole; is the disk full?")
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        if new:
-            sync_folder(self.path.parent)
+        append_line(self.path, sealed_line(line))
         return line
 
 

@@ -1,13 +1,12 @@
 """The run directory: created once, locked while in use, with checksummed checkpoints of which the newest two are kept."""
 
-import fcntl
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, final
+from typing import Any, final
 
-from contune._files import write_text
+from contune._files import lock, write_text
 from contune.contract.state import State
 from contune.engine.saved import read_state, write_state
 from contune.errors import RunDirectoryError
@@ -48,7 +47,7 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Keep every other process off this directory; the lock falls with the process, also when it is killed."""
         with (self.folder / ".lock").open("w") as file:
-            lock(file, self.folder)
+            lock(file, f"{self.folder} is in use by another contune process; wait for it, or stop it first")
             yield
 
     def save(self, state: State, position: Mapping[str, Any]) -> None:
@@ -80,13 +79,3 @@ class RunDirectory:
             shutil.rmtree(old)
         for rest in (self.folder / "checkpoints").glob(".*.tmp"):
             shutil.rmtree(rest, ignore_errors=True)
-
-
-def lock(file: IO[str], folder: Path) -> None:
-    """Take the lock or say who has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise RunDirectoryError(
-            f"{folder} is in use by another contune process; wait for it, or stop it first"
-        ) from error
