@@ -1,6 +1,6 @@
 """The gate asked about a candidate: both versions' answers to the same suites, the verdict, its record."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,9 +68,7 @@ def suite_of(folder: Folder, live: Record, candidate: Record, suite: str, before
     return Suite(record["name"], old, new, suite not in live["suites"], parts if len(parts) > 1 else {})
 
 
-def verdict_of(folder: Folder, version: Record) -> Verdict | None:
-    """The last verdict about a version."""
-    found = [
-        line["gate"] for line in folder.log.lines() if line["event"] == "gate" and line["version"] == version["id"]
-    ]
+def verdict_of(folder: Folder, lines: Sequence[Record], name: str) -> Verdict | None:
+    """The last verdict about a version, by the lines of the log."""
+    found = [line["gate"] for line in lines if line["event"] == "gate" and line["version"] == name]
     return Verdict.of(folder.get("gates", found[-1])["verdict"]) if found else None

@@ -54,13 +54,13 @@ def history(folder: Folder, config: LivingConfig) -> list[Row]:
     order, live, retired = folder.order(), folder.live(), folder.retired()
     lines = folder.log.lines()
     times = served(lines, order[0])
+    versions = {name: folder.version(name) for name in order}
+    scores = {name: {} if name in retired else scores_of(folder, one) for name, one in versions.items()}
     found = []
-    for number, name in enumerate(order):
-        version = folder.version(name)
-        verdict, counts = verdict_of(folder, version), version["found"]
+    for number, (name, version) in enumerate(versions.items()):
+        verdict, counts = verdict_of(folder, lines, name), version["found"]
         new = [one for one in verdict.compared if one.new and ": " not in one.name] if verdict else []
-        scores = scores_of(folder, version) if name not in retired else {}
-        means = list(scores.values())
+        means, before = list(scores[name].values()), [scores[one] for one in ancestors(versions, name)]
         parent = None if version["parent"] is None else order.index(version["parent"])
         said = [str(line.get("reason", "")) for line in lines if line["event"] in MOVES and line["version"] == name]
         found.append(
@@ -69,7 +69,7 @@ def history(folder: Folder, config: LivingConfig) -> list[Row]:
                 name in retired, counts.get("learned", 0), counts.get("tested", 0),
                 verdict.outcome if verdict else None, verdict.sentence if verdict else "",
                 new[0].candidate - new[0].live if new else None,
-                forgetting(folder, version, scores), sum(means) / len(means) if means else None,
+                forgetting(before, scores[name]), sum(means) / len(means) if means else None,
                 tuple(times.get(name, ())), tuple(said), kept(folder, version, config.policy),
             )
         )  # fmt: skip
@@ -90,10 +90,21 @@ def line_of(folder: Folder, version: Record) -> list[Record]:
     return found
 
 
-def forgetting(folder: Folder, version: Record, now: Mapping[str, float]) -> float | None:
-    """Mean over the suites of earlier versions of the best score in this line less the score now."""
-    retired = folder.retired()
-    before = [scores_of(folder, one) for one in line_of(folder, version)[:-1] if one["id"] not in retired]
+def ancestors(versions: Mapping[str, Record], name: str) -> list[str]:
+    """The versions that one follows from, the newest first."""
+    found = []
+    while (parent := versions[name]["parent"]) is not None:
+        found.append(parent)
+        name = parent
+    return found
+
+
+def forgetting(before: Sequence[Mapping[str, float]], now: Mapping[str, float]) -> float | None:
+    """Mean over the suites of earlier versions of the best score, theirs or now, less the score now.
+
+    >>> forgetting([{"may": 0.9}, {"may": 0.8}], {"may": 0.5, "june": 1.0})
+    0.4
+    """
     lost = [
         max(max(then[suite] for then in before if suite in then), now[suite]) - now[suite]
         for suite in now

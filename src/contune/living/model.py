@@ -101,7 +101,9 @@ class LivingModel:
             live = self.folder.version(self._settled())
             arrived = settled(task, brought, self.config.held_out, seen_before(self.folder, live), live["classes"])
             if live["data"] == arrived.data_id and not again:
-                return told(self.folder, live, verdict_of(self.folder, live), notes, again=True)
+                return told(
+                    self.folder, live, verdict_of(self.folder, self.folder.log.lines(), live["id"]), notes, again=True
+                )
             found = (*(f"{note}." for note in notes), *arrived.counted.sentences())
             for sentence in found:
                 self.say(sentence)

@@ -69,10 +69,11 @@ def render(folder: Folder, config: LivingConfig) -> str:
     live = next(row for row in rows if row.live)
     css = stylesheet() + files("contune.living.pages").joinpath("page.css").read_text(encoding="utf-8")
     suites, cells = heat_map(folder, rows)
+    lines = folder.log.lines()
     gates = [
         GateView(row, verdict, forest_plot(verdict, f"gate-{row.number}"))
         for row in rows
-        if (verdict := verdict_of(folder, folder.version(row.id))) is not None and not row.retired
+        if (verdict := verdict_of(folder, lines, row.id)) is not None and not row.retired
     ]
     values = {
         "title": folder.path.name,
