@@ -56,12 +56,16 @@ def rate_factor(settings: TrainSettings, step: int, steps: int, *, task: int = 0
     >>> [round(rate_factor(last, step, 4, task=1), 4) for step in range(4)]
     [0.1, 0.1, 0.0316, 0.01]
     """
-    if settings.anneal_task == task + 1:
-        start = steps - max(1, int(settings.annealing * steps))
-        fallen = max(0, step + 1 - start) / (steps - start)
-        level = rate_factor(settings.with_changes({"anneal_task": None}), step, steps, task=task)
-        return level * math.pow(0.1, fallen)
-    if settings.schedule == "infinite" and task:
+    level = scheduled(settings, step, steps, first=task == 0)
+    if settings.anneal_task != task + 1:
+        return level
+    start = steps - max(1, int(settings.annealing * steps))
+    return level * math.pow(0.1, max(0, step + 1 - start) / (steps - start))
+
+
+def scheduled(settings: TrainSettings, step: int, steps: int, *, first: bool) -> float:
+    """The same without annealing."""
+    if settings.schedule == "infinite" and not first:
         return settings.floor
     warm = int(settings.warmup * steps)
     if step < warm:

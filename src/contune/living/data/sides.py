@@ -157,8 +157,10 @@ def sides(names: Sequence[str], answers: Sequence[str], share: float, seen: Seen
     [False]
     """
     found = [name in seen.tested or (name not in seen.learned and tests_by_hash(name, share)) for name in names]
-    for answer in dict.fromkeys(answers):
-        own = [at for at, other in enumerate(answers) if other == answer]
+    places: dict[str, list[int]] = {}
+    for at, answer in enumerate(answers):
+        places.setdefault(answer, []).append(at)
+    for answer, own in places.items():
         free = [at for at in own if names[at] not in seen.tested]
         if answer not in known and all(found[at] for at in own) and free:
             first = names[min(free, key=lambda at: names[at])]
