@@ -25,8 +25,41 @@ PATCH_SIZE = 8
 SPECIAL = ("<pad>", "<unk>", "<cls>", "<sep>", "<s>", "</s>")
 MAX_POSITIONS = 128
 
+VOCABULARY = len(SPECIAL) + 256
+
 # Larger than the libraries' 0.02, so that attention in a random model is far from uniform and mistakes show.
 _INIT = 0.3
+
+T5: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "d_model": WIDTH,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": LAYERS,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 16,
+    "pad_token_id": 0,
+    "eos_token_id": 5,
+    "decoder_start_token_id": 0,
+}
+BART: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "d_model": WIDTH,
+    "encoder_layers": LAYERS,
+    "decoder_layers": LAYERS,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": MAX_POSITIONS,
+    "init_std": _INIT,
+    "pad_token_id": 0,
+    "bos_token_id": 4,
+    "eos_token_id": 5,
+    "decoder_start_token_id": 5,
+    "forced_eos_token_id": None,
+}
 
 
 def save_tiny(name: str, folder: Path, *, seed: int = 0, **changes: Any) -> Path:
@@ -70,13 +103,9 @@ def byte_tokenizer(name: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=MAX_POSITIONS, **tokens)
 
 
-def _vocabulary_size() -> int:
-    return len(SPECIAL) + 256
-
-
 def _bert_like() -> dict[str, Any]:
     return {
-        "vocab_size": _vocabulary_size(),
+        "vocab_size": VOCABULARY,
         "hidden_size": WIDTH,
         "num_hidden_layers": LAYERS,
         "num_attention_heads": 4,
@@ -116,7 +145,7 @@ def _distilbert(changes: dict[str, Any]) -> Any:
     from transformers import DistilBertConfig, DistilBertModel
 
     own = {
-        "vocab_size": _vocabulary_size(),
+        "vocab_size": VOCABULARY,
         "dim": WIDTH,
         "n_layers": LAYERS,
         "n_heads": 4,
@@ -159,24 +188,7 @@ def _t5_writer(changes: dict[str, Any]) -> Any:
 def _bart_writer(changes: dict[str, Any]) -> Any:
     from transformers import BartConfig, BartForConditionalGeneration
 
-    own = {
-        "vocab_size": _vocabulary_size(),
-        "d_model": WIDTH,
-        "encoder_layers": LAYERS,
-        "decoder_layers": LAYERS,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-        "encoder_ffn_dim": 64,
-        "decoder_ffn_dim": 64,
-        "max_position_embeddings": MAX_POSITIONS,
-        "init_std": _INIT,
-        "pad_token_id": 0,
-        "bos_token_id": 4,
-        "eos_token_id": 5,
-        "decoder_start_token_id": 5,
-        "forced_eos_token_id": None,
-    }
-    return BartForConditionalGeneration(BartConfig(**own | changes))
+    return BartForConditionalGeneration(BartConfig(**BART | changes))
 
 
 def _gpt2_writer(changes: dict[str, Any]) -> Any:
@@ -195,7 +207,7 @@ def _gpt2_config(changes: dict[str, Any]) -> Any:
     from transformers import GPT2Config
 
     own = {
-        "vocab_size": _vocabulary_size(),
+        "vocab_size": VOCABULARY,
         "n_embd": WIDTH,
         "n_layer": LAYERS,
         "n_head": 4,
@@ -211,20 +223,7 @@ def t5_config(**changes: Any) -> Any:
     """The configuration of the tiny T5, for tests that need its decoder as well."""
     from transformers import T5Config
 
-    own = {
-        "vocab_size": _vocabulary_size(),
-        "d_model": WIDTH,
-        "d_kv": 8,
-        "d_ff": 64,
-        "num_layers": LAYERS,
-        "num_heads": 4,
-        "relative_attention_num_buckets": 8,
-        "relative_attention_max_distance": 16,
-        "pad_token_id": 0,
-        "eos_token_id": 5,
-        "decoder_start_token_id": 0,
-    }
-    return T5Config(**own | changes)
+    return T5Config(**T5 | changes)
 
 
 def _t5(changes: dict[str, Any]) -> Any:

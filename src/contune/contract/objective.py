@@ -78,15 +78,18 @@ class Ranked(Mapping[str, float]):
             raise KeyError(name) from None
 
     def __iter__(self) -> Iterator[str]:
-        return (self._names[column] for column in np.argsort(-self._scores, kind="stable").tolist())
+        return iter(self._names[column] for column in self._order())
 
     def __len__(self) -> int:
         return len(self._names)
 
     def items(self) -> ItemsView[str, float]:
         """Names and scores, best first."""
-        order = np.argsort(-self._scores, kind="stable").tolist()
-        return {self._names[column]: float(self._scores[column]) for column in order}.items()
+        return {self._names[column]: float(self._scores[column]) for column in self._order()}.items()
+
+    def _order(self) -> list[int]:
+        best_first: list[int] = np.argsort(-self._scores, kind="stable").tolist()
+        return best_first
 
     def __repr__(self) -> str:
         return repr(dict(self.items()))

@@ -1,5 +1,6 @@
 """Learners of a living model: made from its configuration, put where a version stands, asked about frozen suites."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -172,8 +173,6 @@ def put_answers(folder: Folder, answers: Answers) -> str:
 
 def get_answers(folder: Folder, name: str) -> Answers:
     """The answers of that name."""
-    import json
-
     found: Answers = json.loads(folder.objects.get(name))
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from contune.checks.tiny_models import byte_tokenizer
+from contune.checks.tiny_models import BART, T5, byte_tokenizer
 
 WINDOW = 8  # positions that a layer with a sliding window sees
 
@@ -57,42 +57,8 @@ CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("Mamba", {**OWN, "num_hidden_layers": 2, "state_size": 8, "pad_token_id": 0}),
 }
 TOWERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "t5": (
-        "T5",
-        {
-            "vocab_size": 262,
-            "d_model": 32,
-            "d_kv": 8,
-            "d_ff": 64,
-            "num_layers": 2,
-            "num_heads": 4,
-            "relative_attention_num_buckets": 8,
-            "relative_attention_max_distance": 16,
-            "pad_token_id": 0,
-            "eos_token_id": 5,
-            "decoder_start_token_id": 0,
-        },
-    ),
-    "bart": (
-        "Bart",
-        {
-            "vocab_size": 262,
-            "d_model": 32,
-            "encoder_layers": 2,
-            "decoder_layers": 2,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "encoder_ffn_dim": 64,
-            "decoder_ffn_dim": 64,
-            "max_position_embeddings": 128,
-            "init_std": 0.1,
-            "pad_token_id": 0,
-            "bos_token_id": 4,
-            "eos_token_id": 5,
-            "decoder_start_token_id": 5,
-            "forced_eos_token_id": None,
-        },
-    ),
+    "t5": ("T5", {**T5, "num_layers": 2}),
+    "bart": ("Bart", {**BART, "encoder_layers": 2, "decoder_layers": 2, "init_std": BASE["initializer_range"]}),
 }
 ARCHITECTURES = (*CAUSAL, *TOWERS)
 

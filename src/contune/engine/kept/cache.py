@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from contune.contract.data import Dataset, Rows
+from contune.contract.passes import BLOCK_ROWS
 from contune.contract.processes import Processes
 from contune.contract.settings import CacheSettings
 from contune.engine.kept.folder import CacheFolder, Unfit
 from contune.errors import NumericError
 from contune.metric.ledger import Ledger
 
-BLOCK_ROWS = 2048  # rows that a head looks at together: at 10,000 random features in float64 they take 164 MB
 SUM_ROWS = 65_536  # rows that go into one message between processes
 
 Compute = Callable[[Rows], Tensor]
